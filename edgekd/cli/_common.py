@@ -1,0 +1,137 @@
+"""What every command shares: output, progress, options."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def shared_options(function: F) -> F:
+    """Add ``--json`` (as ``as_json``) and ``--debug`` to a command."""
+    function = click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else."
+    )(function)
+    return debug_option(function)
+
+
+def debug_option(function: F) -> F:
+    """Add ``--debug``; :func:`edgekd.cli.main.main` looks for it, the command does not."""
+
+    @click.option("--debug", is_flag=True, help="Show a traceback with an error.")
+    @functools.wraps(function)
+    def wrapped(*args: Any, debug: bool, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def emit(payload: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    """Print a result on stdout: one JSON object, or lines for a person."""
+    if as_json:
+        click.echo(json.dumps(payload, indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        for line in lines:
+            click.echo(line)
+
+
+def note(text: str) -> None:
+    """Print a line on stderr."""
+    click.echo(text, err=True)
+
+
+class Update(Protocol):
+    """Tells a progress bar how far the work is, with a short text to show beside it."""
+
+    def __call__(self, done: int, total: int, text: str = "") -> None:
+        """``done`` of ``total`` units."""
+
+
+@contextlib.contextmanager
+def progress_bar(title: str, unit: str) -> Iterator[Update]:
+    """A progress bar with time left on stderr.
+
+    In a terminal it is redrawn ten times a second, elsewhere a line appears every 10 s at most.
+    """
+    from tqdm import tqdm
+
+    bar: Any = None
+    terminal = sys.stderr.isatty()
+
+    def update(done: int, total: int, text: str = "") -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(
+                total=total,
+                desc=title,
+                unit=unit,
+                file=sys.stderr,
+                leave=True,
+                mininterval=0.1 if terminal else 10.0,
+                maxinterval=10.0,
+                dynamic_ncols=terminal,
+                ascii=not terminal,
+            )
+        if text:
+            bar.set_postfix_str(text, refresh=False)
+        bar.update(done - bar.n)
+
+    try:
+        yield update
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def parse_bands(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> list[int] | None:
+    """Callback of ``--bands 1,2,3``."""
+    if value is None:
+        return None
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError as err:
+        raise click.BadParameter(f"expected numbers like 1,2,3, received '{value}'") from err
+
+
+def parse_nodata(context: click.Context, parameter: click.Parameter, value: str) -> float | str:
+    """Callback of ``--nodata``."""
+    if value in ("auto", "declared", "none"):
+        return value
+    try:
+        return float(value)
+    except ValueError as err:
+        raise click.BadParameter(
+            f"expected auto, declared, none or a number, received '{value}'"
+        ) from err
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Columns padded to equal width; the first column left, the others right."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+
+    def line(row: list[str]) -> str:
+        cells = [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "  ".join(cells).rstrip()
+
+    return [line(head), *(line(row) for row in rows)]
+
+
+def percent(value: float | None) -> str:
+    """``0.5432`` -> ``54.3 %``; None -> ``-``."""
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+PathArgument = click.Path(path_type=Path)

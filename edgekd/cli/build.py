@@ -1,0 +1,71 @@
+"""``edgekd build``: recipe and checkpoint to a sealed bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgekd.cli._common import PathArgument, emit, note, shared_options
+
+
+@click.command("build")
+@click.argument("recipe_path", metavar="RECIPE", type=PathArgument)
+@click.option("--target", required=True, help="Class of device; see edgekd ls targets.")
+@click.option("--checkpoint", type=PathArgument, help="Default: runs/NAME/best.ckpt.")
+@click.option("-o", "--output", type=PathArgument, help="Folder; default bundles/NAME-TARGET.")
+@click.option("--data", type=PathArgument, help="Labelled set in place of the recipe's.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+              help="Change a recipe's value, e.g. --set tiling.overlap_px=64.")  # fmt: skip
+@shared_options
+def command(
+    recipe_path: Path,
+    target: str,
+    checkpoint: Path | None,
+    output: Path | None,
+    data: Path | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Export, compare, build for TARGET, store golden data and seal a bundle."""
+    from edgekd.contracts.labelled import open_labelled
+    from edgekd.contracts.optional import require
+    from edgekd.contracts.recipe import data_root, load_recipe
+    from edgekd.contracts.target import load_target
+    from edgekd.deploy.bundle import build, default_folder
+    from edgekd.errors import DatasetError
+
+    recipe = load_recipe(recipe_path, list(overrides))
+    load_target(target)
+    require("torch", "deploy", "build bundles")
+    place = data or data_root(recipe, recipe_path)
+    try:
+        labelled = open_labelled(place, recipe.data.split)
+    except DatasetError as err:
+        if data is not None:
+            raise
+        labelled = None
+        note(f"note: no real pixels to compare on ({err}); a synthetic picture is used and the "
+             "manifest says so")  # fmt: skip
+    out = output or default_folder(recipe, target)
+    result = build(
+        recipe,
+        target,
+        checkpoint or Path("runs") / recipe.name,
+        out,
+        labelled,
+        None if as_json else lambda text: note(f"build: {text}"),
+    )
+    manifest = result.manifest
+    lines = [
+        f"gate {gate.name}: {gate.value:.2g} of {gate.bound:.2g} allowed "
+        f"({gate.unit}; {gate.detail})"
+        for gate in manifest.gates
+    ]
+    emit(
+        {"bundle": str(out), "manifest": manifest.plain()},
+        [*lines, f"bundle: {out} ({manifest.precision.done}, {len(manifest.files)} files, sealed)"],
+        as_json,
+    )
+    if not as_json:
+        note(f"next: edgekd run {out} SCENE.tif -o map.tif --bands 1,2,3")

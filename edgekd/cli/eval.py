@@ -1,0 +1,114 @@
+"""``edgekd eval``: accuracy of a checkpoint or a bundle on labelled data."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgekd.cli._common import (
+    PathArgument,
+    emit,
+    note,
+    percent,
+    progress_bar,
+    shared_options,
+    table,
+)
+
+
+@click.command("eval")
+@click.argument("model", metavar="(CHECKPOINT|BUNDLE)", type=PathArgument)
+@click.option("--data", type=PathArgument, required=True,
+              help="Labelled set: a folder, or the YAML that describes one.")  # fmt: skip
+@click.option("--split", default="test", show_default=True, help="train, val, test or all.")
+@click.option("--any-device", is_flag=True, help="Evaluate a bundle of another architecture.")
+@click.option("-o", "--output", type=PathArgument, help="Also write the figures to this JSON file.")
+@shared_options
+def command(
+    model: Path,
+    data: Path,
+    split: str,
+    any_device: bool,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure mIoU, overall accuracy, mean F1 and per-class figures over a whole split."""
+    from edgekd.contracts.artifacts import canonical_json, publish_file
+    from edgekd.contracts.manifest import MANIFEST_NAME
+    from edgekd.errors import InputError
+
+    if not model.exists():
+        raise InputError(f"{model} does not exist; give a checkpoint file or a bundle folder")
+    with contextlib.ExitStack() as stack:
+        # opened first: a place that cannot be written is found before the work, not after it
+        part = None if output is None else stack.enter_context(publish_file(output))
+        if (model / MANIFEST_NAME).is_file():
+            result = _bundle(model, data, split, any_device)
+        else:
+            result = _checkpoint(model, data, split)
+        if part is not None:
+            part.write_text(canonical_json(result), encoding="utf-8")
+    majority = result["majority_class"]
+    rows = [
+        [
+            item["name"],
+            percent(item["iou"]),
+            percent(item["f1"]),
+            f"{item['label_pixels']:,}",
+        ]
+        for item in result["per_class"]
+    ]
+    emit(
+        result,
+        [
+            *table(["class", "IoU", "F1", "labelled px"], rows),
+            f"mIoU {percent(result['miou'])}, overall accuracy "
+            f"{percent(result['overall_accuracy'])}, mean F1 {percent(result['mean_f1'])}",
+            f"always '{majority['name']}': mIoU {percent(majority['miou'])}, overall accuracy "
+            f"{percent(majority['overall_accuracy'])}, mean F1 {percent(majority['mean_f1'])}",
+            f"{result['samples']} samples of {result['data']}, split {split}, "
+            f"{result['pixels']:,} px, {result['seconds']:.1f} s",
+        ],
+        as_json,
+    )
+    if not as_json and result["what"] == "checkpoint":
+        note(f"next: edgekd build RECIPE --target x86-cpu --checkpoint {model}")
+
+
+def _bundle(model: Path, data: Path, split: str, any_device: bool) -> dict[str, Any]:
+    from edgekd.contracts.labelled import open_labelled
+    from edgekd.contracts.recipe import parse_recipe
+    from edgekd.runtime.evaluate import evaluate_bundle
+    from edgekd.runtime.session import load
+
+    with load(model, any_device=any_device) as session, progress_bar("eval", "image") as update:
+        recipe = parse_recipe(session.manifest.provenance.recipe, f"the recipe inside {model}")
+        labelled = open_labelled(data, recipe.data.split)
+        return evaluate_bundle(session, labelled, split, update)
+
+
+def _checkpoint(model: Path, data: Path, split: str) -> dict[str, Any]:
+    from edgekd.contracts.artifacts import sha256_file
+    from edgekd.contracts.labelled import open_labelled
+    from edgekd.contracts.optional import require
+
+    require("torch", "train", "evaluate checkpoints")
+    from edgekd.train.checkpoint import BEST_NAME, load_checkpoint, rebuild
+    from edgekd.train.evaluate import evaluate_model
+
+    checkpoint = load_checkpoint(model)
+    recipe = checkpoint.parsed_recipe(str(model))
+    network = rebuild(checkpoint, str(model))
+    labelled = open_labelled(data, recipe.data.split)
+    with progress_bar("eval", "image") as update:
+        result = evaluate_model(network, labelled, split, recipe.io, recipe.tiling, update)
+    file = model / BEST_NAME if model.is_dir() else model
+    return {
+        "model": f"{recipe.name} ({checkpoint.student['name']})",
+        "model_sha256": sha256_file(file),
+        "tuning": checkpoint.tuning,
+        **result,
+    }

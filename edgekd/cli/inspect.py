@@ -1,0 +1,80 @@
+"""``edgekd inspect``: what is in a bundle or checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgekd.cli._common import PathArgument, emit, percent, shared_options
+
+
+@click.command("inspect")
+@click.argument("path", metavar="(BUNDLE|CHECKPOINT)", type=PathArgument)
+@shared_options
+def command(path: Path, as_json: bool) -> None:
+    """Show what a bundle or checkpoint holds, what it was made from and what was checked."""
+    from edgekd.contracts.manifest import MANIFEST_NAME
+    from edgekd.errors import InputError
+
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give a bundle folder or a checkpoint file")
+    if path.is_dir() and (path / MANIFEST_NAME).is_file():
+        payload, lines = _bundle(path)
+    else:
+        payload, lines = _checkpoint(path)
+    emit(payload, lines, as_json)
+
+
+def _bundle(path: Path) -> tuple[dict[str, Any], list[str]]:
+    from edgekd.runtime.session import read_manifest
+
+    manifest = read_manifest(path)
+    origin, tuning = manifest.provenance, manifest.provenance.tuning
+    spec, tiling = manifest.inputs[0], manifest.tiling
+    lines = [
+        f"bundle {manifest.name}: {manifest.title}",
+        f"target {manifest.target.name} ({manifest.target.arch}), backend "
+        f"{manifest.target.backend}, precision {manifest.precision.done} "
+        f"(asked: {', '.join(manifest.precision.asked)})",
+        f"input {spec.name}: {spec.channels}, {spec.tile_px} px tiles, overlap "
+        f"{tiling.overlap_px} px, blend {tiling.blend}",
+        f"classes: {', '.join(f'{item.index} {item.name}' for item in manifest.classes)}",
+        f"student {origin.student['name']} "
+        f"({origin.student['parameters'] / 1e6:.2f} M parameters), "
+        f"data {origin.data_name}, validation mIoU {percent(tuning.get('best_val_miou'))}",
+        *(
+            f"gate {gate.name}: {'passed' if gate.passed else 'FAILED'}, {gate.value:.2g} of "
+            f"{gate.bound:.2g} {gate.unit}"
+            for gate in manifest.gates
+        ),
+        f"golden: {manifest.golden.count} ({manifest.golden.source})",
+        f"made {origin.created_utc} by edgekd {origin.edgekd_version}; every file is as sealed",
+    ]
+    return manifest.plain(), lines
+
+
+def _checkpoint(path: Path) -> tuple[dict[str, Any], list[str]]:
+    from edgekd.contracts.optional import require
+
+    require("torch", "train", "read checkpoints")
+    from edgekd.train.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(path)
+    student, tuning = checkpoint.student, checkpoint.tuning
+    payload = {
+        "student": student,
+        "data": checkpoint.data,
+        "tuning": tuning,
+        "resumable": bool(checkpoint.state),
+        "recipe": checkpoint.recipe,
+    }
+    return payload, [
+        f"checkpoint of recipe '{checkpoint.recipe['name']}'",
+        f"student {student['name']} ({student['parameters'] / 1e6:.2f} M parameters, options "
+        f"{', '.join(f'{key} {value}' for key, value in student['options'].items())})",
+        f"tuned on {checkpoint.data['name']}, {tuning.get('steps_done')} steps, validation mIoU "
+        f"{percent(tuning.get('best_val_miou'))} at step {tuning.get('best_step')}",
+        "can be resumed" if checkpoint.state else "weights only",
+    ]

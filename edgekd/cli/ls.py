@@ -1,0 +1,81 @@
+"""``edgekd ls``: what can be named in a recipe or on the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from edgekd.cli._common import emit, shared_options, table
+
+_KINDS = ("students", "heads", "targets", "recipes", "sensors", "backends", "builders")
+#: sides that every student takes
+_TILE_MULTIPLE_PX = 256
+
+
+@click.command("ls")
+@click.argument("kind", type=click.Choice(_KINDS), required=False)
+@click.option("--tile", "tile_px", type=int, default=1024, show_default=True,
+              help="Tile side in px for the FLOPs of students.")  # fmt: skip
+@shared_options
+def command(kind: str | None, tile_px: int, as_json: bool) -> None:
+    """List students (with parameters and FLOPs), heads, targets, recipes and other parts."""
+    if kind == "students":
+        if tile_px < 1 or tile_px % _TILE_MULTIPLE_PX:
+            raise click.BadParameter(
+                f"expected a multiple of {_TILE_MULTIPLE_PX} px (patch of 16 px x window of 16 "
+                f"patches), received {tile_px}",
+                param_hint="--tile",
+            )
+        students = _students(tile_px)
+        rows = [
+            [
+                item["name"],
+                item["attention"] or "-",
+                item["head"],
+                f"{item['parameters'] / 1e6:.2f} M",
+                f"{item['flops'] / 1e9:.1f}",
+                f"{item['flops_attention_products'] / 1e9:.1f}",
+            ]
+            for item in students
+        ]
+        head = ["student", "attention", "head", "parameters", "GFLOPs", "of which QK^T and AV"]
+        payload = {"tile_px": tile_px, "flops_per_multiply_add": 2, "students": students}
+        emit(payload, [*table(head, rows), f"per {tile_px} x {tile_px} px tile, 2 FLOPs per "
+             "multiply-add, attention products counted"], as_json)  # fmt: skip
+        return
+    listing = {name: _names(name) for name in _KINDS if kind in (None, name)}
+    lines = [f"{name}: {', '.join(values) or '(none)'}" for name, values in listing.items()]
+    if kind is not None:
+        lines = listing[kind]
+    emit(listing, lines, as_json)
+
+
+def _names(kind: str) -> list[str]:
+    from edgekd.contracts import registry
+
+    packages = {
+        "students": "edgekd.train.students",
+        "heads": "edgekd.train.heads",
+        "sensors": "edgekd.telemetry.sensors",
+        "backends": "edgekd.runtime.backends",
+        "builders": "edgekd.deploy.builders",
+    }
+    if kind == "targets":
+        return registry.yaml_names(registry.engines_root() / "targets")
+    if kind == "recipes":
+        return registry.yaml_names(registry.engines_root())
+    return registry.module_names(packages[kind])
+
+
+def _students(tile_px: int) -> list[dict[str, Any]]:
+    from edgekd.contracts import registry
+    from edgekd.contracts.optional import require
+
+    require("torch", "train", "count the FLOPs of students")
+    from edgekd.train.flops import variants
+
+    listing: list[dict[str, Any]] = []
+    for name in registry.module_names("edgekd.train.students"):
+        listing.extend(variants(name, tile_px))
+    return listing

@@ -1,0 +1,67 @@
+"""``edgekd validate``: recipes and bundles, checked before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgekd.cli._common import PathArgument, emit, note, shared_options
+
+
+@click.command("validate")
+@click.argument("paths", metavar="RECIPE|BUNDLE...", nargs=-1, required=True, type=PathArgument)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+              help="Change a recipe's value, e.g. --set finetune.steps=100.")  # fmt: skip
+@shared_options
+def command(paths: tuple[Path, ...], overrides: tuple[str, ...], as_json: bool) -> int:
+    """Check recipes (every fault at once) or bundles (hashes and golden outputs)."""
+    from edgekd.errors import EdgeKDError
+
+    results: list[dict[str, Any]] = []
+    worst = 0
+    for path in paths:
+        try:
+            detail = _bundle(path) if path.is_dir() else _recipe(path, list(overrides))
+            results.append({"path": str(path), "valid": True, **detail})
+        except EdgeKDError as err:
+            worst = max(worst, err.exit_code)
+            text = " ".join(str(err).split())
+            results.append({"path": str(path), "valid": False, "error": text})
+            if len(paths) == 1:
+                raise
+            note(f"error: {text}")
+    lines = [
+        f"{item['path']}: {item['summary']}" if item["valid"] else f"{item['path']}: not valid"
+        for item in results
+    ]
+    emit({"results": results}, lines, as_json)
+    return worst
+
+
+def _recipe(path: Path, overrides: list[str]) -> dict[str, Any]:
+    from edgekd.contracts.recipe import load_recipe
+
+    recipe = load_recipe(path, overrides)
+    return {
+        "kind": "recipe",
+        "summary": f"valid recipe '{recipe.name}', student {recipe.student.name}, "
+        f"{len(recipe.io.classes)} classes, targets {', '.join(recipe.targets)}",
+    }
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    from edgekd.runtime.session import load
+
+    with load(path) as session:
+        error = session.verify()
+        bound = session.manifest.golden.atol
+        files = len(session.manifest.files)
+    return {
+        "kind": "bundle",
+        "golden_max_abs_logits": error,
+        "golden_atol_logits": bound,
+        "summary": f"valid bundle, {files} files as sealed, golden outputs within {error:.2g} "
+        f"logits (allowed {bound:.2g})",
+    }

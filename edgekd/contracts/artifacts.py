@@ -1,0 +1,162 @@
+"""Files that stages hand over: hashes, canonical JSON, and outputs that appear whole or not."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgekd.errors import InputError, OutputError
+
+
+def sha256_bytes(data: bytes) -> str:
+    """SHA-256 of ``data`` as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file, read in blocks of 1 MiB, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and two spaces of indent; NaN and infinity are refused."""
+    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_json(path: Path) -> Any:
+    """Parse a UTF-8 JSON file.
+
+    Raises:
+        InputError: missing, empty, not text or not JSON; says at which line.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as err:
+        raise InputError(f"{path} is not JSON: line {err.lineno}: {err.msg}") from err
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file that must exist and hold something.
+
+    Raises:
+        InputError: missing, a folder, unreadable, empty, or not UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as err:
+        raise InputError(f"{path} does not exist") from err
+    except UnicodeDecodeError as err:
+        raise InputError(f"{path} is not a UTF-8 text file") from err
+    except OSError as err:
+        raise InputError(f"{path} cannot be read: {err.strerror}") from err
+    if not text.strip():
+        raise InputError(f"{path} is empty")
+    return text
+
+
+def _sibling(path: Path) -> Path:
+    """A temporary name beside ``path`` that keeps its suffix (drivers look at it)."""
+    return path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(3)}.part{path.suffix}")
+
+
+def _prepare_parent(path: Path) -> None:
+    parent = path.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise OutputError(
+            f"the output folder {parent} cannot be made: {err.strerror}; choose another with -o"
+        ) from err
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"the output folder {parent} is not writable; choose another with -o or change its "
+            "permissions"
+        )
+
+
+@contextlib.contextmanager
+def publish_file(path: Path) -> Iterator[Path]:
+    """Write a file beside its place and move it there when it is whole.
+
+    Yields a temporary path in the same folder with the same suffix. When the block ends without
+    an exception the file is flushed to disk and renamed to ``path`` (atomic on POSIX); otherwise
+    it is removed and ``path`` is untouched.
+
+    Raises:
+        OutputError: the folder cannot be made or written, or the disk is full.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give the name of a file to write")
+    _prepare_parent(path)
+    part = _sibling(path)
+    try:
+        yield part
+        with part.open("rb") as stream:
+            os.fsync(stream.fileno())
+        part.replace(path)
+    except OSError as err:
+        if err.filename is not None and Path(err.filename) != part:
+            raise  # another file than ours
+        raise OutputError(f"{path} cannot be written: {err.strerror or err}") from err
+    finally:
+        for leftover in part.parent.glob(glob.escape(part.name) + "*"):
+            leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def publish_folder(path: Path, marker: str) -> Iterator[Path]:
+    """Fill a folder beside its place and move it there when it is whole.
+
+    An existing folder at ``path`` is replaced only if it is empty or holds the file ``marker``
+    (so it was made by this product); anything else is left alone.
+
+    Raises:
+        OutputError: the place is taken by something else or cannot be written.
+    """
+    path = Path(path)
+    if path.name in ("", ".."):
+        path = path.resolve()
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path} is a file; give the name of a folder to write")
+    if path.is_dir() and any(path.iterdir()) and not (path / marker).is_file():
+        raise OutputError(
+            f"{path} exists and is not empty and holds no {marker}; choose another folder with -o"
+        )
+    _prepare_parent(path)
+    part = _sibling(path)
+    old = part.with_name(part.name + ".old")
+    try:
+        part.mkdir()
+        yield part
+        if path.exists():
+            path.replace(old)
+        part.replace(path)
+    except OSError as err:
+        if err.filename is not None and part not in (name := Path(err.filename), *name.parents):
+            raise  # another file than ours
+        raise OutputError(f"{path} cannot be written: {err.strerror or err}") from err
+    finally:
+        if old.exists() and not path.exists():  # interrupted between the two moves
+            old.replace(path)
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write canonical JSON so that ``path`` appears whole or not at all."""
+    with publish_file(path) as part:
+        part.write_text(canonical_json(value), encoding="utf-8")

@@ -1,0 +1,326 @@
+"""Reading rasters through rasterio (GDAL): GeoTIFF, COG, VRT, PNG and JPEG, by window.
+
+Damaged files must fail, not come back half grey: libjpeg's warnings are turned into errors, the
+checksums of a PNG are compared before it is decoded (GDAL returns the rest of a cut PNG as
+zeros, without an error), and every failure becomes one :class:`edgekd.errors.ImageError` that
+names the file. Formats that GDAL reads without noticing damage are not accepted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekd.contracts.optional import require
+from edgekd.contracts.windows import Window
+from edgekd.errors import ImageError
+
+#: GDAL keeps decoded and unwritten blocks in a cache that by default may take 5 % of the
+#: machine's memory; a fixed bound (in bytes: rasterio passes it on as such) keeps the memory of a
+#: run independent of the scene.
+_GDAL_OPTIONS = {"GDAL_CACHEMAX": 32 << 20, "GDAL_ERROR_ON_LIBJPEG_WARNING": True}
+#: what is accepted; each was cut at many places and never came back with wrong pixels.
+_DRIVERS = ["GTiff", "VRT", "PNG", "JPEG", "JP2OpenJPEG", "WEBP", "BMP"]
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+#: what counts as a pixel without data; see :class:`Raster`
+Nodata = float | Literal["auto", "declared", "none"]
+UInt8Array = npt.NDArray[np.uint8]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@contextlib.contextmanager
+def gdal_environment() -> Iterator[Any]:
+    """The rasterio module inside an environment with bounded cache and strict decoding."""
+    rasterio = require("rasterio", "geo", "read and write images and scenes")
+    with warnings.catch_warnings(), rasterio.Env(**_GDAL_OPTIONS):
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        yield rasterio
+
+
+def gdal_failures(rasterio: Any) -> tuple[type[Exception], ...]:
+    """What rasterio raises for a fault of the file: its own errors and GDAL's, bare."""
+    return (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError)
+
+
+class Raster:
+    """An open image or scene; use it in a ``with`` block.
+
+    Attributes:
+        path: the file.
+        height, width: px.
+        count: number of bands.
+        dtype: element type of the first band, as NumPy names it.
+        dtypes: element type of each band; only a VRT may mix them.
+        crs: coordinate reference system (rasterio ``CRS``) or None.
+        transform: affine pixel-to-CRS transform, or None for an image without one.
+        gcps: ground control points and their CRS, as rasterio gives them, or None.
+        nodata: the declared nodata value, or None.
+        nodata_rule: what counts as "no data" here and why, in words.
+        masked: whether any pixel may be without data.
+        block_rows: rows that are stored together.
+        pixel_area_m2: area of a pixel where the CRS is projected in metres, else None.
+
+    Args:
+        path: the file.
+        nodata: what counts as a pixel without data. ``declared``: what the file says by a nodata
+            value, mask or alpha band. ``auto``: the same, and for an 8-bit file that declares
+            nothing and whose four corners hold 0, or 255, in every band: the pixels that hold
+            that in every band. ``none``: nothing. A number: the pixels that hold it in every
+            band, beside what the file declares.
+
+    Raises:
+        ImageError: the file is missing, empty, damaged or of no known format, or ``nodata`` is
+            no value of its pixels.
+        EnvironmentLacksError: rasterio is not installed.
+    """
+
+    def __init__(self, path: Path, nodata: Nodata = "declared") -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            raise ImageError(f"{path} does not exist")
+        if self.path.is_dir():
+            raise ImageError(f"{path} is a folder; give an image file")
+        if self.path.stat().st_size == 0:
+            raise ImageError(f"{path} is empty (0 bytes); fetch it again")
+        with gdal_environment() as rasterio:
+            self._failure = gdal_failures(rasterio)
+            self._window = rasterio.windows.Window
+            try:
+                self._data = rasterio.open(self.path)
+            except self._failure as err:
+                raise ImageError(f"{path} cannot be opened as an image: {cause_text(err)}") from err
+            try:
+                if self._data.driver not in _DRIVERS:
+                    raise ImageError(
+                        f"{path} is a {self._data.driver} file; convert it first, e.g. "
+                        f"gdal_translate {path} scene.tif (accepted are {', '.join(_DRIVERS)})"
+                    )
+                self._describe(rasterio)
+                for name in self._data.files:
+                    _check_png(Path(name))
+            except self._failure as err:
+                self._data.close()
+                raise ImageError(f"{path} is damaged ({cause_text(err)}); fetch it again") from err
+            except BaseException:
+                self._data.close()
+                raise
+
+        try:
+            self._choose_nodata(nodata)
+        except ImageError:
+            self.close()
+            raise
+
+    def _choose_nodata(self, asked: Nodata) -> None:
+        """Decide what counts as "no data" and put it into words."""
+        self._fill: float | None = None
+        if asked == "none":
+            self._declared = False
+            self.nodata_rule = "none: every pixel counts, as asked"
+        elif isinstance(asked, str):
+            if self._declared:
+                value = "" if self.nodata is None else f" (value {self.nodata:g})"
+                self.nodata_rule = f"declared by the file{value}"
+            else:
+                self._fill = self._detect_fill() if asked == "auto" else None
+                self.nodata_rule = (
+                    "none: the file declares none"
+                    if self._fill is None
+                    else f"detected: the file declares none, and its four corners hold "
+                    f"{self._fill:g} in every band"
+                )
+        else:
+            kind = np.dtype(self.dtype)
+            fits = kind.kind == "f" or (
+                float(asked).is_integer() and np.iinfo(kind).min <= asked <= np.iinfo(kind).max
+            )
+            if not fits:
+                raise ImageError(f"nodata {asked:g} is no value of {self.path}, which holds {kind}")
+            self._fill = asked
+            self.nodata_rule = f"given: {asked:g} in every band"
+        self.masked = self._declared or self._fill is not None
+
+    def _describe(self, rasterio: Any) -> None:
+        data = self._data
+        self.height, self.width, self.count = int(data.height), int(data.width), int(data.count)
+        if self.count == 0:
+            raise ImageError(f"{self.path} holds no bands of its own; open one of its sub-datasets")
+        self.dtypes = [str(dtype) for dtype in data.dtypes]
+        self.dtype = self.dtypes[0]
+        self.crs = data.crs
+        self.transform = None if data.transform.is_identity else data.transform
+        self.gcps = data.gcps if data.gcps[0] else None
+        self.nodata = data.nodata
+        self.block_rows = int(data.block_shapes[0][0])
+        self.tags: dict[str, str] = dict(data.tags())
+        flags = rasterio.enums.MaskFlags.all_valid
+        self._declared = any(flags not in band for band in data.mask_flag_enums)
+        self._alpha = [
+            index
+            for index, meaning in enumerate(data.colorinterp, start=1)
+            if meaning == rasterio.enums.ColorInterp.alpha
+        ]
+
+    @property
+    def pixel_area_m2(self) -> float | None:
+        """Area of one pixel, m², where the CRS is projected and counts in metres."""
+        if self.crs is None or self.transform is None or not self.crs.is_projected:
+            return None
+        factor = float(self.crs.linear_units_factor[1])
+        return abs(float(self.transform.determinant)) * factor * factor
+
+    def choose_bands(self, bands: list[int] | None, channels: int) -> list[int]:
+        """The bands to feed, checked.
+
+        Args:
+            bands: 1-based band numbers as the user gave them; None takes all colour bands, and
+                is only accepted when their number is right (an alpha band is not a colour).
+            channels: how many the model takes.
+
+        Raises:
+            ImageError: wrong number, a band that does not exist, or bands of different types.
+        """
+        if bands is None:
+            bands = self._colours()
+            if len(bands) != channels:
+                raise ImageError(
+                    f"{self.path} has {len(bands)} bands and the model takes {channels}; say which "
+                    f"with --bands, e.g. --bands {','.join(map(str, range(1, channels + 1)))}"
+                )
+        if len(bands) != channels:
+            raise ImageError(
+                f"--bands names {len(bands)} bands ({','.join(map(str, bands))}) and the model "
+                f"takes {channels}"
+            )
+        for band in bands:
+            if not 1 <= band <= self.count:
+                raise ImageError(
+                    f"--bands names band {band}, but {self.path} has bands 1 to {self.count}"
+                )
+        kinds = {self.dtypes[band - 1] for band in bands}
+        if len(kinds) > 1:
+            raise ImageError(
+                f"{self.path}: the bands {','.join(map(str, bands))} have different pixel types "
+                f"({', '.join(sorted(kinds))}); scale them to 8 bits first"
+            )
+        return bands
+
+    def read(self, window: Window, bands: list[int]) -> npt.NDArray[np.generic]:
+        """Pixels of a window inside the raster, ``(height, width, len(bands))``.
+
+        A view with the bands as contiguous planes, as GDAL delivers them.
+
+        Raises:
+            ImageError: the pixels cannot be decoded (a damaged or cut file).
+        """
+        planes = self._checked(
+            lambda: self._data.read(indexes=bands, window=self._box(window)), window
+        )
+        pixels: npt.NDArray[np.generic] = np.moveaxis(planes, 0, 2)
+        return pixels
+
+    def read_valid(self, window: Window) -> BoolArray:
+        """Which pixels of a window hold data, ``(height, width)`` bool; see ``nodata``."""
+        valid: BoolArray = np.ones((window.height, window.width), dtype=np.bool_)
+        if self._declared:
+            mask = self._checked(lambda: self._data.dataset_mask(window=self._box(window)), window)
+            valid &= np.asarray(mask, dtype=np.uint8) > 0
+        if self._fill is not None:
+            valid &= (self.read(window, self._colours()) != self._fill).any(axis=2)
+        return valid
+
+    def _detect_fill(self) -> int | None:
+        """0 or 255 where the four corners hold it in every band of an 8-bit image."""
+        if set(self.dtypes) != {"uint8"}:
+            return None
+        corners = {
+            int(value)
+            for y in (0, self.height - 1)
+            for x in (0, self.width - 1)
+            for value in self.read(Window(y, x, y + 1, x + 1), self._colours()).ravel()
+        }
+        return corners.pop() if corners in ({0}, {255}) else None
+
+    def _colours(self) -> list[int]:
+        return [band for band in range(1, self.count + 1) if band not in self._alpha]
+
+    def read_all(self, bands: list[int] | None = None) -> npt.NDArray[np.generic]:
+        """The whole raster, ``(height, width, bands)``; for images that fit in memory."""
+        window = Window(0, 0, self.height, self.width)
+        return self.read(window, bands or list(range(1, self.count + 1)))
+
+    def _box(self, window: Window) -> Any:
+        return self._window(window.x0, window.y0, window.width, window.height)
+
+    def _checked(self, action: Any, window: Window) -> Any:
+        # The options are set around every access, not around the life of the object: rasters
+        # that overlap in time, or are read by another thread, must not switch them off.
+        try:
+            with gdal_environment():
+                return action()
+        except self._failure as err:
+            raise ImageError(
+                f"{self.path} is damaged: rows {window.y0}-{window.y1} cannot be decoded "
+                f"({cause_text(err)}); fetch it again"
+            ) from err
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        self._data.close()
+
+    def __enter__(self) -> Raster:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _check_png(path: Path) -> None:
+    """Raise unless every chunk of a PNG is whole; files of other formats are not looked into.
+
+    Raises:
+        ImageError: the file ends early, or a checksum differs.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as stream:
+        if stream.read(8) != _PNG_SIGNATURE:
+            return
+        while True:
+            start = stream.tell()
+            head = stream.read(8)
+            if len(head) < 8:
+                raise ImageError(f"{path} is cut: it ends at byte {start}; fetch it again")
+            length, kind = struct.unpack(">I4s", head)
+            total, left = zlib.crc32(kind), length
+            while left > 0 and (block := stream.read(min(left, 1 << 20))):
+                total, left = zlib.crc32(block, total), left - len(block)
+            if left or stream.read(4) != struct.pack(">I", total):
+                raise ImageError(
+                    f"{path} is damaged: the part that starts at byte {start} is cut or changed; "
+                    "fetch it again"
+                )
+            if kind == b"IEND":
+                return
+
+
+def cause_text(err: BaseException) -> str:
+    """The deepest cause of a rasterio error, on one line."""
+    while err.__cause__ is not None:
+        err = err.__cause__
+    return " ".join(str(err).split())[:200]

@@ -1,0 +1,64 @@
+"""Pixels to engine input, one definition for training, export, calibration and runtime."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekd.contracts.tensors import ImageInput
+from edgekd.errors import ImageError
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Normalizer:
+    """``(pixel - mean) / std`` from HWC uint8 to CHW float32.
+
+    Args:
+        spec: the image input of the recipe or manifest.
+    """
+
+    def __init__(self, spec: ImageInput) -> None:
+        std = np.asarray(spec.std, dtype=np.float64)
+        mean = np.asarray(spec.mean, dtype=np.float64)
+        self._scale = (1.0 / std).astype(np.float32)
+        self._shift = (-mean / std).astype(np.float32)
+        self.channels = spec.channel_count
+
+    def __call__(self, pixels: npt.NDArray[np.uint8], out: FloatArray | None = None) -> FloatArray:
+        """Normalise one tile.
+
+        Args:
+            pixels: ``(H, W, C)`` uint8, channels in the order of the input's specification.
+            out: ``(C, H, W)`` float32 to write into; made when absent.
+
+        Raises:
+            ImageError: another dtype, rank or number of channels.
+        """
+        check_pixels(pixels, self.channels)
+        if out is None:
+            out = np.empty((self.channels, *pixels.shape[:2]), dtype=np.float32)
+        for channel in range(self.channels):
+            np.multiply(
+                pixels[:, :, channel], self._scale[channel], out=out[channel], dtype=np.float32
+            )
+            out[channel] += self._shift[channel]
+        return out
+
+
+def check_pixels(pixels: npt.NDArray[np.generic], channels: int) -> None:
+    """Raise :class:`ImageError` unless ``pixels`` is HWC uint8 with ``channels`` channels."""
+    if pixels.ndim != 3 or pixels.shape[2] != channels:
+        raise ImageError(
+            f"expected an image of shape (height, width, {channels}), received {pixels.shape}"
+        )
+    if pixels.dtype != np.uint8:
+        detail = ""
+        if np.issubdtype(pixels.dtype, np.floating):
+            missing = int(np.count_nonzero(~np.isfinite(pixels)))
+            if missing:
+                detail = f" with {missing} NaN or infinite values"
+        raise ImageError(
+            f"expected uint8 pixels (0-255), received {pixels.dtype}{detail}; scale the image to "
+            "8 bits first, e.g. gdal_translate -ot Byte -scale LOW HIGH 0 255 IN OUT"
+        )

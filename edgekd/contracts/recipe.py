@@ -1,0 +1,348 @@
+"""A recipe: one YAML file that says how one product is made, from data to targets.
+
+Paths in a recipe are relative to the recipe's own folder; ``${NAME:-default}`` takes a path from
+the environment. :func:`load_recipe` reports every fault at once.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from edgekd.contracts import registry
+from edgekd.contracts.schema import Document, parse_document, read_yaml, resolve_path
+from edgekd.contracts.tensors import Classes, ImageInput, LogitsOutput
+from edgekd.contracts.windows import Blend
+from edgekd.errors import InputError, RecipeError
+
+Positive = Annotated[float, pydantic.Field(gt=0)]
+Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
+Range = Annotated[list[float], pydantic.Field(min_length=2, max_length=2)]
+
+
+class StudentSpec(Document):
+    """Which network; ``None`` leaves the choice to the student (what was built is recorded)."""
+
+    name: str
+    attention: Literal["global", "windowed"] | None = None
+    head: str | None = None
+    pretrained: bool | None = None
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return _entry(value, "edgekd.train.students", "student")
+
+    @pydantic.field_validator("head")
+    @classmethod
+    def _known_head(cls, value: str | None) -> str | None:
+        return None if value is None else _entry(value, "edgekd.train.heads", "head")
+
+
+def _entry(value: str, package: str, kind: str) -> str:
+    valid = registry.module_names(package)
+    if valid and value not in valid:
+        raise ValueError(
+            f"{kind} '{value}' does not exist{registry.nearest(value, valid)} "
+            f"(valid: {', '.join(valid)})"
+        )
+    return value
+
+
+class SplitRule(Document):
+    """Which samples belong to which split, by a group that the file name holds.
+
+    Attributes:
+        pattern: regular expression; its one group is the sample's group, e.g. ``tile(\\d+)_``.
+        train, val, test: the groups of each split; no group may stand in two of them.
+    """
+
+    pattern: str
+    train: list[str | int]
+    val: list[str | int]
+    test: list[str | int]
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> SplitRule:
+        try:
+            groups = re.compile(self.pattern).groups
+        except re.error as err:
+            raise ValueError(f"pattern {self.pattern!r} is no regular expression: {err}") from err
+        if groups != 1:
+            raise ValueError(f"pattern {self.pattern!r} must hold exactly one group (...)")
+        names = [str(name) for name in (*self.train, *self.val, *self.test)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"group {', '.join(twice)} stands in two splits")
+        return self
+
+    def split_of(self, sample: str) -> str | None:
+        """``train``, ``val`` or ``test`` for a sample's file stem; None when no group matches."""
+        match = re.search(self.pattern, sample)
+        if match is None:
+            return None
+        for split in ("train", "val", "test"):
+            if match[1] in [str(name) for name in getattr(self, split)]:
+                return split
+        return None
+
+
+class DataSpec(Document):
+    """The labelled set: a folder or a calibration YAML, and how it is split."""
+
+    root: str
+    split: SplitRule | None = None
+
+
+class AugmentSpec(Document):
+    """Random changes of a training crop, drawn anew for every crop.
+
+    Attributes:
+        flip, quarter_turn: mirror with probability 0.5; turn by 0, 90, 180 or 270 degrees.
+        scale: smallest and largest magnification, drawn log-uniformly.
+        brightness, contrast, saturation: 1 +- at most this, as a factor on the pixel, on its
+            distance from the crop's mean, and on its distance from grey.
+        tint: at most this part of 255, added to each channel on its own.
+    """
+
+    flip: bool = True
+    quarter_turn: bool = True
+    scale: Range = [1.0, 1.0]
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
+    tint: Fraction = 0.0
+
+    @pydantic.field_validator("scale")
+    @classmethod
+    def _ordered(cls, value: list[float]) -> list[float]:
+        if not 0.25 <= value[0] <= value[1] <= 4.0:
+            raise ValueError(f"scale must be [low, high] with 0.25 <= low <= high <= 4: {value}")
+        return value
+
+
+class FinetuneSpec(Document):
+    """Supervised tuning on labelled crops.
+
+    Attributes:
+        scope: ``network`` tunes everything, ``decoder`` leaves the encoder as it is.
+        crop_px: side of the random training crop, px; a multiple of the student's side multiple.
+        batch: crops per step.
+        steps: optimiser steps at most.
+        lr, encoder_lr_factor: peak learning rate, and the encoder's share of it.
+        warmup_fraction: part of the steps in which the rate rises linearly; a cosine follows.
+        ce_weight, dice_weight: weights of cross-entropy and of soft Dice (mean over classes).
+        class_weights: of the cross-entropy: ``none``, ``balanced`` by inverse square root of
+            pixel frequency, or one number per class.
+        freeze_bn: keep batch statistics of the encoder as they came.
+        freeze: module paths, e.g. ``encoder.stem``, whose weights stay as they came.
+        rare_crops: part of the crops that are drawn again (20 times at most) until another class
+            than the most frequent covers 5 % of them.
+        ema: decay of the averaged weights that are evaluated and saved; 0 is off.
+        precision: ``32``, ``bf16`` or ``fp16``; refused where the device does not have it.
+        val_every_steps, patience: evaluations on the validation split, and how many without a
+            better mIoU end the run (0: never early).
+        seed: of weights, crops and augmentation.
+        workers: processes that prepare crops.
+        log_every_steps: of the CSV and TensorBoard logs.
+    """
+
+    scope: Literal["network", "decoder"] = "network"
+    crop_px: int = pydantic.Field(ge=32)
+    batch: int = pydantic.Field(ge=1)
+    steps: int = pydantic.Field(ge=1)
+    lr: Positive = 1e-3
+    encoder_lr_factor: Fraction = 1.0
+    weight_decay: float = pydantic.Field(default=0.01, ge=0)
+    warmup_fraction: Fraction = 0.1
+    grad_clip: Positive = 1.0
+    ce_weight: float = pydantic.Field(default=1.0, ge=0)
+    dice_weight: float = pydantic.Field(default=0.0, ge=0, validate_default=True)
+    class_weights: Literal["none", "balanced"] | list[Positive] = "none"
+    freeze_bn: bool = False
+    freeze: list[str] = []
+    rare_crops: Fraction = 0.0
+    ema: float = pydantic.Field(default=0.0, ge=0, lt=1)
+    augment: AugmentSpec = AugmentSpec()
+    precision: Literal["32", "bf16", "fp16"] = "32"
+    val_every_steps: int = pydantic.Field(default=100, ge=1)
+    patience: int = pydantic.Field(default=0, ge=0)
+    seed: int = pydantic.Field(default=0, ge=0)
+    workers: int = pydantic.Field(default=0, ge=0)
+    log_every_steps: int = pydantic.Field(default=10, ge=1)
+
+    @pydantic.field_validator("precision", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        return str(value) if isinstance(value, int) else value
+
+    @pydantic.field_validator("dice_weight")
+    @classmethod
+    def _loss(cls, value: float, info: pydantic.ValidationInfo) -> float:
+        if value == 0 and info.data.get("ce_weight") == 0:
+            raise ValueError("ce_weight and dice_weight are both 0: there is no loss")
+        return value
+
+
+class IoSpec(Document):
+    """What goes in and comes out of the engine, and what the classes are."""
+
+    inputs: list[ImageInput] = pydantic.Field(min_length=1, max_length=1)
+    outputs: list[LogitsOutput] = pydantic.Field(
+        default=[LogitsOutput()], min_length=1, max_length=1
+    )
+    classes: Classes
+
+
+class TilingSpec(Document):
+    """How scenes are cut; the window is the engine's tile.
+
+    Attributes:
+        overlap_px: pixels that neighbouring windows share at least.
+        blend: how probabilities of overlapping windows are weighted.
+    """
+
+    overlap_px: int = pydantic.Field(ge=0)
+    blend: Blend = "cosine"
+
+
+class ParityGate(Document):
+    """Largest absolute difference allowed between two forms of a model, in logits."""
+
+    atol: Positive
+
+
+class GateSpec(Document):
+    """Bounds that a build must keep; each has its reason beside it in the recipe."""
+
+    onnx_vs_torch: ParityGate
+    golden: ParityGate | None = None
+
+
+class PrecisionSpec(Document):
+    """Precisions that a build may choose from."""
+
+    allowed: list[Literal["fp32"]] = pydantic.Field(default=["fp32"], min_length=1)
+
+
+class Recipe(Document):
+    """One product; see the files in ``engines/`` for commented examples."""
+
+    schema_version: Literal[1] = pydantic.Field(alias="schema")
+    name: str = pydantic.Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    title: str = ""
+    student: StudentSpec
+    data: DataSpec
+    finetune: FinetuneSpec
+    io: IoSpec
+    tiling: TilingSpec
+    precision: PrecisionSpec = PrecisionSpec()
+    gates: GateSpec
+    targets: list[str] = pydantic.Field(min_length=1)
+
+    @pydantic.field_validator("targets")
+    @classmethod
+    def _targets(cls, value: list[str]) -> list[str]:
+        valid = registry.yaml_names(registry.engines_root() / "targets")
+        wrong = [
+            f"target '{name}' does not exist{registry.nearest(name, valid)}"
+            for name in value
+            if name not in valid
+        ]
+        if wrong:
+            raise ValueError(f"{'; '.join(wrong)} (valid: {', '.join(valid)})")
+        return value
+
+    @pydantic.field_validator("io")
+    @classmethod
+    def _weights(cls, value: IoSpec, info: pydantic.ValidationInfo) -> IoSpec:
+        finetune = info.data.get("finetune")  # absent when it has faults of its own
+        weights = finetune.class_weights if finetune is not None else "none"
+        if isinstance(weights, list) and len(weights) != len(value.classes):
+            raise ValueError(
+                f"there are {len(value.classes)} classes and finetune.class_weights has "
+                f"{len(weights)} numbers"
+            )
+        return value
+
+    @pydantic.field_validator("tiling")
+    @classmethod
+    def _overlap(cls, value: TilingSpec, info: pydantic.ValidationInfo) -> TilingSpec:
+        io = info.data.get("io")  # absent when it has faults of its own
+        if io is not None and value.overlap_px >= io.inputs[0].tile_px:
+            raise ValueError(
+                f"overlap_px must be smaller than the tile of {io.inputs[0].tile_px} px; "
+                f"received {value.overlap_px}"
+            )
+        return value
+
+    def plain(self) -> dict[str, Any]:
+        """The recipe as JSON-ready values, defaults filled in."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: ``dotted.key=value`` texts, the value in YAML, applied before validation.
+
+    Raises:
+        InputError: the file cannot be read, or an override is not ``key=value``.
+        RecipeError: lists every fault with its line.
+    """
+    value, lines = read_yaml(path)
+    for text in overrides or []:
+        _override(value, text)
+    return parse_document(Recipe, value, lines, str(path))
+
+
+def parse_recipe(value: dict[str, Any], source: str) -> Recipe:
+    """Validate a recipe that travelled inside a checkpoint or bundle."""
+    return parse_document(Recipe, value, {}, source)
+
+
+def _override(value: dict[str, Any], text: str) -> None:
+    import yaml
+
+    key, equals, raw = text.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise InputError(f"--set expects dotted.key=value, received '{text}'")
+    target: Any = value
+    for part in parts[:-1]:
+        if not isinstance(target, dict):
+            raise InputError(f"--set {text}: '{part}' is inside a value that holds no keys")
+        target = target.setdefault(part, {})
+    if not isinstance(target, dict):
+        raise InputError(f"--set {text}: '{parts[-1]}' is inside a value that holds no keys")
+    try:
+        target[parts[-1]] = yaml.safe_load(raw)
+    except yaml.YAMLError as err:
+        raise InputError(f"--set {text}: the value is not YAML") from err
+
+
+def data_root(recipe: Recipe, recipe_path: Path) -> Path:
+    """The labelled set that a recipe names, as an absolute path."""
+    return resolve_path(recipe.data.root, recipe_path.resolve().parent)
+
+
+__all__ = [
+    "AugmentSpec",
+    "DataSpec",
+    "FinetuneSpec",
+    "GateSpec",
+    "IoSpec",
+    "Recipe",
+    "RecipeError",
+    "SplitRule",
+    "StudentSpec",
+    "TilingSpec",
+    "data_root",
+    "load_recipe",
+    "parse_recipe",
+]

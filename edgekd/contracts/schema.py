@@ -1,0 +1,209 @@
+"""YAML in, typed document out, with every fault at once: line, key, expectation, nearest name."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+import pydantic
+import yaml
+
+from edgekd.contracts.artifacts import read_text
+from edgekd.contracts.registry import nearest
+from edgekd.errors import InputError, RecipeError
+
+Place = tuple[str | int, ...]
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+class Document(pydantic.BaseModel):
+    """Base of every schema here: unknown keys are faults, values never change afterwards."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, value: object, info: pydantic.ValidationInfo) -> object:
+        """Refuse ``steps: yes``, which would be read as 1."""
+        if isinstance(value, bool):
+            annotation = cls.model_fields[str(info.field_name)].annotation
+            if not {bool, Any} & {annotation, *get_args(annotation)}:
+                raise ValueError(f"{str(value).lower()} (yes/no in YAML) is no value for this key")
+        return value
+
+
+D = TypeVar("D", bound=Document)
+
+
+class _Reader:
+    """Builds plain Python values from YAML nodes and remembers the line of every key."""
+
+    def __init__(self) -> None:
+        self.lines: dict[Place, int] = {(): 1}
+        self.problems: list[str] = []
+        self._scalars = yaml.SafeLoader("")
+
+    def value(self, node: yaml.Node, place: Place) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, place)
+        if isinstance(node, yaml.SequenceNode):
+            items = []
+            for index, child in enumerate(node.value):
+                here = (*place, index)
+                self.lines[here] = child.start_mark.line + 1
+                items.append(self.value(child, here))
+            return items
+        return self._scalars.construct_object(node, deep=True)
+
+    def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, child in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problems.append(f"line {line}: a key must be a plain word")
+                continue
+            key = key_node.value
+            here = (*place, key)
+            if key in result:
+                self.problems.append(
+                    f"line {line}: key '{key}' stands twice (first on line {self.lines[here]})"
+                )
+            self.lines[here] = line
+            result[key] = self.value(child, here)
+        return result
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
+    """Parse a YAML file to plain values and the line number of each key.
+
+    Raises:
+        InputError: missing, empty or not text.
+        RecipeError: not YAML, not a mapping, or a key that stands twice.
+    """
+    text = read_text(path)
+    reader = _Reader()
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = reader.value(node, ()) if node is not None else None
+    except yaml.YAMLError as err:
+        mark = getattr(err, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        problem = getattr(err, "problem", None) or str(err).splitlines()[0]
+        raise RecipeError(str(path), [f"line {line}: not YAML: {problem}"]) from err
+    except (ValueError, RecursionError) as err:  # an impossible date; an anchor inside itself
+        raise RecipeError(str(path), [f"line 1: not YAML that can be read: {err}"]) from err
+    if reader.problems:
+        raise RecipeError(str(path), reader.problems)
+    if not isinstance(value, dict):
+        raise RecipeError(str(path), ["line 1: expected keys and values, e.g. 'schema: 1'"])
+    return value, reader.lines
+
+
+def parse_document(kind: type[D], value: dict[str, Any], lines: dict[Place, int], source: str) -> D:
+    """Validate plain values against a schema.
+
+    Args:
+        kind: the schema.
+        value: as returned by :func:`read_yaml`.
+        lines: line of every key; an empty dict when the values did not come from a file.
+        source: what to call the document in messages.
+
+    Raises:
+        RecipeError: lists every fault, each with its line.
+    """
+    try:
+        return kind.model_validate(value)
+    except pydantic.ValidationError as err:
+        faults: list[tuple[int, str]] = []
+        for fault in err.errors():
+            line, text = _describe(kind, dict(fault), lines)
+            text = f"line {line}: {text}" if lines else text
+            if (line, text) not in faults:
+                faults.append((line, text))
+        raise RecipeError(source, [text for _, text in sorted(faults)]) from err
+
+
+def load_document(kind: type[D], path: Path) -> D:
+    """Read and validate a YAML file; see :func:`read_yaml` and :func:`parse_document`."""
+    value, lines = read_yaml(path)
+    return parse_document(kind, value, lines, str(path))
+
+
+def _describe(
+    kind: type[Document], fault: dict[str, Any], lines: dict[Place, int]
+) -> tuple[int, str]:
+    place: Place = tuple(fault["loc"])
+    while place and place not in lines and fault["type"] != "missing":
+        place = place[:-1]
+    parent = place[:-1] if fault["type"] == "missing" else place
+    line = lines.get(place) or lines.get(parent) or 1
+    dotted = ".".join(str(part) for part in (place if lines else fault["loc"]))
+    where = ".".join(str(part) for part in fault["loc"][:-1]) or "the document"
+    key = str(fault["loc"][-1]) if fault["loc"] else ""
+    if fault["type"] == "extra_forbidden":
+        valid = sorted(_fields(kind, tuple(fault["loc"][:-1])))
+        return (
+            line,
+            f"unknown key '{key}' in {where}{nearest(key, valid)} (valid: {', '.join(valid)})",
+        )
+    if fault["type"] == "missing":
+        return line, f"{where} lacks the key '{key}'"
+    if fault["type"] == "literal_error":
+        expected = str(fault["ctx"]["expected"])
+        choices = re.findall(r"'([^']*)'", expected)
+        hint = nearest(str(fault["input"]), choices)
+        return line, f"{dotted} is {fault['input']!r}, expected {expected}{hint}"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return line, f"{dotted}: {message}" if dotted else message
+    message = message[0].lower() + message[1:]
+    return line, f"{dotted} is {fault['input']!r}, but {message}"
+
+
+def _fields(kind: Any, place: Place) -> set[str]:
+    """Valid keys of the (nested) schema at ``place``."""
+    for part in place:
+        kind = _inner(kind.model_fields[part].annotation) if isinstance(part, str) else kind
+    fields = getattr(kind, "model_fields", {})
+    return {field.alias or name for name, field in fields.items()}
+
+
+def _inner(annotation: Any) -> Any:
+    """The schema inside ``X | None``, ``list[X]`` and the like."""
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return annotation
+    if get_origin(annotation) is not None:
+        for argument in get_args(annotation):
+            found = _inner(argument)
+            if found is not None:
+                return found
+    return None
+
+
+def resolve_path(text: str, base: Path) -> Path:
+    """A path written in a document, as an absolute path.
+
+    ``${NAME}`` and ``${NAME:-default}`` are replaced from the environment; a relative path that
+    comes from the environment counts from the working directory (the user typed it there), every
+    other relative path from ``base``, the folder of the document.
+
+    Raises:
+        InputError: a variable without default is not set.
+    """
+    from_environment = False
+
+    def substitute(match: re.Match[str]) -> str:
+        nonlocal from_environment
+        value = os.environ.get(match[1], "")
+        if value and match.start() == 0:
+            from_environment = True
+        if not value and match[2] is None:
+            raise InputError(f"{text} names the variable {match[1]}, which is not set")
+        return value or str(match[2])
+
+    path = Path(_VARIABLE.sub(substitute, text)).expanduser()
+    if path.is_absolute():
+        return path
+    return ((Path.cwd() if from_environment else base) / path).resolve()

@@ -1,0 +1,1 @@
+"""Checkpoint to ONNX. The only part of deploy that imports torch."""

@@ -1,0 +1,185 @@
+"""Named validity checks: is this measurement fit to be shown and compared?
+
+Each check is a function from the evidence to pass, fail or unknown with a sentence; adding one
+means adding a function to :data:`CHECKS`. A failed check makes the record invalid. ``unknown``
+is a check that the machine does not allow to make; it never counts as passed.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgekd.report.record import Asked, Check, Disturbance, EngineWindow, SceneWindow, WarmUp
+
+#: fewest calls of the engine window: with 30, the median is known to about a tenth of the spread.
+MIN_TILES = 30
+#: fewest runs over the scene: with fewer, a disturbed one cannot be told from the others.
+MIN_SCENE_RUNS = 3
+#: share of the cores that others may use; on 2 cores 0.20 is 40 % of one.
+OTHERS_BOUND = 0.20
+#: spread of the mean clock between blocks; governors step by 100 MHz of about 2 GHz.
+FREQUENCY_BOUND = 0.10
+#: change of the median latency from the first to the last third of the window.
+DRIFT_BOUND = 0.10
+#: (slowest - fastest) / median of the runs over the scene.
+REPEATS_BOUND = 0.25
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the checks look at.
+
+    Attributes:
+        tick_s: resolution of the clock, s.
+        monotonic: whether the clock can only go forward.
+        target, target_arch: what the bundle was built for.
+        arch: of this machine.
+        golden_error, golden_bound: largest difference to the stored outputs, and what the
+            bundle allows, in logits.
+    """
+
+    asked: Asked
+    warm_up: WarmUp
+    engine: EngineWindow
+    scene: SceneWindow
+    disturbance: Disturbance
+    tick_s: float
+    monotonic: bool
+    target: str
+    target_arch: str
+    arch: str
+    golden_error: float
+    golden_bound: float
+
+
+def _verdict(name: str, passed: bool, detail: str) -> Check:
+    return Check(name=name, status="pass" if passed else "fail", detail=detail)
+
+
+def enough_samples(e: Evidence) -> Check:
+    """Enough calls, for long enough, and enough runs over the scene."""
+    n, runs = e.engine.summary.n, len(e.scene.runs)
+    passed = n >= MIN_TILES and e.engine.duration_s >= e.asked.duration_s and runs >= MIN_SCENE_RUNS
+    return _verdict(
+        "enough_samples",
+        passed,
+        f"{n} tiles in {e.engine.duration_s:.1f} s and {runs} runs over the input; needed are "
+        f"{MIN_TILES} tiles, {e.asked.duration_s:g} s and {MIN_SCENE_RUNS} runs",
+    )
+
+
+def warm_up_steady(e: Evidence) -> Check:
+    """Latency had become steady before the first counted call."""
+    return _verdict("warm_up_steady", e.warm_up.steady, e.warm_up.detail)
+
+
+def latency_steady(e: Evidence) -> Check:
+    """Latency stayed steady: no heating up, no throttling, no growing queue."""
+    values = e.engine.latencies_s
+    third = max(len(values) // 3, 1)
+    first, last = statistics.median(values[:third]), statistics.median(values[-third:])
+    change = last / first - 1
+    return _verdict(
+        "latency_steady",
+        abs(change) <= DRIFT_BOUND,
+        f"median latency changed by {100 * change:+.1f} % from the first to the last third; "
+        f"allowed are {100 * DRIFT_BOUND:.0f} %",
+    )
+
+
+def repeats_agree(e: Evidence) -> Check:
+    """The runs over the scene took about the same time."""
+    times = [run.total_s for run in e.scene.runs]
+    spread = (max(times) - min(times)) / statistics.median(times)
+    return _verdict(
+        "repeats_agree",
+        spread <= REPEATS_BOUND,
+        f"{len(times)} runs differ by {100 * spread:.1f} % of their median; allowed are "
+        f"{100 * REPEATS_BOUND:.0f} %",
+    )
+
+
+def not_disturbed(e: Evidence) -> Check:
+    """Other processes left the cores alone."""
+    share = e.disturbance.other_cpu_share
+    if share is None:
+        reason = e.disturbance.absent["other_cpu_share"]
+        return Check(name="not_disturbed", status="unknown", detail=reason)
+    return _verdict(
+        "not_disturbed",
+        share <= OTHERS_BOUND,
+        f"other processes used {100 * share:.1f} % of all cores; allowed are "
+        f"{100 * OTHERS_BOUND:.0f} %",
+    )
+
+
+def frequency_stable(e: Evidence) -> Check:
+    """The CPU's clock was the same after every block."""
+    values = e.disturbance.frequency_mhz
+    if values is None:
+        reason = e.disturbance.absent["frequency_mhz"]
+        return Check(name="frequency_stable", status="unknown", detail=reason)
+    spread = (max(values) - min(values)) / max(values)
+    return _verdict(
+        "frequency_stable",
+        spread <= FREQUENCY_BOUND,
+        f"mean clock {min(values):.0f} to {max(values):.0f} MHz ({100 * spread:.1f} % apart); "
+        f"allowed are {100 * FREQUENCY_BOUND:.0f} %",
+    )
+
+
+def clock_sound(e: Evidence) -> Check:
+    """Time went forward, calls do not overlap, and the clock is fine enough."""
+    faults = []
+    if not e.monotonic:
+        faults.append("the clock is not monotonic")
+    pairs = zip(e.engine.starts_s, e.engine.latencies_s, strict=True)
+    end_s = 0.0
+    for number, (start_s, latency_s) in enumerate(pairs):
+        if start_s < end_s - 1e-6:  # stored with 0.1 µs; 1 µs leaves room for rounding
+            faults.append(f"call {number} starts before the one before it ended")
+            break
+        end_s = start_s + latency_s
+    if e.tick_s > 0.01 * e.engine.summary.p50_s:
+        faults.append(f"its resolution of {e.tick_s:.2g} s exceeds 1 % of the median latency")
+    detail = "; ".join(faults) or f"calls in order, resolution {e.tick_s:.1g} s"
+    return _verdict("clock_sound", not faults, detail)
+
+
+def device_fits(e: Evidence) -> Check:
+    """The bundle was measured on the architecture that it was built for."""
+    return _verdict(
+        "device_fits",
+        e.target_arch == e.arch,
+        f"built for {e.target} ({e.target_arch}), measured on {e.arch}",
+    )
+
+
+def outputs_right(e: Evidence) -> Check:
+    """The engine reproduces the outputs that the bundle stores: a fast wrong one is no result."""
+    return _verdict(
+        "outputs_right",
+        e.golden_error <= e.golden_bound,
+        f"golden outputs differ by {e.golden_error:.3g} logits at most; allowed are "
+        f"{e.golden_bound:.3g}",
+    )
+
+
+CHECKS: tuple[Callable[[Evidence], Check], ...] = (
+    outputs_right,
+    device_fits,
+    enough_samples,
+    warm_up_steady,
+    latency_steady,
+    repeats_agree,
+    not_disturbed,
+    frequency_stable,
+    clock_sound,
+)
+
+
+def run_checks(evidence: Evidence) -> list[Check]:
+    """Every check, in the order of :data:`CHECKS`."""
+    return [check(evidence) for check in CHECKS]

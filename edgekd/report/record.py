@@ -1,0 +1,360 @@
+"""A benchmark record: one measurement with its raw samples, provenance and verdicts.
+
+The file is JSON. Field names carry units (``_s`` seconds, ``_px`` pixels, ``_mib`` 2**20 bytes,
+``mpx`` 10**6 pixels, ``share`` and ``ratio`` 0-1). Everything that is computed from raw samples
+is computed again when a record is read, so that a number changed by hand is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from edgekd.contracts.artifacts import read_json, write_json
+from edgekd.contracts.calibration import Sha256
+from edgekd.contracts.schema import Document
+from edgekd.errors import InputError
+from edgekd.telemetry.environment import Environment
+from edgekd.telemetry.power import PowerUnavailable
+
+KIND = "edgekd.benchmark"
+RECORD_SCHEMA = 1
+
+Seconds = Annotated[float, pydantic.Field(gt=0)]
+Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+Status = Literal["pass", "fail", "unknown"]
+
+RATIO_DEFINITION = (
+    "end_to_end_over_engine = unique pixels per second of the scene window (pixels with data of "
+    "the scene / median total_s of its runs) divided by tile pixels per second of the bare "
+    "engine window (tile_px squared / mean latency). redundancy = tile pixels that the model "
+    "saw / unique pixels: the price of overlap and of tiles beyond the border. "
+    "tiles_over_engine = end_to_end_over_engine * redundancy: what reading, blending and "
+    "writing cost besides."
+)
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Nearest-rank percentile: the smallest value with at least ``percent`` % at or below it.
+
+    The result is always one of the values (nothing is interpolated), so the 99th percentile of
+    fewer than 100 values is the largest. It is ``sorted(values)[ceil(percent / 100 * n) - 1]``.
+
+    Args:
+        values: at least one.
+        percent: 0 < percent <= 100.
+
+    Raises:
+        ValueError: no values, or a percent outside the range.
+    """
+    if not values or not 0 < percent <= 100:
+        raise ValueError(f"expected values and 0 < percent <= 100, received {percent}")
+    # percent * n first: 0.07 * 100 is 7.000000000000001 and would move the rank by one
+    return sorted(values)[max(math.ceil(percent * len(values) / 100), 1) - 1]
+
+
+class LatencySummary(Document):
+    """Figures of a list of latencies, s; percentiles by nearest rank (:func:`percentile`)."""
+
+    n: int
+    mean_s: float
+    p50_s: float
+    p90_s: float
+    p99_s: float
+    min_s: float
+    max_s: float
+
+    @classmethod
+    def of(cls, latencies_s: Sequence[float]) -> LatencySummary:
+        """Summarise at least one latency."""
+        return cls(
+            n=len(latencies_s),
+            mean_s=statistics.fmean(latencies_s),
+            p50_s=percentile(latencies_s, 50),
+            p90_s=percentile(latencies_s, 90),
+            p99_s=percentile(latencies_s, 99),
+            min_s=min(latencies_s),
+            max_s=max(latencies_s),
+        )
+
+
+class BundleIdentity(Document):
+    """Which bundle was measured, copied from its manifest.
+
+    Attributes:
+        precision, precision_asked: what the model computes in, and what the recipe allowed.
+        backend: what really ran: library, version, provider, threads.
+        gates: checks that the build made, name -> passed.
+    """
+
+    name: str
+    title: str
+    model_sha256: Sha256
+    recipe_sha256: Sha256
+    checkpoint_sha256: Sha256
+    data_name: str
+    student: str
+    precision: str
+    precision_asked: list[str]
+    target: str
+    target_arch: str
+    backend: dict[str, str]
+    tile_px: int
+    stride_px: int
+    overlap_px: int
+    classes: list[str]
+    gates: dict[str, bool]
+    built_utc: str
+
+
+class InputUsed(Document):
+    """What was fed.
+
+    Attributes:
+        kind: ``file``, or ``synthetic`` for uniform noise from a fixed seed.
+        name: file name without its folder.
+        bands: 1-based bands that were read; null for synthetic pixels.
+        sha256: of the file; null for synthetic pixels.
+    """
+
+    kind: Literal["file", "synthetic"]
+    name: str
+    width_px: int
+    height_px: int
+    bands: list[int] | None
+    sha256: Sha256 | None
+
+
+class WarmUp(Document):
+    """Model calls before anything counted.
+
+    Attributes:
+        total_s: wall-clock time.
+        steady: whether latency had become steady when it ended.
+        detail: how steady was judged and what was seen.
+        latencies_s: of each call.
+    """
+
+    total_s: float
+    iterations: int
+    steady: bool
+    detail: str
+    latencies_s: list[float]
+
+
+class EngineWindow(Document):
+    """The bare engine: one model call after the other on tiles that lie ready in memory.
+
+    Attributes:
+        duration_s: summed length of the blocks.
+        block_n: calls per block; a run over the scene lies between two blocks.
+        starts_s: start of each call, s since the first, on the monotonic clock.
+        latencies_s: of each call.
+        summary: of ``latencies_s``.
+        tiles_per_s, mpx_per_s: 1 / mean latency, and that times the tile's pixels.
+    """
+
+    tiles: int
+    duration_s: Seconds
+    block_n: list[int]
+    starts_s: list[float]
+    latencies_s: list[Seconds] = pydantic.Field(min_length=1)
+    summary: LatencySummary
+    tiles_per_s: float
+    mpx_per_s: float
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> EngineWindow:
+        if not len(self.starts_s) == len(self.latencies_s) == sum(self.block_n):
+            raise ValueError("starts, latencies and blocks differ in number")
+        expected = LatencySummary.of(self.latencies_s)
+        for name, value in expected:
+            if not _close(value, getattr(self.summary, name)):
+                raise ValueError(f"summary.{name} does not follow from the latencies")
+        if not _close(self.tiles_per_s, 1 / expected.mean_s):
+            raise ValueError("tiles_per_s does not follow from the latencies")
+        return self
+
+
+class SceneRun(Document):
+    """One run over the whole input: reading, tiling, blending, writing.
+
+    Attributes:
+        start_s: s since the first call of the engine window, monotonic clock.
+        total_s: wall-clock time from opening the input to the finished map.
+        infer_s: part of it inside the model.
+    """
+
+    start_s: float
+    total_s: Seconds
+    infer_s: float
+
+
+class SceneWindow(Document):
+    """Repeated end-to-end runs over the input.
+
+    Attributes:
+        what: what a run does.
+        pixels_unique: pixels with data; each counts once however many windows hold it.
+        windows_run, windows_skipped: per run; windows without data are not run.
+        overlap_px: shared pixels of neighbouring windows.
+        total_s: median of the runs.
+        unique_mpx_per_s, tiles_per_s: from ``total_s``.
+        engine_share: time inside the model over total time, all runs together.
+    """
+
+    what: str
+    runs: list[SceneRun] = pydantic.Field(min_length=1)
+    pixels_unique: int
+    windows_run: int
+    windows_skipped: int
+    overlap_px: int
+    total_s: float
+    unique_mpx_per_s: float
+    tiles_per_s: float
+    engine_share: Share
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> SceneWindow:
+        total_s = statistics.median(run.total_s for run in self.runs)
+        if not _close(total_s, self.total_s):
+            raise ValueError("total_s is not the median of the runs")
+        if not _close(self.pixels_unique / 1e6 / total_s, self.unique_mpx_per_s):
+            raise ValueError("unique_mpx_per_s does not follow from the runs")
+        return self
+
+
+class Ratio(Document):
+    """End to end against bare engine; ``definition`` says how."""
+
+    definition: str
+    end_to_end_over_engine: float
+    redundancy: float
+    tiles_over_engine: float
+
+
+class Disturbance(Document):
+    """What else happened on the machine during the measured blocks and runs.
+
+    Attributes:
+        other_cpu_share: share of all cores that other processes used; null if not readable.
+        load_1min_before, load_1min_after: load averages.
+        frequency_mhz: mean clock of the cores after each block; null if not readable.
+        absent: field -> why it is null.
+    """
+
+    other_cpu_share: Share | None
+    load_1min_before: float | None
+    load_1min_after: float | None
+    frequency_mhz: list[float] | None
+    absent: dict[str, str]
+
+
+class Check(Document):
+    """A named validity check; ``unknown`` is one that this machine does not allow to make."""
+
+    name: str
+    status: Status
+    detail: str
+
+
+class Asked(Document):
+    """What the caller asked for."""
+
+    duration_s: float
+    warmup_s: float
+    scene_runs: int
+
+
+class BenchmarkRecord(Document):
+    """One measurement.
+
+    Attributes:
+        created_utc: ISO 8601, when the measurement ended.
+        peak_rss_mib: largest resident memory of the process, from its start to the end.
+        power: in this schema always unavailable with a reason, never a number.
+        valid: no check failed. Checks that could not be made are ``unknown`` and are shown.
+        quality: accuracy figures that the caller measured on the same bundle, free form.
+    """
+
+    schema_version: Literal[1] = pydantic.Field(default=1, alias="schema")
+    kind: Literal["edgekd.benchmark"] = "edgekd.benchmark"
+    created_utc: str
+    asked: Asked
+    bundle: BundleIdentity
+    environment: Environment
+    input: InputUsed
+    warm_up: WarmUp
+    engine: EngineWindow
+    scene: SceneWindow
+    ratio: Ratio
+    disturbance: Disturbance
+    peak_rss_mib: float
+    power: PowerUnavailable
+    checks: list[Check] = pydantic.Field(min_length=1)
+    valid: bool
+    quality: dict[str, Any] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> BenchmarkRecord:
+        if self.valid != all(check.status != "fail" for check in self.checks):
+            raise ValueError("valid does not follow from the checks")
+        ratio = self.scene.unique_mpx_per_s / self.engine.mpx_per_s
+        if not _close(ratio, self.ratio.end_to_end_over_engine):
+            raise ValueError("the ratio does not follow from the windows")
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-ready values with the keys as written in the file."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def failed(self) -> list[Check]:
+        """Checks that failed: why the record is not valid."""
+        return [check for check in self.checks if check.status == "fail"]
+
+
+def _close(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def write_record(record: BenchmarkRecord, path: Path) -> None:
+    """Write a record; the file appears when it is whole.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    write_json(path, record.plain())
+
+
+def read_record(path: Path) -> BenchmarkRecord:
+    """Read and check a record.
+
+    Raises:
+        InputError: missing, empty, damaged, another kind of file or another schema.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict) or value.get("kind") != KIND:
+        raise InputError(
+            f"{path} is not a benchmark record (its kind is not '{KIND}'); make one with: "
+            "edgekd bench BUNDLE INPUT -o record.json"
+        )
+    if value.get("schema") != RECORD_SCHEMA:
+        raise InputError(
+            f"{path} is a record of schema {value.get('schema')!r} and this edgekd reads schema "
+            f"{RECORD_SCHEMA}; measure again, or read it with the edgekd that wrote it"
+        )
+    try:
+        return BenchmarkRecord.model_validate(value)
+    except pydantic.ValidationError as err:
+        first = err.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the record"
+        message = str(first["msg"]).removeprefix("Value error, ")
+        more = f" ({err.error_count()} faults)" if err.error_count() > 1 else ""
+        raise InputError(
+            f"{path} is damaged or was changed: {place}: {message}{more}; measure again"
+        ) from err

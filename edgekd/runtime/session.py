@@ -1,0 +1,419 @@
+"""A loaded bundle: the front door for applications.
+
+import edgekd
+
+with edgekd.load("bundles/canopy-x86-cpu") as session:
+    prediction = session.run(image)            # (H, W, 3) uint8, any size
+    result = session.run_scene("scene.tif", "map.tif")
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pydantic
+
+import edgekd
+from edgekd.contracts.artifacts import canonical_json, sha256_bytes, sha256_file
+from edgekd.contracts.imageio import Nodata, Raster, UInt8Array
+from edgekd.contracts.manifest import MANIFEST_NAME, MANIFEST_SCHEMA, Manifest
+from edgekd.contracts.preprocess import Normalizer
+from edgekd.contracts.tensors import MAP_NODATA
+from edgekd.errors import BundleError, EnvironmentLacksError, GateError
+from edgekd.runtime.backends.base import Backend
+from edgekd.runtime.scene import ArraySource, RasterSource, create_map
+from edgekd.runtime.tiler import Progress, TilePlan, TileStats, run_tiles
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Result for an image in memory.
+
+    Attributes:
+        classes: class index per pixel ``(H, W)`` uint8, values as in the bundle's class list.
+        confidence: probability of that class ``(H, W)`` float32, 0-1.
+        stats: windows and time.
+    """
+
+    classes: UInt8Array
+    confidence: npt.NDArray[np.float32]
+    stats: TileStats
+
+
+@dataclass(frozen=True)
+class SceneResult:
+    """Result for a scene that was written to a file.
+
+    ``pixels = valid + nodata`` and ``covered = valid``: every pixel with data has a class and no
+    other pixel has one. ``nodata_rule`` says in words what was taken for "no data" and why. Times
+    are wall-clock seconds; ``infer_s`` is the part inside the model.
+    """
+
+    input: str
+    output: str
+    width: int
+    height: int
+    crs: str | None
+    bands: list[int]
+    window_px: int
+    overlap_px: int
+    windows: int
+    windows_run: int
+    windows_skipped: int
+    pixels: int
+    pixels_valid: int
+    pixels_nodata: int
+    nodata_rule: str
+    pixels_covered: int
+    class_pixels: dict[str, int]
+    class_area_m2: dict[str, float] | None
+    total_s: float
+    infer_s: float
+    mpx_per_s: float
+    latencies_s: list[float] = field(default_factory=list, repr=False)
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-ready values, without the list of latencies."""
+        values = asdict(self)
+        del values["latencies_s"]
+        return values
+
+
+class Session:
+    """A bundle that is loaded and checked; made by :func:`load`.
+
+    One model call runs at a time: a session may be shared by threads, calls queue.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, backend: Backend) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.backend = backend
+        self._lock = threading.Lock()
+        spec = manifest.inputs[0]
+        self._input, self._output = spec.name, manifest.outputs[0].name
+        self._normalize = Normalizer(spec)
+        self._fill = np.clip(np.round(spec.mean), 0, 255).astype(np.uint8)
+        self._index = np.array([item.index for item in manifest.classes], dtype=np.uint8)
+
+    @property
+    def channels(self) -> int:
+        """Channels that an image must have."""
+        return self._normalize.channels
+
+    def infer(self, tiles: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """One call of the model: normalised ``(N, C, tile, tile)`` float32 -> logits."""
+        with self._lock:
+            return self.backend.infer({self._input: tiles})[self._output]
+
+    def geometry(self, overlap_px: int | None = None) -> TilePlan:
+        """Window geometry, with another overlap than the bundle's own if given."""
+        tiling = self.manifest.tiling
+        stride = self.manifest.outputs[0].stride_px
+        assert stride is not None
+        return TilePlan(
+            tile_px=tiling.window_px,
+            stride_px=stride,
+            classes=len(self.manifest.classes),
+            overlap_px=tiling.overlap_px if overlap_px is None else overlap_px,
+            blend=tiling.blend,
+        )
+
+    def run(self, image: npt.NDArray[np.generic], overlap_px: int | None = None) -> Prediction:
+        """Classes of an image in memory, tiled like a scene.
+
+        Args:
+            image: ``(H, W, C)`` uint8, any size.
+            overlap_px: shared pixels of neighbouring windows; the bundle's own if absent.
+
+        Raises:
+            ImageError: another shape or type.
+        """
+        source = ArraySource(image, self.channels)
+        classes = np.empty((source.height, source.width), dtype=np.uint8)
+        confidence = np.empty((source.height, source.width), dtype=np.float32)
+        stats = TileStats()
+        for rows in run_tiles(
+            source, self.infer, self._normalize, self.geometry(overlap_px), stats, self._fill
+        ):
+            part = slice(rows.y0, rows.y0 + len(rows.channel))
+            classes[part] = self._index[rows.channel]
+            confidence[part] = rows.confidence
+        return Prediction(classes, confidence, stats)
+
+    def run_scene(
+        self,
+        src: str | Path,
+        dst: str | Path,
+        bands: list[int] | None = None,
+        overlap_px: int | None = None,
+        progress: Progress | None = None,
+        nodata: Nodata = "auto",
+    ) -> SceneResult:
+        """Classes of a scene file as a georeferenced map.
+
+        Args:
+            src: anything GDAL reads with 8-bit bands.
+            dst: the GeoTIFF to write; it appears when it is whole.
+            bands: 1-based bands to feed, in the order of the model's channels.
+            overlap_px: shared pixels of neighbouring windows; the bundle's own if absent.
+            progress: called with (windows done, windows planned).
+            nodata: what counts as a pixel without data, see
+                :class:`~edgekd.contracts.imageio.Raster`; the result says what was done.
+
+        Raises:
+            ImageError: the scene cannot be read or does not fit the model.
+            OutputError: the map cannot be written.
+            GateError: the model gave NaN, or the counts of the map do not add up.
+        """
+        start = time.perf_counter()
+        geometry = self.geometry(overlap_px)
+        stats = TileStats()
+        counts = np.zeros(256, dtype=np.int64)
+        table = np.full(256, MAP_NODATA, dtype=np.uint8)
+        table[: len(self._index)] = self._index
+        valid_pixels = 0
+        tags = {
+            "EDGEKD_VERSION": edgekd.__version__,
+            "EDGEKD_BUNDLE": self.manifest.name,
+            "EDGEKD_MODEL_SHA256": self.manifest.files[self.manifest.model],
+        }
+        with Raster(Path(src), nodata) as raster:
+            source = RasterSource(raster, bands, self.channels)
+            with create_map(
+                Path(dst), raster.height, raster.width, self.manifest.classes, raster, tags
+            ) as writer:
+                for rows in run_tiles(
+                    source, self.infer, self._normalize, geometry, stats, self._fill, progress
+                ):
+                    values = np.asarray(cv2.LUT(rows.channel, table), dtype=np.uint8)
+                    if raster.masked:
+                        values[~rows.valid] = MAP_NODATA
+                        valid_pixels += int(np.count_nonzero(rows.valid))
+                    else:
+                        valid_pixels += values.size
+                    writer.write(values)
+                    for index in (*self._index, MAP_NODATA):
+                        counts[index] += np.count_nonzero(values == index)
+                # inside the block: a map that does not add up never appears at its place
+                class_pixels = {
+                    item.name: int(counts[item.index]) for item in self.manifest.classes
+                }
+                pixels, covered = raster.height * raster.width, sum(class_pixels.values())
+                if covered != valid_pixels or covered + int(counts[MAP_NODATA]) != pixels:
+                    raise GateError(
+                        f"{covered} pixels have a class, {valid_pixels} hold data and "
+                        f"{int(counts[MAP_NODATA])} are nodata of {pixels}: the map was dropped"
+                    )
+            area = raster.pixel_area_m2
+            crs = None if raster.crs is None else str(raster.crs)
+            height, width = raster.height, raster.width
+            rule = raster.nodata_rule
+        total_s = time.perf_counter() - start
+        return SceneResult(
+            input=str(src),
+            output=str(dst),
+            width=width,
+            height=height,
+            crs=crs,
+            bands=source.bands,
+            window_px=geometry.tile_px,
+            overlap_px=geometry.overlap_px,
+            windows=stats.windows,
+            windows_run=stats.run,
+            windows_skipped=stats.skipped,
+            pixels=pixels,
+            pixels_valid=valid_pixels,
+            pixels_nodata=int(counts[MAP_NODATA]),
+            nodata_rule=rule,
+            pixels_covered=covered,
+            class_pixels=class_pixels,
+            class_area_m2=None
+            if area is None
+            else {name: count * area for name, count in class_pixels.items()},
+            total_s=total_s,
+            infer_s=stats.infer_s,
+            mpx_per_s=pixels / 1e6 / total_s,
+            latencies_s=stats.latencies_s,
+        )
+
+    def golden_error(self) -> float:
+        """Largest absolute difference, in logits, to the outputs stored in the bundle.
+
+        NaN where the model or the stored output holds NaN.
+        """
+        worst = 0.0
+        path = self.path / self.manifest.golden.file
+        with np.load(path) as arrays:
+            for number in range(self.manifest.golden.count):
+                names = (f"image_{number}", f"{self._output}_{number}")
+                if any(name not in arrays for name in names):
+                    raise BundleError(f"{path} lacks {' or '.join(names)}; build the bundle again")
+                result = self.infer(self._normalize(arrays[names[0]])[None])
+                stored = arrays[names[1]]
+                if stored.shape not in (result.shape, result.shape[1:]):
+                    raise BundleError(
+                        f"{path}: {names[1]} has shape {stored.shape}, the model gives "
+                        f"{result.shape}; build the bundle again"
+                    )
+                error = float(np.abs(result - stored).max())
+                if not error <= worst:  # also when it is NaN
+                    worst = error
+                if np.isnan(worst):
+                    break
+        return worst
+
+    def verify(self) -> float:
+        """Run the golden inputs and compare; returns the largest difference, in logits.
+
+        Raises:
+            GateError: the difference exceeds the tolerance that the bundle declares.
+        """
+        worst = self.golden_error()
+        bound = self.manifest.golden.atol
+        if not worst <= bound:
+            raise GateError(
+                f"{self.path}: golden outputs differ by {worst:.3g} logits on this machine, "
+                f"allowed are {bound:.3g}; do not use these results, build the bundle again"
+            )
+        return worst
+
+    def close(self) -> None:
+        """Free the model; safe to call twice."""
+        with self._lock:
+            self.backend.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """The manifest of a bundle, its seal and every file's hash checked.
+
+    Raises:
+        BundleError: missing, damaged, of another schema, or any byte changed since sealing.
+    """
+    bundle = Path(bundle)
+    path = bundle / MANIFEST_NAME
+    if not path.is_file():
+        raise BundleError(
+            f"{bundle} is not a bundle: it has no {MANIFEST_NAME}; make one with: "
+            "edgekd build RECIPE --target TARGET"
+        )
+    try:
+        value = _parse_sealed(path.read_bytes().decode("utf-8"))
+    except (ValueError, OSError, RecursionError) as err:
+        raise BundleError(
+            f"{path} was changed after it was sealed ({err}); build it again"
+        ) from err
+    schema = value.get("schema")
+    if schema != MANIFEST_SCHEMA:
+        raise BundleError(
+            f"{path} has schema {schema}, this edgekd {edgekd.__version__} reads schema "
+            f"{MANIFEST_SCHEMA}; build the bundle again with this version"
+        )
+    try:
+        manifest = Manifest.model_validate(value)
+    except pydantic.ValidationError as err:
+        first = err.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{path}: {place}: {first['msg']}; build the bundle again") from err
+    for name in (manifest.model, manifest.golden.file):
+        if name not in manifest.files:
+            raise BundleError(f"{path} gives no sha256 for {name}; build the bundle again")
+    for name, digest in manifest.files.items():
+        file = bundle / name
+        if not file.is_file():
+            raise BundleError(f"{bundle} lacks the file {name}; copy the bundle again, whole")
+        found = sha256_file(file)
+        if found != digest:
+            raise BundleError(
+                f"{file} was changed after the bundle was sealed (sha256 {found[:12]}…, sealed "
+                f"{digest[:12]}…); copy the bundle again or build it again"
+            )
+    return manifest
+
+
+def sealed_json(value: dict[str, Any]) -> str:
+    """Canonical JSON of a manifest with a ``seal`` over everything else."""
+    body = {key: item for key, item in value.items() if key != "seal"}
+    return canonical_json({**body, "seal": sha256_bytes(canonical_json(body).encode())})
+
+
+def _parse_sealed(text: str) -> dict[str, Any]:
+    import json
+
+    value = json.loads(text)
+    if not isinstance(value, dict) or sealed_json(value) != text:
+        raise ValueError("its seal does not match")
+    value.pop("seal")
+    return value
+
+
+def load(bundle: str | Path, *, any_device: bool = False) -> Session:
+    """Open a bundle: check it, load the model, and return a session.
+
+    Args:
+        bundle: folder made by ``edgekd build``.
+        any_device: load a bundle of another architecture for inspection; its timings say
+            nothing about the target.
+
+    Raises:
+        BundleError: the bundle is incomplete or changed, or does not fit this machine.
+        EnvironmentLacksError: the backend's library is not installed.
+    """
+    path = Path(bundle)
+    manifest = read_manifest(path)
+    here = platform.machine()
+    if manifest.target.arch != here and not any_device:
+        raise BundleError(
+            f"{path} was built for {manifest.target.name} ({manifest.target.arch}) and this is "
+            f"{here}; build it for this machine, or add --any-device (any_device=True) to try it"
+        )
+    if manifest.target.backend != "onnxrt":
+        raise EnvironmentLacksError(
+            f"{path} needs the backend '{manifest.target.backend}', which this version cannot run"
+        )
+    from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
+
+    backend = OnnxRuntimeBackend(path / manifest.model, threads=manifest.target.threads)
+    try:
+        _check_tensors(path, manifest, backend)
+    except BundleError:
+        backend.close()
+        raise
+    return Session(path, manifest, backend)
+
+
+def _check_tensors(path: Path, manifest: Manifest, backend: Backend) -> None:
+    spec, output = manifest.inputs[0], manifest.outputs[0]
+    tile = spec.tile_px
+    if output.stride_px is None or tile % output.stride_px or tile != manifest.tiling.window_px:
+        raise BundleError(f"{path}: tile, window and stride of the manifest do not agree")
+    cells = tile // output.stride_px
+    expected = {
+        "inputs": {spec.name: [None, spec.channel_count, tile, tile]},
+        "outputs": {output.name: [None, len(manifest.classes), cells, cells]},
+    }
+    found = {"inputs": backend.input_shapes, "outputs": backend.output_shapes}
+    if found != expected:
+        raise BundleError(
+            f"{path}: the manifest promises {expected}, the model has {found}; build it again"
+        )

@@ -1,0 +1,171 @@
+"""The checkpoint: weights of a student with everything that is needed to use or go on with it."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgekd.contracts import registry
+from edgekd.contracts.artifacts import publish_file
+from edgekd.contracts.recipe import Recipe, parse_recipe
+from edgekd.errors import CheckpointError
+from edgekd.train.students._base import Segmenter
+
+FORMAT = 1
+BEST_NAME = "best.ckpt"
+LAST_NAME = "last.ckpt"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A student after tuning.
+
+    Attributes:
+        recipe: the resolved recipe as plain values.
+        student: name, options as built, number of classes, stride, normalisation.
+        weights: state dict of the student (the averaged weights where the recipe asks for them).
+        data: name and digest of the labelled set.
+        tuning: what was done: steps, best validation figures, seconds, seed, precision, device.
+        state: optimiser, schedule, averaged weights and random state, to resume; empty in a
+            checkpoint that only serves to evaluate and export.
+    """
+
+    recipe: dict[str, Any]
+    student: dict[str, Any]
+    weights: dict[str, Tensor]
+    data: dict[str, str]
+    tuning: dict[str, Any]
+    state: dict[str, Any] = field(default_factory=dict)
+
+    def parsed_recipe(self, source: str) -> Recipe:
+        """The recipe that travelled with the weights, validated again."""
+        return parse_recipe(self.recipe, f"the recipe inside {source}")
+
+
+def describe_student(model: Segmenter) -> dict[str, Any]:
+    """What a checkpoint says of its student."""
+    return {
+        "name": model.name,
+        "options": dict(model.options),
+        "num_classes": model.num_classes,
+        "stride": model.stride,
+        "side_multiple": model.side_multiple,
+        "mean": list(model.mean),
+        "std": list(model.std),
+        "parameters": sum(item.numel() for item in model.parameters()),
+    }
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint so that ``path`` appears whole or keeps what it had."""
+    with publish_file(path) as part:
+        torch.save({"edgekd_checkpoint": FORMAT, **asdict(checkpoint)}, part)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; only tensors and plain values are unpickled.
+
+    Args:
+        path: the file, or the folder of a run (its ``best.ckpt`` is taken).
+
+    Raises:
+        CheckpointError: missing, empty, damaged, or not one of ours.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / BEST_NAME
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; make one with: edgekd finetune RECIPE")
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, zipfile.BadZipFile) as err:
+        first = str(err).strip().splitlines()[0][:160] if str(err).strip() else type(err).__name__
+        raise CheckpointError(f"{path} is damaged or no checkpoint of edgekd: {first}") from err
+    if not isinstance(value, dict) or "edgekd_checkpoint" not in value:
+        raise CheckpointError(f"{path} is no checkpoint of edgekd (it lacks its format mark)")
+    if value.pop("edgekd_checkpoint") != FORMAT:
+        raise CheckpointError(f"{path} has another format than {FORMAT}; tune again")
+    try:
+        return Checkpoint(**value)
+    except TypeError as err:
+        raise CheckpointError(f"{path} lacks a part of a checkpoint: {err}") from err
+
+
+def build_student(
+    name: str,
+    num_classes: int,
+    *,
+    attention: str | None,
+    head: str | None,
+    pretrained: bool | None,
+) -> Segmenter:
+    """Build a student by name.
+
+    Raises:
+        InputError: no such student, or an option that it does not have.
+        EnvironmentLacksError: weights are asked for and their package is not installed.
+    """
+    module = registry.load("edgekd.train.students", name, "student")
+    model: Segmenter = module.build(
+        num_classes, attention=attention, head=head, pretrained=pretrained
+    )
+    return model
+
+
+def rebuild(checkpoint: Checkpoint, source: str) -> Segmenter:
+    """The student of a checkpoint with its weights, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: the weights do not fit the student they claim to be of.
+    """
+    said = checkpoint.student
+    model = build_student(
+        said["name"],
+        said["num_classes"],
+        attention=said["options"].get("attention"),
+        head=said["options"].get("head"),
+        pretrained=False,
+    )
+    try:
+        model.load_state_dict(checkpoint.weights, strict=True)
+    except RuntimeError as err:
+        detail = " ".join(str(err).split())[:240]
+        raise CheckpointError(
+            f"{source} does not hold weights of the student {said['name']}: {detail}"
+        ) from err
+    return model.eval()
+
+
+def check_matches(checkpoint: Checkpoint, recipe: Recipe, source: str) -> None:
+    """Raise unless a checkpoint is one of this recipe's student and classes.
+
+    Raises:
+        CheckpointError: names what differs.
+    """
+    said, want = checkpoint.student, recipe.student
+    asked = {"name": want.name, "attention": want.attention, "head": want.head}
+    have = {
+        "name": said["name"],
+        "attention": said["options"].get("attention"),
+        "head": said["options"].get("head"),
+    }
+    for key, value in asked.items():
+        if value is not None and have[key] != value:
+            raise CheckpointError(
+                f"{source} is a checkpoint of student {have['name']} ({key} {have[key]}), the "
+                f"recipe '{recipe.name}' asks for {key} {value}; give the checkpoint of this "
+                "recipe or tune one with: edgekd finetune RECIPE"
+            )
+    theirs = [(item["index"], item["name"]) for item in checkpoint.recipe["io"]["classes"]]
+    ours = [(item.index, item.name) for item in recipe.io.classes]
+    if theirs != ours:
+        raise CheckpointError(
+            f"{source} was tuned for the classes {[name for _, name in theirs]}, the recipe "
+            f"'{recipe.name}' has {[name for _, name in ours]}"
+        )

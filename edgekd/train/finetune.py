@@ -1,0 +1,489 @@
+"""Supervised tuning of a student on labelled crops, whole on one page.
+
+Everything random is a function of the seed and the step, so a run that was stopped and resumed
+gives the same weights as one that ran through.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.loggers.csv_logs import CSVLogger
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from edgekd.contracts.artifacts import canonical_json, publish_file, sha256_bytes
+from edgekd.contracts.labelled import LabelledSet, check_same_classes, open_labelled
+from edgekd.contracts.recipe import FinetuneSpec, Recipe
+from edgekd.contracts.registry import nearest
+from edgekd.errors import CheckpointError, EnvironmentLacksError, InputError
+from edgekd.train.checkpoint import (
+    BEST_NAME,
+    LAST_NAME,
+    Checkpoint,
+    build_student,
+    describe_student,
+    load_checkpoint,
+    save_checkpoint,
+)
+from edgekd.train.datasets.crops import CropDataset
+from edgekd.train.evaluate import evaluate_model
+from edgekd.train.losses import balanced_weights, segmentation_loss
+from edgekd.train.students._base import Segmenter
+
+#: called with (step, steps, text) after every step
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """Where a run ended.
+
+    Attributes:
+        best: checkpoint with the best validation mIoU.
+        tuning: what was done; the same values are inside the checkpoint.
+    """
+
+    best: Path
+    tuning: dict[str, Any]
+
+
+def finetune(
+    recipe: Recipe,
+    data_path: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    fresh: bool = False,
+    accelerator: str = "auto",
+    progress: Progress | None = None,
+) -> FinetuneResult:
+    """Tune the recipe's student and keep the weights that do best on the validation split.
+
+    Args:
+        recipe: what to tune and how.
+        data_path: the labelled set, see :mod:`edgekd.contracts.labelled`.
+        out: folder of the run: ``best.ckpt``, ``last.ckpt``, ``logs/``.
+        resume: go on from ``out/last.ckpt``.
+        fresh: start anew although ``out`` holds a run, which is lost.
+        accelerator: Lightning Fabric's name of the device kind.
+        progress: called after every step.
+
+    Raises:
+        DatasetError, ImageError: the data cannot be used.
+        InputError: crop, tile or normalisation do not fit the student; a run is in the way.
+        CheckpointError: nothing to resume, or another recipe or data set.
+        EnvironmentLacksError: the device lacks the precision, or weights are not installed.
+    """
+    spec = recipe.finetune
+    data = open_labelled(data_path, recipe.data.split)
+    check_same_classes(data.classes, list(recipe.io.classes), str(data.root))
+    data.split("val")
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=1,
+        precision=_precision(spec.precision, accelerator),
+        loggers=_loggers(out),
+    )
+    fabric.launch()
+    fabric.seed_everything(spec.seed, verbose=False)
+    model = build_student(
+        recipe.student.name,
+        len(recipe.io.classes),
+        attention=recipe.student.attention,
+        head=recipe.student.head,
+        pretrained=recipe.student.pretrained,
+    )
+    _check_geometry(model, recipe)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    crops = CropDataset(
+        data,
+        "train",
+        recipe.io.inputs[0],
+        spec.crop_px,
+        spec.augment,
+        spec.steps * spec.batch,
+        spec.seed,
+        spec.rare_crops,
+    )
+    weights = _class_weights(spec, crops, fabric)
+    plain = model
+    wrapped, optimizer = fabric.setup(model, _optimizer(model, spec))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, spec))
+    average = _Average(plain, spec.ema)
+    run = _Run(recipe, data, out, _fingerprint(recipe, data))
+    first = run.restore(plain, optimizer, schedule, average) if resume else run.begin(fresh)
+    loader = DataLoader(
+        crops,
+        batch_size=spec.batch,
+        sampler=range(first * spec.batch, spec.steps * spec.batch),
+        num_workers=spec.workers,
+        drop_last=True,
+    )
+    start = time.perf_counter()
+    step = first
+    _train_mode(plain, spec)
+    if not run.stopped:
+        for image, target in fabric.setup_dataloaders(loader):
+            image = image.contiguous(memory_format=torch.channels_last)
+            optimizer.zero_grad(set_to_none=True)
+            loss = segmentation_loss(
+                wrapped(image),
+                target,
+                ce_weight=spec.ce_weight,
+                dice_weight=spec.dice_weight,
+                class_weights=weights,
+            )
+            fabric.backward(loss)
+            norm = fabric.clip_gradients(wrapped, optimizer, max_norm=spec.grad_clip)
+            optimizer.step()
+            schedule.step()
+            step += 1
+            average.update(plain)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise InputError(
+                    f"the loss became {value} at step {step}; lower finetune.lr or use precision 32"
+                )
+            if step % spec.log_every_steps == 0 or step == spec.steps:
+                rate = step - first
+                fabric.log_dict(
+                    {
+                        "train/loss": value,
+                        "train/grad_norm": float(norm) if norm is not None else math.nan,
+                        "train/lr": optimizer.param_groups[0]["lr"],
+                        "train/images_per_s": rate * spec.batch / (time.perf_counter() - start),
+                    },
+                    step=step,
+                )
+            if progress is not None:
+                progress(step, spec.steps, f"loss {value:.3f}, val mIoU {run.best_miou:.3f}")
+            if step % spec.val_every_steps == 0 or step == spec.steps:
+                with average.applied(plain):
+                    metrics = evaluate_model(plain, data, "val", recipe.io, recipe.tiling)
+                fabric.log_dict({"val/miou": metrics["miou"]}, step=step)
+                run.validated(step, metrics, plain, average, fabric, time.perf_counter() - start)
+                start_state = _state(optimizer, schedule, average, run, step)
+                run.save_last(plain, start_state)
+                _train_mode(plain, spec)
+                if run.stopped:
+                    break
+    for logger in fabric.loggers:
+        logger.finalize("success")
+    return FinetuneResult(out / BEST_NAME, run.tuning)
+
+
+def _precision(asked: str, accelerator: str) -> Any:
+    """Fabric's name of the precision, refused where the device does not have it."""
+    if asked == "32":
+        return "32-true"
+    cuda = accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+    if asked == "bf16":
+        capable = torch.cuda.is_bf16_supported() if cuda else _cpu_has_bf16()
+        if capable:
+            return "bf16-mixed"
+    elif cuda:
+        return "16-mixed"
+    device = torch.cuda.get_device_name() if cuda else "this CPU"
+    raise EnvironmentLacksError(
+        f"finetune.precision is {asked} and {device} has no {asked} arithmetic; set precision: 32"
+    )
+
+
+def _cpu_has_bf16() -> bool:
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
+def _loggers(out: Path) -> list[Any]:
+    folder = out / "logs"
+    return [
+        CSVLogger(root_dir=str(folder), name="csv"),
+        TensorBoardLogger(root_dir=str(folder), name="tensorboard"),
+    ]
+
+
+def _check_geometry(model: Segmenter, recipe: Recipe) -> None:
+    """Crop, tile and normalisation must be what the student needs."""
+    spec = recipe.io.inputs[0]
+    for what, side in (
+        ("finetune.crop_px", recipe.finetune.crop_px),
+        ("the tile (io.inputs[0].shape)", spec.tile_px),
+    ):
+        if side % model.side_multiple:
+            raise InputError(
+                f"{what} is {side} px; student {model.name} takes multiples of "
+                f"{model.side_multiple} px"
+            )
+    asked, trained = (*spec.mean, *spec.std), (*model.mean, *model.std)
+    if model.options.get("pretrained") and any(
+        abs(a - b) > 0.5 for a, b in zip(asked, trained, strict=True)
+    ):
+        raise InputError(
+            f"io.inputs[0] has mean {spec.mean} and std {spec.std}, but the weights of "
+            f"{model.name} were trained with mean {list(model.mean)} and std {list(model.std)}"
+        )
+
+
+def _class_weights(spec: FinetuneSpec, crops: CropDataset, fabric: Fabric) -> Tensor | None:
+    if spec.class_weights == "none":
+        return None
+    if spec.class_weights == "balanced":
+        return balanced_weights(crops.class_pixels.tolist()).to(fabric.device)
+    return torch.tensor(spec.class_weights, dtype=torch.float32, device=fabric.device)
+
+
+def _freeze(model: Segmenter, spec: FinetuneSpec) -> None:
+    """Take what the recipe leaves alone out of training."""
+    if spec.scope == "decoder":
+        model.encoder.requires_grad_(False)
+    names = dict(model.named_modules())
+    for prefix in spec.freeze:
+        if prefix not in names:
+            near = nearest(prefix, sorted(names))
+            raise InputError(f"finetune.freeze: {model.name} has no module '{prefix}'{near}")
+        names[prefix].requires_grad_(False)
+
+
+def _optimizer(model: Segmenter, spec: FinetuneSpec) -> torch.optim.Optimizer:
+    """AdamW; no weight decay on biases and norms; the encoder has its own rate."""
+    _freeze(model, spec)
+    groups = []
+    for part, factor in ((model.decoder, 1.0), (model.encoder, spec.encoder_lr_factor)):
+        for decayed in (True, False):
+            parameters = [
+                item
+                for item in part.parameters()
+                if item.requires_grad and (item.ndim > 1) == decayed
+            ]
+            if parameters and factor > 0:
+                groups.append(
+                    {
+                        "params": parameters,
+                        "lr": spec.lr * factor,
+                        "weight_decay": spec.weight_decay if decayed else 0.0,
+                    }
+                )
+    return torch.optim.AdamW(groups, lr=spec.lr)
+
+
+def _rate(step: int, spec: FinetuneSpec) -> float:
+    """Linear warm-up, then a cosine to 0 at the last step."""
+    warmup = max(1, round(spec.warmup_fraction * spec.steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    part = (step - warmup) / max(1, spec.steps - warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
+
+
+def _train_mode(model: Segmenter, spec: FinetuneSpec) -> None:
+    model.train()
+    if spec.scope == "decoder" or spec.freeze_bn:
+        for module in model.encoder.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+class _Average:
+    """Exponential moving average of weights and buffers; decay 0 is the weights themselves.
+
+    The decay is smaller at first, ``min(decay, (1 + t) / (10 + t))``, so that the random start
+    is forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self.updates = 0
+        self.shadow: dict[str, Tensor] = (
+            {name: value.detach().clone() for name, value in model.state_dict().items()}
+            if decay
+            else {}
+        )
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        if not self._decay:
+            return
+        self.updates += 1
+        decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                self.shadow[name].lerp_(value, 1 - decay)
+            else:
+                self.shadow[name].copy_(value)
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """The weights to evaluate and save, on the CPU."""
+        source = self.shadow if self._decay else model.state_dict()
+        return {name: value.detach().cpu().clone() for name, value in source.items()}
+
+    def applied(self, model: nn.Module) -> _Swapped:
+        """``with``: the model has the averaged weights inside the block."""
+        return _Swapped(model, self.shadow if self._decay else None)
+
+
+class _Swapped:
+    def __init__(self, model: nn.Module, shadow: dict[str, Tensor] | None) -> None:
+        self._model, self._shadow = model, shadow
+
+    def __enter__(self) -> None:
+        if self._shadow is not None:
+            self._kept = {
+                name: value.detach().clone() for name, value in self._model.state_dict().items()
+            }
+            self._model.load_state_dict(self._shadow)
+
+    def __exit__(self, *_: object) -> None:
+        if self._shadow is not None:
+            self._model.load_state_dict(self._kept)
+
+
+def _fingerprint(recipe: Recipe, data: LabelledSet) -> str:
+    """What must be the same for a run to be resumed: all but how long and how it is logged."""
+    values = recipe.plain()
+    for key in ("log_every_steps", "workers"):
+        values["finetune"].pop(key)
+    for key in ("targets", "gates", "precision", "title"):
+        values.pop(key)
+    values["data"].pop("root")
+    return sha256_bytes(canonical_json({"recipe": values, "data": data.digest}).encode())
+
+
+class _Run:
+    """Files and bookkeeping of one run."""
+
+    def __init__(self, recipe: Recipe, data: LabelledSet, out: Path, fingerprint: str) -> None:
+        self._recipe, self._data, self._out = recipe, data, out
+        self._fingerprint = fingerprint
+        self.best_miou = -1.0
+        self.best_step = 0
+        self.without_gain = 0
+        self.seconds_before = 0.0
+        self.tuning: dict[str, Any] = {}
+
+    @property
+    def stopped(self) -> bool:
+        """Whether patience is used up."""
+        patience = self._recipe.finetune.patience
+        return patience > 0 and self.without_gain >= patience
+
+    def begin(self, fresh: bool) -> int:
+        """Start at step 0; an earlier run in the folder is only given up when asked for."""
+        earlier = [name for name in (BEST_NAME, LAST_NAME) if (self._out / name).exists()]
+        if earlier and not fresh:
+            raise InputError(
+                f"{self._out} already holds a run ({', '.join(earlier)}); add --resume to go on "
+                "with it, --fresh to start anew in its place, or choose another folder with -o"
+            )
+        for name in earlier:
+            (self._out / name).unlink()
+        return 0
+
+    def restore(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        schedule: Any,
+        average: _Average,
+    ) -> int:
+        """Load ``last.ckpt``; returns the step to go on from."""
+        path = self._out / LAST_NAME
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} does not exist: there is nothing to resume; leave out --resume"
+            )
+        checkpoint = load_checkpoint(path)
+        state = checkpoint.state
+        if state.get("fingerprint") != self._fingerprint:
+            raise CheckpointError(
+                f"{path} was made with another recipe or data set; resume with the same ones or "
+                "start anew without --resume"
+            )
+        model.load_state_dict(checkpoint.weights)
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        average.updates = state["average_updates"]
+        for name, value in state["average"].items():
+            average.shadow[name].copy_(value)
+        torch.set_rng_state(state["rng"])
+        self.best_miou, self.best_step = state["best_miou"], state["best_step"]
+        self.without_gain, self.seconds_before = state["without_gain"], state["seconds"]
+        self.tuning = checkpoint.tuning
+        return int(state["step"])
+
+    def validated(
+        self,
+        step: int,
+        metrics: dict[str, Any],
+        model: Segmenter,
+        average: _Average,
+        fabric: Fabric,
+        seconds: float,
+    ) -> None:
+        """Take note of an evaluation and keep the weights if they are the best so far."""
+        better = metrics["miou"] > self.best_miou
+        self.without_gain = 0 if better else self.without_gain + 1
+        if better:
+            self.best_miou, self.best_step = metrics["miou"], step
+        spec = self._recipe.finetune
+        self.tuning = {
+            "steps_asked": spec.steps,
+            "steps_done": step,
+            "best_step": self.best_step,
+            "best_val_miou": self.best_miou,
+            "stopped_early": self.stopped and step < spec.steps,
+            "seconds": self.seconds_before + seconds,
+            "seed": spec.seed,
+            "precision": spec.precision,
+            "device": str(fabric.device),
+            "torch": str(torch.__version__),
+        }
+        if better:
+            save_checkpoint(self._out / BEST_NAME, self._checkpoint(model, average.weights(model)))
+
+    def save_last(self, model: Segmenter, state: dict[str, Any]) -> None:
+        """Write ``last.ckpt``, from which the run can be resumed."""
+        weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+        state["fingerprint"] = self._fingerprint
+        state["seconds"] = self.tuning["seconds"]
+        save_checkpoint(self._out / LAST_NAME, self._checkpoint(model, weights, state))
+        with publish_file(self._out / "recipe.json") as part:
+            part.write_text(canonical_json(self._recipe.plain()), encoding="utf-8")
+
+    def _checkpoint(
+        self,
+        model: Segmenter,
+        weights: dict[str, Tensor],
+        state: dict[str, Any] | None = None,
+    ) -> Checkpoint:
+        return Checkpoint(
+            recipe=self._recipe.plain(),
+            student=describe_student(model),
+            weights=weights,
+            data={"name": self._data.name, "sha256": self._data.digest},
+            tuning=self.tuning,
+            state=state or {},
+        )
+
+
+def _state(
+    optimizer: Any, schedule: Any, average: _Average, run: _Run, step: int
+) -> dict[str, Any]:
+    return {
+        "step": step,
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "average": average.shadow,
+        "average_updates": average.updates,
+        "rng": torch.get_rng_state(),
+        "best_miou": run.best_miou,
+        "best_step": run.best_step,
+        "without_gain": run.without_gain,
+    }

@@ -1,0 +1,364 @@
+"""Every wrong input with the command that meets it; as a program it prints the table.
+
+    python -m tests.cli.bad_input_table        # case | command | exit | line printed
+
+Each case is a real command line. ``test_bad_input.py`` runs the same list and asserts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rasterio.transform import from_origin
+
+from tests.helpers.bundles import make_bundle
+from tests.helpers.labelled import CLASSES, lite0_values, make_set, recipe_values, write_recipe
+from tests.helpers.rasters import smooth_image, write_raster
+
+
+@dataclass(frozen=True)
+class Case:
+    """A wrong input.
+
+    Attributes:
+        name: what is wrong.
+        command: the arguments; paths are relative to the work folder.
+        words: parts that the printed line must hold.
+        code: exit code.
+        waits_for: what must be mended before the case holds.
+    """
+
+    name: str
+    command: str
+    words: tuple[str, ...]
+    code: int = 2
+    waits_for: str = ""
+
+
+def _cut(source: Path, target: Path, share: float = 0.5) -> None:
+    content = source.read_bytes()
+    target.write_bytes(content[: int(len(content) * share)])
+
+
+def make_work(root: Path) -> Path:
+    """Everything that the cases name; nothing in it may change while they run."""
+    from tests.helpers.checkpoints import make_checkpoint
+
+    root.mkdir(parents=True, exist_ok=True)
+    picture = smooth_image(300, 280)
+    place = {"crs": "EPSG:32633", "transform": from_origin(500000, 5000000, 0.5, 0.5)}
+    write_raster(root / "in.tif", picture, **place)
+    for name in ("in.png", "in.jpg"):
+        write_raster(root / name, picture)
+    for name in ("in.tif", "in.png", "in.jpg"):
+        _cut(root / name, root / name.replace("in", "cut"))
+    front = write_raster(root / "cog.tif", picture, driver="COG", blocksize=128, **place)
+    _cut(front, root / "cut-cog.tif", 0.7)
+    front.unlink()
+    striped = write_raster(root / "s.tif", picture, compress="deflate", **place)
+    _cut(striped, root / "cut-deflate.tif")
+    striped.unlink()
+    (root / "text.tif").write_text("this is no image\n")
+    (root / "empty.tif").touch()
+    write_raster(root / "four.tif", smooth_image(40, 40, bands=4), photometric="minisblack")
+    write_raster(root / "grey.tif", smooth_image(40, 40, bands=1))
+    values = smooth_image(40, 40).astype(np.float32) / 255
+    write_raster(root / "float.tif", values, photometric="minisblack")
+    values[3, 4] = np.nan
+    write_raster(root / "nan.tif", values, photometric="minisblack")
+    write_raster(root / "deep.tif", smooth_image(40, 40).astype(np.uint16), photometric="rgb")
+    _recipes(root)
+    make_checkpoint(root / "small.ckpt", recipe_values())
+    _cut(root / "small.ckpt", root / "cut.ckpt")
+    _cut(root / "small.ckpt", root / "begin.ckpt", 0.001)
+    (root / "text.ckpt").write_text("this is no checkpoint\n")
+    (root / "empty.ckpt").touch()
+    make_checkpoint(root / "conv.ckpt", lite0_values())
+    (root / "run").mkdir()
+    shutil.copyfile(root / "small.ckpt", root / "run" / "best.ckpt")
+    _sets(root)
+    _bundles(root)
+    (root / "record.json").write_text('{"schema": 1}')
+    (root / "text.json").write_text("no record")
+    (root / "folder").mkdir()
+    (root / "folder" / "notes.txt").write_text("mine")
+    return root
+
+
+def _recipes(root: Path) -> None:
+    write_recipe(root, recipe_values())
+    write_recipe(root, lite0_values())
+    three = recipe_values(name="three", targets=["x86-cpuu"])
+    three["finetune"]["patiense"] = 3
+    three["student"]["name"] = "vit_nanno"
+    write_recipe(root, three)
+    write_recipe(root, recipe_values(name="board", targets=["orin-nano"]))
+    (root / "notyaml.yaml").write_text("schema: 1\nname: [unclosed\n")
+    (root / "empty.yaml").touch()
+    write_recipe(root, recipe_values(name="side") | {"finetune": {"crop_px": 200, "batch": 1,
+                                                                  "steps": 1}})  # fmt: skip
+
+
+def _sets(root: Path) -> None:
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(root / "data", root / name))
+
+    make_set(root / "data", count=2)
+    for split, stem in (("train", "t0"), ("val", "v0"), ("test", "e0")):
+        folder = copy(f"data-mask-{split}")
+        mask = np.zeros((160, 176), np.uint8)
+        mask[5, 7] = 9
+        write_raster(folder / "masks" / f"{stem}.png", mask)
+    folder = copy("data-size")
+    write_raster(folder / "masks" / "e0.png", np.zeros((100, 176), np.uint8))
+    folder = copy("data-cut")
+    _cut(root / "data" / "images" / "e0.png", folder / "images" / "e0.png")
+    folder = copy("data-lacking")
+    (folder / "masks" / "e0.png").unlink()
+    folder = copy("data-noclasses")
+    (folder / "classes.json").unlink()
+    folder = copy("data-other")
+    named = json.loads((folder / "classes.json").read_text())
+    named["classes"][1]["name"] = "sea"
+    (folder / "classes.json").write_text(json.dumps(named))
+    folder = copy("data-nosplit")
+    (folder / "splits.json").write_text(json.dumps({"train": ["t0"]}))
+
+
+def _bundles(root: Path) -> None:
+    from edgekd.contracts.recipe import parse_recipe
+
+    blank = "0" * 64
+    origin = {
+        "recipe": parse_recipe(recipe_values(), "a test").plain(), "recipe_sha256": blank,
+        "checkpoint_sha256": blank, "data_name": "none", "data_sha256": blank,
+        "student": {"name": "tiny", "parameters": 1}, "tuning": {}, "edgekd_version": "0",
+        "created_utc": "2026-01-01T00:00:00+00:00",
+    }  # fmt: skip
+    changes: dict[str, Any] = {"classes": CLASSES, "provenance": origin}
+    make_bundle(root / "b", tile_px=64, stride_px=4, changes=changes)
+    for name in ("model.onnx", "golden.npz", "manifest.json"):
+        folder = Path(shutil.copytree(root / "b", root / f"b-{name}"))
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+    folder = Path(shutil.copytree(root / "b", root / "b-lacks"))
+    (folder / "model.onnx").unlink()
+    make_bundle(root / "b-board", tile_px=64, stride_px=4, arch=_other_arch())
+
+
+def _other_arch() -> str:
+    import platform
+
+    return "aarch64" if platform.machine() != "aarch64" else "x86_64"
+
+
+def _image_cases() -> list[Case]:
+    rows = [
+        ("image missing", "nowhere.tif", ("nowhere.tif does not exist",)),
+        ("image is a folder", "data", ("data is a folder",)),
+        ("0-byte image", "empty.tif", ("empty.tif is empty (0 bytes)", "fetch it again")),
+        ("text named .tif", "text.tif", ("text.tif cannot be opened as an image",)),
+        ("GeoTIFF cut in half", "cut.tif", ("cut.tif", "fetch it again")),
+        ("GeoTIFF cut, compressed", "cut-deflate.tif", ("cut-deflate.tif",)),
+        (
+            "GeoTIFF cut, directory in front",
+            "cut-cog.tif",
+            ("cut-cog.tif is damaged", "fetch it again"),
+        ),
+        ("PNG cut in half", "cut.png", ("cut.png", "cut")),
+        ("JPEG cut in half", "cut.jpg", ("cut.jpg is damaged", "fetch it again")),
+        ("four bands", "four.tif", ("4 bands and the model takes 3", "--bands 1,2,3")),
+        ("one band", "grey.tif", ("1 band", "takes 3", "--bands")),
+        ("float image", "float.tif", ("float32", "expected uint8", "gdal_translate")),
+        ("float image with NaN", "nan.tif", ("float32", "3 NaN")),
+        ("16-bit image", "deep.tif", ("uint16", "expected uint8", "gdal_translate")),
+    ]
+    return [Case(name, f"run b {file} -o m.tif", words) for name, file, words in rows]
+
+
+CASES = [
+    Case("recipe with three mistakes", "validate three.yaml", (
+        "three.yaml has 3 faults", "line ", "unknown key 'patiense' in finetune",
+        "did you mean 'patience'", "student 'vit_nanno' does not exist",
+        "did you mean 'vit_nano'", "target 'x86-cpuu' does not exist", "did you mean 'x86-cpu'")),
+    Case("the same, on tuning", "finetune three.yaml -o o", ("3 faults",)),
+    Case("the same, on building", "build three.yaml --target x86-cpu -o o", ("3 faults",)),
+    Case("recipe missing", "validate nowhere.yaml", ("nowhere.yaml does not exist",)),
+    Case("recipe empty", "validate empty.yaml", ("empty.yaml is empty",)),
+    Case("recipe not YAML", "validate notyaml.yaml", ("line ", "not YAML")),
+    Case("recipe is a picture", "validate in.png", ("in.png is not a UTF-8 text file",)),
+    *_image_cases(),
+    Case("image missing, measured", "bench b nowhere.tif -o r.json", ("nowhere.tif does not",)),
+    Case("GeoTIFF cut, measured", "bench b cut.tif --seconds 0.1 --warmup 0.1 -o r.json",
+         ("cut.tif",)),
+    Case("PNG cut in a data set", "eval b --data data-cut", ("data-cut/images/e0.png", "cut")),
+    Case("PNG cut in a data set, torch", "eval small.ckpt --data data-cut", ("e0.png",)),
+    Case("output folder is a file (run)", "run b in.tif -o in.png/m.tif",
+         ("the output folder in.png cannot be made", "choose another with -o")),
+    Case("output folder cannot be made (run)", "run b in.tif -o /proc/x/m.tif",
+         ("the output folder /proc/x cannot be made", "-o")),
+    Case("output is a folder (run)", "run b in.tif -o folder", ("GeoTIFF", ".tif")),
+    Case("output cannot be made (export)", "export small.ckpt -o /proc/x/m.onnx",
+         ("the output folder /proc/x cannot be made",)),
+    Case("output cannot be made (build)",
+         "build small.yaml --target x86-cpu --checkpoint small.ckpt -o /proc/x/b",
+         ("the output folder /proc/x cannot be made",)),
+    Case("output cannot be made (finetune)", "finetune small.yaml -o /proc/x/run",
+         ("the run's folder /proc/x/run cannot be made", "-o")),
+    Case("output is a file (finetune)", "finetune small.yaml --data data -o in.png",
+         ("the run's folder in.png cannot be made",)),
+    Case("output cannot be made (eval)", "eval b --data data -o /proc/x/e.json",
+         ("the output folder /proc/x cannot be made",)),
+    Case("output cannot be made (bench)", "bench b in.tif --seconds 0.1 --warmup 0.1 --runs 1 -o /proc/x/r.json",
+         ("the output folder /proc/x cannot be made",)),
+    Case("foreign folder in the way (build)",
+         "build small.yaml --target x86-cpu --checkpoint small.ckpt -o folder",
+         ("folder exists and is not empty and holds no manifest.json",)),
+    Case("output with wrong suffix (run)", "run b in.tif -o m.jpg", ("ends in .tif", "m.jpg")),
+    Case("output with wrong suffix (export)", "export small.ckpt -o m.pt",
+         ("ends in .onnx", "m.pt")),
+    Case("output is the input", "run b in.tif -o in.tif", ("in.tif is the input", "another file")),
+    Case("bundle: one byte of the model", "run b-model.onnx in.tif -o m.tif",
+         ("b-model.onnx/model.onnx was changed after the bundle was sealed", "build it again")),
+    Case("bundle: one byte of the golden data", "run b-golden.npz in.tif -o m.tif",
+         ("b-golden.npz/golden.npz was changed after",)),
+    Case("bundle: one byte of the manifest", "run b-manifest.json in.tif -o m.tif",
+         ("b-manifest.json/manifest.json was changed after", "build it again")),
+    Case("the same, validated", "validate b-model.onnx", ("was changed after",)),
+    Case("the same, looked at", "inspect b-manifest.json", ("was changed after",)),
+    Case("bundle lacks a file", "run b-lacks in.tif -o m.tif", ("lacks the file model.onnx",)),
+    Case("no bundle: missing", "run nowhere in.tif -o m.tif", ("nowhere is not a bundle",
+         "edgekd build")),
+    Case("no bundle: another folder", "run folder in.tif -o m.tif", ("folder is not a bundle",)),
+    Case("no bundle: a checkpoint", "run small.ckpt in.tif -o m.tif",
+         ("small.ckpt is not a bundle",)),
+    Case("bundle of another architecture", "run b-board in.tif -o m.tif",
+         ("was built for", "--any-device")),
+    Case("checkpoint of another student",
+         "build small.yaml --target x86-cpu --checkpoint conv.ckpt -o o",
+         ("conv.ckpt is a checkpoint of student lite0", "asks for name vit_nano",
+          "edgekd finetune")),
+    Case("checkpoint missing", "build small.yaml --target x86-cpu -o o",
+         ("runs/small", "does not exist", "edgekd finetune")),
+    Case("checkpoint cut (build)", "build small.yaml --target x86-cpu --checkpoint cut.ckpt -o o",
+         ("cut.ckpt is damaged",)),
+    Case("checkpoint cut (export)", "export cut.ckpt -o m.onnx", ("cut.ckpt is damaged",)),
+    Case("checkpoint cut after its first bytes", "export begin.ckpt -o m.onnx", ("begin.ckpt",)),
+    Case("checkpoint cut (eval)", "eval cut.ckpt --data data", ("cut.ckpt is damaged",)),
+    Case("checkpoint is text", "inspect text.ckpt", ("text.ckpt is damaged or no checkpoint",),
+         waits_for="load_checkpoint lets IndexError of the unpickler through"),
+    Case("checkpoint of 0 bytes", "inspect empty.ckpt", ("empty.ckpt",)),
+    Case("neither bundle nor checkpoint", "inspect folder", ("folder/best.ckpt does not exist",)),
+    Case("nothing there to look at", "inspect nowhere", ("nowhere does not exist",)),
+    Case("mask outside the classes (eval, bundle)", "eval b --data data-mask-test",
+         ("masks/e0.png holds class index 9 (first at row 5, column 7)", "0 ground, 1 tree")),
+    Case("mask outside the classes (eval, torch)", "eval small.ckpt --data data-mask-test",
+         ("masks/e0.png holds class index 9",)),
+    Case("mask outside the classes (finetune)",
+         "finetune small.yaml --data data-mask-train -o o", ("masks/t0.png holds class index 9",)),
+    Case("the same in the validation split",
+         "finetune small.yaml --data data-mask-val -o o", ("masks/v0.png holds class index 9",)),
+    Case("mask outside the classes (build)",
+         "build small.yaml --target x86-cpu --checkpoint small.ckpt --data data-mask-val -o o",
+         ("masks/v0.png holds class index 9",)),
+    Case("mask of another size", "eval b --data data-size", ("masks/e0.png is 176x100 px",)),
+    Case("mask missing", "eval b --data data-lacking", ("no mask of the same name, e.g. e0",)),
+    Case("no classes.json", "eval b --data data-noclasses", ("has no classes.json",)),
+    Case("other classes", "eval b --data data-other", ("0 ground, 1 sea", "0 ground, 1 tree")),
+    Case("data missing (eval)", "eval b --data nowhere", ("nowhere does not exist", "images")),
+    Case("data missing (finetune)", "finetune small.yaml --data nowhere -o o",
+         ("nowhere does not exist",)),
+    Case("wrong split name", "eval b --data data --split tset",
+         ("split 'tset' does not exist", "train, val, test, all")),
+    Case("empty split", "eval b --data data-nosplit", ("no sample in split 'test'",
+                                                       "splits.json")),
+    Case("unknown target", "build small.yaml --target orin-nanoo --checkpoint small.ckpt -o o",
+         ("target 'orin-nanoo' does not exist", "did you mean 'orin-nano'", "valid: ")),
+    Case("target that the recipe does not name",
+         "build small.yaml --target rpi5 --checkpoint small.ckpt -o o",
+         ("does not name the target rpi5", "x86-cpu")),
+    Case("target without a builder",
+         "build board.yaml --target orin-nano --checkpoint small.ckpt -o o",
+         ("backend 'trt'", "no builder", "edgekd export"), 3),
+    Case("unknown command", "buidl small.yaml", ("command 'buidl' does not exist",
+                                                 "did you mean 'build'")),
+    Case("unknown option", "run b in.tif --ouput m.tif", ("--ouput", "--output")),
+    Case("option left out", "run b in.tif", ("--output",)),
+    Case("unknown kind", "ls studens", ("studens", "students")),
+    Case("--bands no numbers", "run b in.tif -o m.tif --bands r,g,b",
+         ("--bands", "expected numbers like 1,2,3", "r,g,b")),
+    Case("--bands too few", "run b in.tif -o m.tif --bands 1,2", ("names 2 bands", "takes 3")),
+    Case("--bands not in the file", "run b in.tif -o m.tif --bands 1,2,4",
+         ("band 4", "bands 1 to 3")),
+    Case("--bands counted from 0", "run b in.tif -o m.tif --bands 0,1,2", ("band 0",)),
+    Case("--overlap as large as the tile", "run b in.tif -o m.tif --overlap 64",
+         ("overlap must be", "smaller than the window of 64 px", "received 64")),
+    Case("--overlap negative", "run b in.tif -o m.tif --overlap -8", ("received -8",)),
+    Case("--overlap no number", "run b in.tif -o m.tif --overlap half", ("--overlap", "half")),
+    Case("--set without value", "validate small.yaml --set finetune.steps",
+         ("dotted.key=value", "finetune.steps")),
+    Case("--set unknown key", "validate small.yaml --set finetune.stpes=3",
+         ("unknown key 'stpes'", "did you mean 'steps'")),
+    Case("--set wrong value", "finetune small.yaml --set finetune.steps=many -o o",
+         ("finetune.steps", "many", "integer")),
+    Case("--set inside a number", "build small.yaml --target x86-cpu --set schema.a=1 -o o",
+         ("--set schema.a=1", "holds no keys")),
+    Case("--set not YAML", "validate small.yaml --set finetune.steps=[1",
+         ("--set finetune.steps=[1", "not YAML")),
+    Case("crop does not fit the student", "finetune side.yaml --data data -o o",
+         ("finetune.crop_px is 200 px", "multiples of 256 px")),
+    Case("run in the way", "finetune small.yaml --data data -o run",
+         ("run already holds a run", "--resume", "--fresh")),
+    Case("nothing to resume", "finetune small.yaml --data data -o o --resume",
+         ("nothing to resume",)),
+    Case("--resume with --fresh", "finetune small.yaml --resume --fresh",
+         ("--resume and --fresh exclude each other",)),
+    Case("unknown accelerator", "finetune small.yaml --data data -o o --accelerator cudaa",
+         ("cudaa", "cpu", "cuda")),
+    Case("data set is a picture", "eval b --data in.png", ("in.png is no folder",),
+         waits_for="open_labelled says that an existing file does not exist"),
+    Case("--tile that fits no student", "ls students --tile 100", ("100", "multiple")),
+    Case("--seconds negative", "bench b --seconds -1 -o r.json", ("-1",)),
+    Case("record missing", "report nowhere.json -o r.html", ("nowhere.json does not exist",)),
+    Case("record not JSON", "report text.json -o r.html", ("text.json is not JSON",)),
+    Case("record of something else", "report record.json -o r.html", ("record.json",)),
+    Case("report with wrong suffix", "report record.json -o r.pdf", (".html or .md", "r.pdf")),
+]  # fmt: skip
+
+
+def run_case(case: Case) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a case in this process and working directory."""
+    from edgekd.cli.main import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(case.command.split())
+    return code, out.getvalue(), err.getvalue()
+
+
+def main() -> None:
+    """Print the table in Markdown."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(make_work(Path(folder)))
+        print("| case | command | exit | line printed |\n|---|---|---|---|")
+        for case in CASES:
+            code, _, err = run_case(case)
+            line = err.splitlines()[-1].replace("|", "\\|") if err else "(nothing)"
+            print(f"| {case.name} | `edgekd {case.command}` | {code} | `{line}` |")
+            sys.stdout.flush()
+        os.chdir("/")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Shared fixtures. Real data lies outside the project; tests skip where it is absent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["tests.helpers.line"]  # the artefacts that several folders share
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def data_folder() -> tuple[Path, str]:
+    """The folder of real test data, and why it cannot be used (empty when it can)."""
+    given = os.environ.get("EDGEKD_TEST_DATA")
+    folder = Path(given) if given else ROOT.parent / "shared" / "data"
+    if folder.is_dir():
+        return folder.resolve(), ""
+    said = (
+        f"EDGEKD_TEST_DATA={given}" if given else "EDGEKD_TEST_DATA is not set and ../shared/data"
+    )
+    return folder, f"{said} is no folder: real test data absent"
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Folder of the real test data, see SOURCES.md there."""
+    folder, lacking = data_folder()
+    if lacking:
+        pytest.skip(lacking)
+    return folder

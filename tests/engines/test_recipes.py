@@ -1,0 +1,156 @@
+"""Every recipe and every target: valid, named by its file, usable, and with its commands on top."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from edgekd.cli.main import main
+from edgekd.contracts import registry
+from edgekd.contracts.labelled import check_same_classes, open_labelled
+from edgekd.contracts.recipe import Recipe, data_root, load_recipe
+from edgekd.contracts.target import Target, load_target, target_names
+from edgekd.train.checkpoint import build_student, load_checkpoint
+from tests.conftest import ROOT
+
+RECIPES = sorted((ROOT / "engines").glob("*.yaml"))
+TARGETS = sorted((ROOT / "engines" / "targets").glob("*.yaml"))
+
+
+def build(recipe: Recipe) -> object:
+    said = recipe.student
+    return build_student(
+        said.name,
+        len(recipe.io.classes),
+        attention=said.attention,
+        head=said.head,
+        pretrained=False,
+    )
+
+
+def test_every_file_is_found() -> None:
+    assert len(RECIPES) == 5 and len(TARGETS) == 6
+    assert [path.stem for path in RECIPES] == registry.yaml_names(registry.engines_root())
+    assert [path.stem for path in TARGETS] == target_names()
+    others = {path.name for path in (ROOT / "engines").iterdir()} - {path.name for path in RECIPES}
+    assert others == {"targets"}  # a .yml, or one in a folder, would be tested by nobody
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem and recipe.title
+    model = build(recipe)
+    spec = recipe.io.inputs[0]
+    assert spec.tile_px % model.side_multiple == 0
+    assert recipe.finetune.crop_px % model.side_multiple == 0
+    assert list(model.mean) == pytest.approx(spec.mean)  # one normalisation in three places
+    assert list(model.std) == pytest.approx(spec.std)
+    assert spec.channel_count == 3 and recipe.tiling.overlap_px % model.stride == 0
+    assert main(["validate", str(path)]) == 0
+    assert f"valid recipe '{path.stem}'" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_header_says_what_to_type(path: Path) -> None:
+    head = path.read_text().split("schema:")[0]
+    assert all(line.startswith("#") for line in head.splitlines())
+    commands = re.findall(r"^#   edgekd +(\w+) +(.*)$", head, re.MULTILINE)
+    first_words = [name for name, _ in commands]
+    assert first_words[:1] == ["finetune"] and "build" in first_words
+    recipe = load_recipe(path)
+    for name, rest in commands:
+        words = rest.split()
+        if name in ("finetune", "build"):
+            assert words[0] == f"engines/{path.name}"
+        if name == "build":
+            assert words[words.index("--target") + 1] in recipe.targets
+            assert load_target(words[words.index("--target") + 1]).backend == "onnxrt"
+        for word in words:
+            if word.startswith("runs/"):
+                assert word == f"runs/{recipe.name}"
+            if word.startswith("bundles/"):
+                assert word in {f"bundles/{recipe.name}-{target}" for target in recipe.targets}
+            if word.startswith("calibration/"):
+                assert (ROOT / word).exists()
+        help_text = main([name, "--help"])
+        assert help_text == 0
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_bound_has_its_reason_beside_it(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    gates = lines.index("gates:")
+    for number, line in enumerate(lines[gates + 1 :], start=gates + 1):
+        if "atol" in line:
+            assert "#" in line or lines[number - 1].strip().startswith("#"), line
+
+
+def test_the_gates_lie_far_below_what_changes_a_class() -> None:
+    for path in RECIPES:
+        assert load_recipe(path).gates.onnx_vs_torch.atol <= 1e-3
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_data_it_names_fits(path: Path) -> None:
+    recipe = load_recipe(path)
+    root = data_root(recipe, path)
+    if not root.exists():
+        pytest.skip(f"{root.name}: the data of this recipe is not on this machine")
+    data = open_labelled(root, recipe.data.split)
+    check_same_classes(data.classes, list(recipe.io.classes), path.name)
+    names = {split: {item.id for item in data.split(split)} for split in ("train", "val", "test")}
+    assert all(names.values())
+    assert not names["train"] & names["test"] and not names["val"] & names["test"]
+    colors = {item.name: item.color.lower() for item in data.classes}
+    assert {item.name: item.color.lower() for item in recipe.io.classes} == colors
+
+
+def test_the_carried_data_is_used_and_carried() -> None:
+    for name in ("canopy", "smoke"):
+        path = ROOT / "engines" / f"{name}.yaml"
+        root = data_root(load_recipe(path), path)
+        assert root.is_relative_to(ROOT) and root.is_dir()
+
+
+def test_every_student_has_a_recipe() -> None:
+    used = {load_recipe(path).student.name for path in RECIPES}
+    assert used == set(registry.module_names("edgekd.train.students"))
+
+
+def test_every_target_is_named_by_a_recipe() -> None:
+    assert {name for path in RECIPES for name in load_recipe(path).targets} == set(target_names())
+
+
+@pytest.mark.parametrize("path", TARGETS, ids=lambda path: path.stem)
+def test_target(path: Path) -> None:
+    target = load_target(path.stem)
+    assert target.name == path.stem and target.title
+    assert path.read_text().startswith("# ")
+    assert (target.backend == "trt") == (target.compute_capability is not None)
+    if target.backend == "trt":
+        assert target.arch == "aarch64" and target.compute_capability == "8.7"  # Orin
+    if path.stem.startswith("rpi"):
+        assert target.arch == "aarch64" and target.threads == 4
+
+
+def test_target_schema_refuses_a_typing_error() -> None:
+    value = yaml.safe_load(TARGETS[0].read_text())
+    with pytest.raises(ValueError, match="Extra inputs"):
+        Target.model_validate(value | {"memory_gb": 8})
+
+
+def test_smoke_recipe_tunes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    torch.set_num_threads(1)
+    code = main(
+        ["finetune", str(ROOT / "engines" / "smoke.yaml"), "-o", str(tmp_path / "run"),
+         "--accelerator", "cpu", "--set", "finetune.steps=2", "--set", "finetune.batch=1",
+         "--set", "finetune.val_every_steps=2"]
+    )  # fmt: skip
+    assert code == 0, capfd.readouterr().err
+    checkpoint = load_checkpoint(tmp_path / "run")
+    assert checkpoint.student["name"] == "vit_nano" and checkpoint.data["name"] == "neon_canopy"

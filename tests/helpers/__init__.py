@@ -1,0 +1,1 @@
+"""Shared helpers of the tests; import them as ``tests.helpers.<module>``."""

