@@ -15,7 +15,7 @@ import time
 
 import click
 
-#: bounds of issue 2, s.
+#: what the package promises, s.
 IMPORT_BOUND_S = 0.15
 HELP_BOUND_S = 0.5
 HEAVY = ("torch", "onnx", "onnxruntime", "cv2", "rasterio", "tensorrt")

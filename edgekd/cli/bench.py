@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import click
@@ -50,13 +51,17 @@ def command(
     Without INPUT the pixels are noise, and the record says so. Ends with 1 when a validity check
     fails; the record is written all the same and says why.
     """
+    from edgekd.contracts.artifacts import canonical_json, publish_file
     from edgekd.errors import GateError
     from edgekd.report.measure import measure
-    from edgekd.report.record import write_record
     from edgekd.report.render import banner, check_rows, result_rows
     from edgekd.runtime.session import load
 
-    with load(bundle, any_device=any_device) as session, progress_bar("bench", "step") as update:
+    with contextlib.ExitStack() as stack:
+        # opened first: a place that cannot be written is found before the work, not after it
+        part = None if output is None else stack.enter_context(publish_file(output))
+        session = stack.enter_context(load(bundle, any_device=any_device))
+        update = stack.enter_context(progress_bar("bench", "step"))
         record = measure(
             session,
             source,
@@ -67,8 +72,8 @@ def command(
             overlap_px=overlap,
             progress=update,
         )
-    if output is not None:
-        write_record(record, output)
+        if part is not None:
+            part.write_text(canonical_json(record.plain()), encoding="utf-8")
     width = max(len(name) for name, _ in result_rows(record))
     emit(
         record.plain(),

@@ -33,20 +33,17 @@ def command(
     from edgekd.contracts.recipe import data_root, load_recipe
     from edgekd.contracts.target import load_target
     from edgekd.deploy.bundle import build, default_folder
-    from edgekd.errors import DatasetError
 
     recipe = load_recipe(recipe_path, list(overrides))
     load_target(target)
     require("torch", "deploy", "build bundles")
     place = data or data_root(recipe, recipe_path)
-    try:
+    labelled = None
+    if data is not None or place.exists():  # a set that is there must be whole
         labelled = open_labelled(place, recipe.data.split)
-    except DatasetError as err:
-        if data is not None:
-            raise
-        labelled = None
-        note(f"note: no real pixels to compare on ({err}); a synthetic picture is used and the "
-             "manifest says so")  # fmt: skip
+    else:
+        note(f"note: {place} is not here, so there are no real pixels to compare on; a synthetic "
+             "picture is used and the manifest says so (--data gives another place)")  # fmt: skip
     out = output or default_folder(recipe, target)
     result = build(
         recipe,

@@ -42,17 +42,14 @@ def command(
     if resume and fresh:
         raise click.UsageError("--resume and --fresh exclude each other")
     recipe = load_recipe(recipe_path, list(overrides))
-    require("torch", "train", "tune students")
+    torch = require("torch", "train", "tune students")
     from edgekd.train.finetune import finetune
 
-    if accelerator == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise EnvironmentLacksError(
-                "--accelerator cuda: torch sees no CUDA device on this machine; leave it out or "
-                "give cpu"
-            )
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentLacksError(
+            "--accelerator cuda: torch sees no CUDA device on this machine; leave it out or give "
+            "cpu"
+        )
     out = output or Path("runs") / recipe.name
     with _run_folder(out), progress_bar("finetune", "step") as update:
         result = finetune(

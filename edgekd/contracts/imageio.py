@@ -193,8 +193,9 @@ class Raster:
         if bands is None:
             bands = self._colours()
             if len(bands) != channels:
+                count = f"{len(bands)} band{'' if len(bands) == 1 else 's'}"
                 raise ImageError(
-                    f"{self.path} has {len(bands)} bands and the model takes {channels}; say which "
+                    f"{self.path} has {count} and the model takes {channels}; say which "
                     f"with --bands, e.g. --bands {','.join(map(str, range(1, channels + 1)))}"
                 )
         if len(bands) != channels:

@@ -67,8 +67,8 @@ class LabelledSet:
 
     Attributes:
         classes: the classes, in the order of the model's channels; the ignore index is not one.
-        digest: sha256 over everything that decides what is trained and measured: names, hashes
-            or sizes of the files, split and classes.
+        digest: sha256 over everything that decides what is trained and measured: the contents of
+            the files, split and classes.
     """
 
     name: str
@@ -149,10 +149,12 @@ class LabelledSet:
         if (target < 0).any():
             row, column = (int(axis[0]) for axis in np.nonzero(target < 0))
             known = ", ".join(f"{item.index} {item.name}" for item in self.classes)
+            if self.ignore_index is not None:
+                known += f"; ignored: {self.ignore_index}"
             raise DatasetError(
                 f"{sample.mask} holds class index {values[row, column]} (first at row "
                 f"{row + window.y0}, column {column + window.x0}), which is not in the classes "
-                f"({known}{'' if self.ignore_index is None else f'; ignored: {self.ignore_index}'})"
+                f"({known}); correct the mask, or name the class in classes.json and the recipe"
             )
         return target.astype(np.uint8)
 
@@ -196,8 +198,9 @@ def open_labelled(path: Path, rule: SplitRule | None = None) -> LabelledSet:
     if described.is_file():
         return _described(described)
     if not path.is_dir():
+        fault = "is no folder" if path.exists() else "does not exist"
         raise DatasetError(
-            f"{path} does not exist; expected a folder with images, masks and "
+            f"{path} {fault}; expected a folder with images, masks and "
             "classes.json, or a .yaml that describes a set"
         )
     return _folder(path, rule)
@@ -298,7 +301,7 @@ def _folder(root: Path, rule: SplitRule | None) -> LabelledSet:
                 "classes": [item.model_dump() for item in classes],
                 "ignore_index": ignore_index,
                 "samples": [
-                    [item.id, item.split, item.image.stat().st_size, _size(item.mask)]
+                    [item.id, item.split, sha256_file(item.image), sha256_file(masks[item.id])]
                     for item in samples
                 ],
             }
@@ -319,10 +322,6 @@ def _by_stem(folder: Path) -> dict[str, Path]:
             )
         found[file.stem] = file
     return found
-
-
-def _size(path: Path | None) -> int:
-    return path.stat().st_size if path is not None else 0
 
 
 def _read_classes(path: Path) -> tuple[list[ClassSpec], int | None]:

@@ -1,13 +1,15 @@
 """Runs a model over a scene of any size in a band of rows.
 
-Memory: one strip of pixels (a window high, the scene wide), one band of cell probabilities and
-a few rows of output. Nothing depends on the scene's height.
+Three stages overlap, each in a thread of its own: reading and normalising, the model with
+blending, and bringing rows to pixels (with the caller's writing). Order and results are those of
+a plain loop. Memory: one strip of pixels (a window high, the scene wide), a band of cell
+probabilities and a few rows of output. Nothing depends on the scene's height.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +20,7 @@ from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.windows import Blend, Window, blend_weights, padded_size, plan
 from edgekd.errors import GateError
 from edgekd.runtime.blend import BandBlender, RowUpsampler, softmax
+from edgekd.runtime.pipeline import ahead
 from edgekd.runtime.scene import Source
 
 Infer = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
@@ -101,54 +104,125 @@ def run_tiles(
         geometry: window, overlap and blend.
         stats: filled in as the run proceeds.
         fill: value per channel that replaces pixels without data, uint8.
-        progress: called with (windows done, windows planned) after every window.
+        progress: called with (windows done, windows planned) after every window, in the thread
+            of the model.
 
     Raises:
         GateError: the model gave NaN or infinity.
     """
-    tile, s = geometry.tile_px, geometry.stride_px
-    rows = plan(source.height, source.width, tile, geometry.overlap_px, s)
-    stats.windows = sum(len(row) for row in rows)
-    cells = tile // s
-    overlap_cells = -(-geometry.overlap_px // s)
-    blender = BandBlender(
-        geometry.classes,
-        padded_size(source.width, tile, s) // s,
-        cells,
-        blend_weights(cells, overlap_cells, geometry.blend),
+    rows = plan(
+        source.height, source.width, geometry.tile_px, geometry.overlap_px, geometry.stride_px
     )
-    upsampler = RowUpsampler(s, source.height, source.width)
+    stats.windows = sum(len(row) for row in rows)
+    tiles = _prepare(source, rows, normalize, geometry.tile_px, fill)
+    bands = _blend(tiles, source, rows, infer, geometry, stats, progress)
+    upsampler = RowUpsampler(geometry.stride_px, source.height, source.width)
+    pending: list[BoolArray] = []
+    for cells, valid, last in ahead(bands, 2):
+        pending.append(valid)
+        for y0, channel, confidence in upsampler.push(cells, last):
+            yield Rows(y0, channel, confidence, _take(pending, len(channel)))
+
+
+#: a window, its normalised tile (None without a pixel of data), and the validity of the pixel
+#: rows that its row of windows adds (only with the first window of a row).
+_Tile = tuple[Window, "npt.NDArray[np.float32] | None", "BoolArray | None"]
+_Band = tuple["npt.NDArray[np.float32]", BoolArray, bool]
+
+
+def _prepare(
+    source: Source,
+    rows: list[list[Window]],
+    normalize: Normalizer,
+    tile: int,
+    fill: npt.NDArray[np.uint8],
+) -> Generator[_Tile, None, None]:
+    """Read and normalise tile after tile."""
     strip = _Strip(source, fill, tile)
-    uniform = np.full((geometry.classes, cells, cells), 1 / geometry.classes, dtype=np.float32)
-    tensor = np.empty((1, normalize.channels, tile, tile), dtype=np.float32)
-    for index, row in enumerate(rows):
-        strip.move(row[0].y0, min(row[0].y1, source.height))
+    # Two tiles wait, one is in the model and one is being filled.
+    ring = [np.empty((1, normalize.channels, tile, tile), dtype=np.float32) for _ in range(4)]
+    number = 0
+    for row in rows:
+        added: BoolArray | None = strip.move(row[0].y0, min(row[0].y1, source.height))
         for window in row:
             pixels, valid = strip.tile(window)
-            if valid.any():
+            tensor = None
+            if not source.masked or valid.any():
+                tensor = ring[number % len(ring)]
+                number += 1
                 normalize(_padded(pixels, tile), out=tensor[0])
-                start = time.perf_counter()
-                logits = infer(tensor)
-                elapsed = time.perf_counter() - start
-                stats.run += 1
-                stats.infer_s += elapsed
-                stats.latencies_s.append(elapsed)
-                if not np.isfinite(logits).all():
-                    raise GateError(
-                        f"the model gave NaN or infinite logits for the window at row {window.y0}, "
-                        f"column {window.x0}; its answer is not to be trusted"
-                    )
-                probabilities = softmax(logits)[0]
-            else:
+            yield window, tensor, added
+            added = None
+
+
+def _blend(
+    tiles: Generator[_Tile, None, None],
+    source: Source,
+    rows: list[list[Window]],
+    infer: Infer,
+    geometry: TilePlan,
+    stats: TileStats,
+    progress: Progress | None,
+) -> Generator[_Band, None, None]:
+    """Run the model and blend; yields finished cell rows with the validity of the added rows."""
+    tile, s, classes = geometry.tile_px, geometry.stride_px, geometry.classes
+    cells = tile // s
+    blender = BandBlender(
+        classes,
+        padded_size(source.width, tile, s) // s,
+        cells,
+        blend_weights(cells, -(-geometry.overlap_px // s), geometry.blend),
+    )
+    uniform = np.full((classes, cells, cells), 1 / classes, dtype=np.float32)
+    prepared = ahead(tiles, 2)
+    for index, row in enumerate(rows):
+        added: BoolArray | None = None
+        for _ in row:
+            window, tensor, valid = next(prepared)
+            added = valid if valid is not None else added
+            if tensor is None:
                 stats.skipped += 1
                 probabilities = uniform
+            else:
+                probabilities = _probabilities(infer, tensor, window, stats)
             blender.add(window.y0 // s, window.x0 // s, probabilities)
             if progress is not None:
                 progress(stats.run + stats.skipped, stats.windows)
         last = index == len(rows) - 1
         end = row[0].y1 if last else rows[index + 1][0].y0
-        for y0, channel, confidence in upsampler.push(blender.advance(end // s), last):
-            yield Rows(y0, channel, confidence, strip.valid_rows(y0, y0 + len(channel)))
+        assert added is not None
+        yield blender.advance(end // s), added, last
+
+
+def _probabilities(
+    infer: Infer, tensor: npt.NDArray[np.float32], window: Window, stats: TileStats
+) -> npt.NDArray[np.float32]:
+    start = time.perf_counter()
+    logits = infer(tensor)
+    elapsed = time.perf_counter() - start
+    stats.run += 1
+    stats.infer_s += elapsed
+    stats.latencies_s.append(elapsed)
+    if not np.isfinite(logits).all():
+        raise GateError(
+            f"the model gave NaN or infinite logits for the window at row {window.y0}, "
+            f"column {window.x0}; its answer is not to be trusted"
+        )
+    probabilities: npt.NDArray[np.float32] = softmax(logits)[0]
+    return probabilities
+
+
+def _take(pending: list[BoolArray], count: int) -> BoolArray:
+    """Cut the first ``count`` rows off a list of consecutive row blocks."""
+    first = pending[0]
+    if len(first) < count:
+        first = np.concatenate(pending)
+        del pending[1:]
+    taken: BoolArray = first[:count]
+    pending[0] = first[count:]
+    if not len(pending[0]) and len(pending) > 1:
+        del pending[0]
+    return taken
 
 
 class _Strip:
@@ -163,19 +237,17 @@ class _Strip:
         rows = min(rows, source.height)
         planes = np.empty((len(fill), rows, source.width), dtype=np.uint8)
         self._pixels: UInt8Array = np.moveaxis(planes, 0, 2)
+        masked = rows if source.masked else 0
+        self._valid: BoolArray = np.empty((masked, source.width), dtype=np.bool_)
         self._y0 = self._y1 = 0
-        # Validity reaches back to the first row that is not written yet; without a mask it is one
-        # value that looks like an array.
-        self._valid: BoolArray = np.zeros((0, source.width), dtype=np.bool_)
-        self._valid_y0 = 0
-        self._all_valid: BoolArray = np.broadcast_to(np.True_, (source.height, source.width))
 
-    def move(self, y0: int, y1: int) -> None:
-        """Hold the pixel rows ``y0`` to ``y1``; both only ever grow."""
-        start = max(self._y1, y0)
+    def move(self, y0: int, y1: int) -> BoolArray:
+        """Hold the pixel rows ``y0`` to ``y1`` (both only grow); returns validity of new rows."""
+        first = start = max(self._y1, y0)
         if start > y0:
-            self._pixels[: start - y0] = self._pixels[y0 - self._y0 : start - self._y0]
-        masks = [self._valid]
+            for buffer in (self._pixels, self._valid):
+                if len(buffer):
+                    buffer[: start - y0] = buffer[y0 - self._y0 : start - self._y0]
         step = -(-_READ_ROWS // self._source.block_rows) * self._source.block_rows
         while start < y1:
             end = min(start - start % step + step, y1)
@@ -186,31 +258,20 @@ class _Strip:
                 valid = self._source.read_valid(window)
                 if not valid.all():
                     rows[~valid] = self._fill
-                masks.append(valid)
+                self._valid[start - y0 : end - y0] = valid
             start = end
-        if self._source.masked:
-            self._valid = np.concatenate(masks)
         self._y0, self._y1 = y0, y1
+        if self._source.masked:
+            added: BoolArray = self._valid[first - y0 : y1 - y0].copy()
+            return added
+        everything: BoolArray = np.broadcast_to(np.True_, (y1 - first, self._source.width))
+        return everything
 
     def tile(self, window: Window) -> tuple[UInt8Array, BoolArray]:
         """Pixels and validity of the part of ``window`` that lies in the scene."""
-        rows = slice(window.y0 - self._y0, self._y1 - self._y0)
+        rows = slice(0, self._y1 - self._y0)
         columns = slice(window.x0, min(window.x1, self._source.width))
-        if not self._source.masked:
-            return self._pixels[rows, columns], self._all_valid[window.y0 : self._y1, columns]
-        first = window.y0 - self._valid_y0
-        return (
-            self._pixels[rows, columns],
-            self._valid[first : first + self._y1 - window.y0, columns],
-        )
-
-    def valid_rows(self, y0: int, y1: int) -> BoolArray:
-        """Validity of rows that are written now; rows above ``y0`` are forgotten."""
-        if not self._source.masked:
-            return self._all_valid[y0:y1]
-        self._valid = self._valid[y0 - self._valid_y0 :]
-        self._valid_y0 = y0
-        return self._valid[: y1 - y0]
+        return self._pixels[rows, columns], self._valid[rows, columns]
 
 
 def _padded(pixels: UInt8Array, tile: int) -> UInt8Array:

@@ -18,6 +18,11 @@ from edgekd.errors import CheckpointError
 from edgekd.train.students._base import Segmenter
 
 FORMAT = 1
+#: what torch.load raises for files that are cut, of another kind, or hold code.
+_UNREADABLE = (
+    RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError,
+    LookupError, ValueError, AttributeError, TypeError,
+)  # fmt: skip
 BEST_NAME = "best.ckpt"
 LAST_NAME = "last.ckpt"
 
@@ -84,9 +89,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} does not exist; make one with: edgekd finetune RECIPE")
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, zipfile.BadZipFile) as err:
-        first = str(err).strip().splitlines()[0][:160] if str(err).strip() else type(err).__name__
-        raise CheckpointError(f"{path} is damaged or no checkpoint of edgekd: {first}") from err
+    except _UNREADABLE as err:
+        raise CheckpointError(
+            f"{path} is damaged or no checkpoint of edgekd; copy it again, or make one with: "
+            "edgekd finetune RECIPE (--debug shows what torch says)"
+        ) from err
     if not isinstance(value, dict) or "edgekd_checkpoint" not in value:
         raise CheckpointError(f"{path} is no checkpoint of edgekd (it lacks its format mark)")
     if value.pop("edgekd_checkpoint") != FORMAT:

@@ -20,7 +20,7 @@ from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from edgekd.contracts.artifacts import canonical_json, publish_file, sha256_bytes
+from edgekd.contracts.artifacts import canonical_json, sha256_bytes, write_json
 from edgekd.contracts.labelled import LabelledSet, check_same_classes, open_labelled
 from edgekd.contracts.recipe import FinetuneSpec, Recipe
 from edgekd.contracts.registry import nearest
@@ -86,7 +86,8 @@ def finetune(
     spec = recipe.finetune
     data = open_labelled(data_path, recipe.data.split)
     check_same_classes(data.classes, list(recipe.io.classes), str(data.root))
-    data.split("val")
+    for sample in data.split("val"):  # a fault in them must not wait for the first evaluation
+        data.load(sample)
     fabric = Fabric(
         accelerator=accelerator,
         devices=1,
@@ -382,6 +383,8 @@ class _Run:
                 f"{self._out} already holds a run ({', '.join(earlier)}); add --resume to go on "
                 "with it, --fresh to start anew in its place, or choose another folder with -o"
             )
+        # Before hours of training: is the place writable?
+        write_json(self._out / "recipe.json", self._recipe.plain())
         for name in earlier:
             (self._out / name).unlink()
         return 0
@@ -454,8 +457,6 @@ class _Run:
         state["fingerprint"] = self._fingerprint
         state["seconds"] = self.tuning["seconds"]
         save_checkpoint(self._out / LAST_NAME, self._checkpoint(model, weights, state))
-        with publish_file(self._out / "recipe.json") as part:
-            part.write_text(canonical_json(self._recipe.plain()), encoding="utf-8")
 
     def _checkpoint(
         self,

@@ -54,15 +54,6 @@ def assert_one_line(err: str, words: tuple[str, ...]) -> None:
         assert word in lines[0], f"{word!r} is not in: {lines[0]}"
 
 
-def expected() -> list[object]:
-    marks = {
-        case.name: [pytest.mark.xfail(strict=True, reason=case.waits_for)]
-        for case in CASES
-        if case.waits_for
-    }
-    return [pytest.param(case, id=case.name, marks=marks.get(case.name, [])) for case in CASES]
-
-
 def test_the_list_is_long_and_its_names_differ() -> None:
     assert len(CASES) >= 90 and len({case.name for case in CASES}) == len(CASES)
     used = {case.command.split()[0] for case in CASES}
@@ -70,7 +61,7 @@ def test_the_list_is_long_and_its_names_differ() -> None:
     assert used >= commands | {"report", "ls"}
 
 
-@pytest.mark.parametrize("case", expected())
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_wrong_input(case: Case, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = snapshot(here)
     code = main([*case.command.split(), "--json"])

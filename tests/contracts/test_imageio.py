@@ -201,7 +201,7 @@ def test_bands_are_chosen_with_care(tmp_path: Path) -> None:
     with Raster(write_raster(tmp_path / "rgba.tif", image, alpha=True)) as raster:
         assert raster.choose_bands(None, 3) == [1, 2, 3]
     grey = write_raster(tmp_path / "grey.png", image[:, :, 0])
-    with Raster(grey) as raster, pytest.raises(ImageError, match="has 1 bands and the model"):
+    with Raster(grey) as raster, pytest.raises(ImageError, match="has 1 band and the model"):
         raster.choose_bands(None, 3)
 
 

@@ -109,7 +109,7 @@ SAMPLE_FAULTS = [
     (change_mask(MASK.astype(np.uint16)), "it has 1 band(s) of uint16"),
     (change_image(smooth_image(3, 4).astype(np.float32)), "has float32 pixels, expected uint8"),
     (change_image(smooth_image(3, 4, bands=4)), "has 4 bands and the model takes 3"),
-    (change_image(smooth_image(3, 4, bands=1)), "has 1 bands and the model takes 3"),
+    (change_image(smooth_image(3, 4, bands=1)), "has 1 band and the model takes 3"),
     (cut("images/a.png"), "a.png is damaged"),
     (cut("masks/a.png"), "a.png is damaged"),
     (lambda root: (root / "images" / "a.png").write_bytes(b""), "is empty (0 bytes)"),

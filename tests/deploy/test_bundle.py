@@ -37,10 +37,15 @@ from edgekd.errors import (
 from edgekd.runtime.session import read_manifest
 from edgekd.train.checkpoint import load_checkpoint, rebuild
 from tests.helpers.checkpoints import make_checkpoint
-from tests.helpers.labelled import lite0_values, make_set, recipe_values
+from tests.helpers.labelled import lite0_values, make_set
 from tests.helpers.line import Line, reuse, variants
 
 NAMES = sorted(variants())
+
+
+def small_values(**changes: Any) -> dict[str, Any]:
+    """The recipe of the variant ``small`` with changed keys."""
+    return variants()["small"] | changes
 
 
 @pytest.fixture
@@ -240,7 +245,7 @@ def test_what_was_packed_is_loaded_and_compared(
 def test_targets_that_cannot_be_built(
     line: Line, data: LabelledSet, tmp_path: Path, target: str, error: type[EdgeKDError], words: str
 ) -> None:
-    values = recipe_values(targets=["x86-cpu", "orin-nano"])
+    values = small_values(targets=["x86-cpu", "orin-nano"])
     with pytest.raises(error, match=words) as err:
         build(
             Recipe.model_validate(values), target, line.checkpoints["small"], tmp_path / "b", data
@@ -263,7 +268,7 @@ def test_targets_that_cannot_be_built(
 def test_a_checkpoint_of_another_student_is_refused(
     line: Line, data: LabelledSet, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
-    wanted = Recipe.model_validate(recipe_values(**changes))
+    wanted = Recipe.model_validate(small_values(**changes))
     with pytest.raises(CheckpointError, match=words):
         build(wanted, "x86-cpu", line.checkpoints["small"], tmp_path / "b", data)
     assert listed(tmp_path) == []
@@ -272,7 +277,7 @@ def test_a_checkpoint_of_another_student_is_refused(
 def test_a_checkpoint_for_other_classes_is_refused(
     line: Line, data: LabelledSet, tmp_path: Path
 ) -> None:
-    values = recipe_values()
+    values = small_values()
     values["io"] = {
         **values["io"],
         "classes": [{"index": 0, "name": "sea", "color": "#000000"}, values["io"]["classes"][1]],
@@ -348,7 +353,7 @@ def test_the_command_says_so_too(
 
 def test_the_recipes_own_golden_bound_is_used(line: Line, quick: None, tmp_path: Path) -> None:
     wanted = Recipe.model_validate(
-        recipe_values(gates={"onnx_vs_torch": {"atol": 1e-4}, "golden": {"atol": 0.03}})
+        small_values(gates={"onnx_vs_torch": {"atol": 1e-4}, "golden": {"atol": 0.03}})
     )
     made = build(wanted, "x86-cpu", line.checkpoints["small"], tmp_path / "b", None)
     assert made.manifest.golden.atol == 0.03
@@ -423,7 +428,7 @@ def test_two_checkpoints_give_two_models(
     line: Line, bundles: dict[str, Path], recipe: Recipe, quick: None, tmp_path: Path
 ) -> None:
     """An export that is stale (of other weights) is caught by the gate."""
-    other = make_checkpoint(tmp_path / "other.ckpt", recipe_values(), seed=12)
+    other = make_checkpoint(tmp_path / "other.ckpt", variants()["small"], seed=12)
     with pytest.raises(GateError, match="onnx_vs_torch"):
         build(recipe, "x86-cpu", other, tmp_path / "b", None)
     assert os.listdir(tmp_path) == ["other.ckpt"]  # noqa: PTH208

@@ -17,7 +17,7 @@ from tests.helpers.rasters import smooth_image
 
 #: height, width: smaller than a tile, a tile, not a multiple in one and in both directions
 SIZES = {
-    "small": [(100, 300), (256, 256), (300, 530)],
+    "small": [(100, 300), (512, 512), (560, 700)],
     "levels": [(290, 257)],
     "conv": [(1, 1), (64, 64), (63, 200), (150, 65), (333, 217)],
 }
@@ -53,7 +53,7 @@ def test_every_variant_is_compared() -> None:
 def test_the_comparison_notices_a_shift_of_one_cell(line: Line, bundles: dict[str, Path]) -> None:
     recipe = load_recipe(line.recipes["small"])
     model = rebuild(load_checkpoint(line.checkpoints["small"]), "small")
-    image = smooth_image(300, 530, seed=300)
+    image = smooth_image(560, 700, seed=560)
     with edgekd.load(bundles["small"]) as session:
         moved = session.run(np.roll(image, 16, axis=1))
     differs = predict(model, image, recipe.io, recipe.tiling) != moved.classes

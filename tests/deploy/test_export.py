@@ -240,12 +240,12 @@ def test_each_promise_about_the_graph_is_checked(exports: dict[str, OnnxModel]) 
     def fresh() -> onnx.ModelProto:
         return onnx.load(exports["small"].path)
 
-    expected = [("image", ["N", 3, 256, 256]), ("logits", ["N", 2, 16, 16])]
+    expected = [("image", ["N", 3, 512, 512]), ("logits", ["N", 2, 32, 32])]
     graph.check(fresh(), expected)
     for wrong in (
-        [("picture", ["N", 3, 256, 256]), expected[1]],
-        [("image", [1, 3, 256, 256]), expected[1]],
-        [expected[0], ("logits", ["N", 3, 16, 16])],
+        [("picture", ["N", 3, 512, 512]), expected[1]],
+        [("image", [1, 3, 512, 512]), expected[1]],
+        [expected[0], ("logits", ["N", 3, 32, 32])],
         [*expected, expected[1]],
     ):
         with pytest.raises(GateError, match="the exported graph has"):

@@ -233,3 +233,38 @@ def test_rate_rises_linearly_and_falls_to_zero() -> None:
     assert rates[:3] == [pytest.approx(0.1), pytest.approx(0.2), pytest.approx(0.3)]
     assert max(rates) == 1.0 and rates.index(1.0) in (9, 10)
     assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] < 0.01
+
+
+def test_frozen_modules_keep_their_weights_and_a_wrong_name_is_named(
+    data: Path, tmp_path: Path
+) -> None:
+    from edgekd.train.checkpoint import build_student
+
+    recipe = changed(lite0_values(), freeze=["encoder.stem"], freeze_bn=True, steps=2, ema=0.0)
+    weights = load_checkpoint(finetune(recipe, data, tmp_path, accelerator="cpu").best).weights
+    torch.manual_seed(recipe.finetune.seed)
+    start = build_student("lite0", 2, attention=None, head=None, pretrained=False).state_dict()
+    stem = [key for key in start if key.startswith("encoder.stem.")]
+    assert stem and all(torch.equal(start[key], weights[key]) for key in stem)
+    assert any(not torch.equal(start[key], weights[key]) for key in start if "encoder.bl" in key)
+    with pytest.raises(InputError, match=r"no module 'encoder\.stam'; did you mean 'encoder\.stem"):
+        finetune(changed(lite0_values(), freeze=["encoder.stam"]), data, tmp_path / "x")
+
+
+def test_rare_crops_hold_the_rare_class(tmp_path: Path) -> None:
+    recipe = Recipe.model_validate(lite0_values())
+    spec, augment = recipe.io.inputs[0], recipe.finetune.augment
+    labelled = open_labelled(make_set(tmp_path, side_px=400))
+
+    def share(rare: float) -> float:
+        crops = CropDataset(labelled, "train", spec, 64, augment, 60, 0, rare)
+        return sum(bool((crops[n][1] == 1).float().mean() >= 0.05) for n in range(60)) / 60
+
+    assert share(0.0) < 0.5 < 0.9 < share(1.0)
+
+
+def test_class_weights_must_be_one_per_class() -> None:
+    values = lite0_values()
+    values["finetune"]["class_weights"] = [1.0, 2.0, 3.0]
+    with pytest.raises(ValueError, match="2 classes and finetune.class_weights has 3"):
+        Recipe.model_validate(values)

@@ -234,7 +234,7 @@ def build(
     *,
     attention: str | None = None,
     head: str | None = None,
-    pretrained: bool = True,
+    pretrained: bool | None = None,
 ) -> Segmenter:
     """Make the student.
 
@@ -242,7 +242,7 @@ def build(
         num_classes: channels of the logits.
         attention: must be None, a convolutional network has none.
         head: ``pyramid``, or None for the same.
-        pretrained: start from ImageNet weights (else random ones).
+        pretrained: start from ImageNet weights (None: yes), else from random ones.
 
     Raises:
         InputError: an attention or another head was asked for.
@@ -259,6 +259,7 @@ def build(
             f"student lite0 got head {head!r}; valid: {', '.join(HEADS)} (its features halve in"
             " resolution from level to level, which the ViT heads do not take)"
         )
+    pretrained = True if pretrained is None else pretrained
     encoder = Encoder()
     if pretrained:
         load_imagenet(encoder, weights_path())
