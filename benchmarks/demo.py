@@ -43,7 +43,7 @@ def main() -> int:
     """Run the stages; returns the exit code."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "demo")
-    parser.add_argument("--bench-seconds", type=float, default=8.0)
+    parser.add_argument("--bench-seconds", type=float, default=5.0)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     try:
@@ -209,7 +209,7 @@ def tune_excess_green(data: LabelledSet) -> float:
     hit = inside[::-1].cumsum()[::-1][1:]  # canopy pixels above edge k
     false = outside[::-1].cumsum()[::-1][1:]
     iou = hit / (truth.sum() + false)
-    return float(edges[int(iou.argmax())])
+    return round(float(edges[int(iou.argmax())]), 3) + 0.0
 
 
 def draw_preview(

@@ -67,8 +67,8 @@ def write_scene(path: Path, side_px: int, pixels: npt.NDArray[np.uint8]) -> None
 
     profile = {
         "driver": "GTiff", "dtype": "uint8", "count": 3, "height": side_px, "width": side_px,
-        "tiled": True, "blockxsize": _BLOCK_PX, "blockysize": _BLOCK_PX, "compress": "deflate",
-        "zlevel": 1, "photometric": "rgb", "crs": "EPSG:32618",
+        "tiled": True, "blockxsize": _BLOCK_PX, "blockysize": _BLOCK_PX,
+        "photometric": "rgb", "crs": "EPSG:32618",
     }  # fmt: skip
     columns = mirrored(0, side_px, width)
     with gdal_environment() as rasterio:

@@ -216,16 +216,24 @@ class Raster:
             )
         return bands
 
-    def read(self, window: Window, bands: list[int]) -> npt.NDArray[np.generic]:
+    def read(
+        self, window: Window, bands: list[int], out: UInt8Array | None = None
+    ) -> npt.NDArray[np.generic]:
         """Pixels of a window inside the raster, ``(height, width, len(bands))``.
 
-        A view with the bands as contiguous planes, as GDAL delivers them.
+        A view with the bands as contiguous planes, as GDAL delivers them; or ``out``, if given,
+        ``(height, width, len(bands))`` of the raster's own type in any layout.
 
         Raises:
             ImageError: the pixels cannot be decoded (a damaged or cut file).
         """
         planes = self._checked(
-            lambda: self._data.read(indexes=bands, window=self._box(window)), window
+            lambda: self._data.read(
+                indexes=bands,
+                window=self._box(window),
+                out=None if out is None else np.moveaxis(out, 2, 0),
+            ),
+            window,
         )
         pixels: npt.NDArray[np.generic] = np.moveaxis(planes, 0, 2)
         return pixels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -12,17 +13,18 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class Normalizer:
-    """``(pixel - mean) / std`` from HWC uint8 to CHW float32.
+    """``(pixel - mean) / std`` from HWC uint8 to CHW float32, by a table of 256 values a channel.
 
     Args:
         spec: the image input of the recipe or manifest.
     """
 
     def __init__(self, spec: ImageInput) -> None:
-        std = np.asarray(spec.std, dtype=np.float64)
-        mean = np.asarray(spec.mean, dtype=np.float64)
-        self._scale = (1.0 / std).astype(np.float32)
-        self._shift = (-mean / std).astype(np.float32)
+        values = np.arange(256, dtype=np.float64)
+        self._tables = [
+            ((values - mean) / std).astype(np.float32)
+            for mean, std in zip(spec.mean, spec.std, strict=True)
+        ]
         self.channels = spec.channel_count
 
     def __call__(self, pixels: npt.NDArray[np.uint8], out: FloatArray | None = None) -> FloatArray:
@@ -38,11 +40,11 @@ class Normalizer:
         check_pixels(pixels, self.channels)
         if out is None:
             out = np.empty((self.channels, *pixels.shape[:2]), dtype=np.float32)
-        for channel in range(self.channels):
-            np.multiply(
-                pixels[:, :, channel], self._scale[channel], out=out[channel], dtype=np.float32
-            )
-            out[channel] += self._shift[channel]
+        for channel, table in enumerate(self._tables):
+            plane = out[channel]
+            looked_up = cv2.LUT(pixels[:, :, channel], table, dst=plane)
+            if looked_up is not plane:  # OpenCV could not write into that layout
+                plane[...] = looked_up
         return out
 
 

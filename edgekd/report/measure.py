@@ -226,7 +226,8 @@ def _file_tiles(
             )
             if not source.read_valid(inside).any():
                 continue
-            pixels = source.read(inside)
+            pixels = np.empty((inside.height, inside.width, normalize.channels), dtype=np.uint8)
+            source.read(inside, pixels)
             pad = [(0, tile_px - pixels.shape[0]), (0, tile_px - pixels.shape[1]), (0, 0)]
             tiles.append(normalize(np.pad(pixels, pad, mode="symmetric"))[None])
             if len(tiles) == TILES:

@@ -37,7 +37,7 @@ class BandBlender:
         window: cells along a window's side.
         weights: ``(window, window)`` float32, all > 0.
 
-    Windows must arrive with rows of windows from top to bottom.
+    Windows must arrive with rows of windows from top to bottom; ``windows`` counts them.
     """
 
     def __init__(self, classes: int, width: int, window: int, weights: FloatArray) -> None:
@@ -46,6 +46,7 @@ class BandBlender:
         self._weights = weights
         self._window = window
         self._top = 0
+        self.windows = 0
 
     def add(self, y: int, x: int, probabilities: FloatArray) -> None:
         """Add a window whose first cell is ``(y, x)``; ``probabilities`` is ``(K, w, w)``.
@@ -55,6 +56,7 @@ class BandBlender:
         """
         if y != self._top:
             raise ValueError(f"window starts at cell row {y}, the band at {self._top}")
+        self.windows += 1
         part = slice(x, x + self._window)
         self._sum[:, :, part] += probabilities * self._weights
         self._weight[:, part] += self._weights
@@ -93,10 +95,14 @@ class RowUpsampler:
     Args:
         stride_px: pixels per cell.
         height_px, width_px: of the scene; what lies beyond (padding) is cut off.
+        confidence: False leaves the third value undefined, where nobody wants it.
     """
 
-    def __init__(self, stride_px: int, height_px: int, width_px: int) -> None:
+    def __init__(
+        self, stride_px: int, height_px: int, width_px: int, confidence: bool = True
+    ) -> None:
         self._stride = stride_px
+        self._confidence = confidence
         self._height, self._width = height_px, width_px
         self._held: FloatArray | None = None  # cell rows from the one above self._next on
         self._next = 0
@@ -123,16 +129,28 @@ class RowUpsampler:
         height = min(count * s, self._height - y0)
         if height <= 0:
             return
-        size = (cells.shape[2] * s, cells.shape[1] * s)
-        best: FloatArray | None = None
+        if len(cells) == 2:
+            # The two add up to 1, so their difference says it all and is resized once.
+            difference = self._resized(cells[1] - cells[0], skip, height)
+            channel = (difference > 0).view(np.uint8)
+            if self._confidence:
+                np.abs(difference, out=difference)
+                difference *= np.float32(0.5)
+                difference += np.float32(0.5)
+            yield y0, channel, difference
+            return
+        best = self._resized(cells[0], skip, height)
         channel = np.zeros((height, self._width), dtype=np.uint8)
-        for index, plane in enumerate(cells):
-            full = plane if s == 1 else cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR)
-            part = np.asarray(full[skip * s : skip * s + height, : self._width], dtype=np.float32)
-            if best is None:
-                best = part.copy()
-                continue
+        for index, plane in enumerate(cells[1:], start=1):
+            part = self._resized(plane, skip, height)
             channel[part > best] = index
             np.maximum(best, part, out=best)
-        assert best is not None
         yield y0, channel, best
+
+    def _resized(self, plane: FloatArray, skip: int, height: int) -> FloatArray:
+        """Cells to pixels; without the first ``skip`` cell rows and what lies beyond the scene."""
+        s = self._stride
+        size = (plane.shape[1] * s, plane.shape[0] * s)
+        full = plane if s == 1 else cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR)
+        rows = full[skip * s : skip * s + height, : self._width]
+        return np.array(rows) if s == 1 else np.asarray(rows, dtype=np.float32)

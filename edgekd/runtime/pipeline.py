@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def ahead(source: Generator[T, None, None], depth: int) -> Iterator[T]:
+def ahead(source: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
     """Yield what ``source`` yields, in order, computed up to ``depth`` items in advance.
 
     The source runs in one thread, so its order and its results are those of a plain loop. What it
@@ -20,8 +20,12 @@ def ahead(source: Generator[T, None, None], depth: int) -> Iterator[T]:
 
     Args:
         source: closed at the end in any case.
-        depth: at least 1; bounds the memory of items that wait.
+        depth: bounds the memory of items that wait; 0 is a plain loop without a thread.
     """
+    if depth == 0:
+        with contextlib.closing(source):
+            yield from source
+        return
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edgekd")
     waiting: deque[Future[list[T]]] = deque()
 

@@ -99,6 +99,7 @@ class Session:
         self.manifest = manifest
         self.backend = backend
         self._lock = threading.Lock()
+        self._depth = 2 if backend.leaves_cores else 0
         spec = manifest.inputs[0]
         self._input, self._output = spec.name, manifest.outputs[0].name
         self._normalize = Normalizer(spec)
@@ -143,7 +144,13 @@ class Session:
         confidence = np.empty((source.height, source.width), dtype=np.float32)
         stats = TileStats()
         for rows in run_tiles(
-            source, self.infer, self._normalize, self.geometry(overlap_px), stats, self._fill
+            source,
+            self.infer,
+            self._normalize,
+            self.geometry(overlap_px),
+            stats,
+            self._fill,
+            depth=self._depth,
         ):
             part = slice(rows.y0, rows.y0 + len(rows.channel))
             classes[part] = self._index[rows.channel]
@@ -193,7 +200,15 @@ class Session:
                 Path(dst), raster.height, raster.width, self.manifest.classes, raster, tags
             ) as writer:
                 for rows in run_tiles(
-                    source, self.infer, self._normalize, geometry, stats, self._fill, progress
+                    source,
+                    self.infer,
+                    self._normalize,
+                    geometry,
+                    stats,
+                    self._fill,
+                    progress,
+                    confidence=False,
+                    depth=self._depth,
                 ):
                     values = np.asarray(cv2.LUT(rows.channel, table), dtype=np.uint8)
                     if raster.masked:

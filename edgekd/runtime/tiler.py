@@ -1,15 +1,17 @@
 """Runs a model over a scene of any size in a band of rows.
 
-Three stages overlap, each in a thread of its own: reading and normalising, the model with
-blending, and bringing rows to pixels (with the caller's writing). Order and results are those of
-a plain loop. Memory: one strip of pixels (a window high, the scene wide), a band of cell
+Three stages overlap where the backend leaves cores free, each in a thread of its own: reading and
+normalising, the model, and blending with what the caller does (writing). Order and results are
+those of a plain loop. Memory: one strip of pixels (a window high, the scene wide), a band of cell
 probabilities and a few rows of output. Nothing depends on the scene's height.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,6 +96,8 @@ def run_tiles(
     stats: TileStats,
     fill: npt.NDArray[np.uint8],
     progress: Progress | None = None,
+    confidence: bool = True,
+    depth: int = 2,
 ) -> Iterator[Rows]:
     """Yield the map from top to bottom, every pixel row exactly once.
 
@@ -104,30 +108,48 @@ def run_tiles(
         geometry: window, overlap and blend.
         stats: filled in as the run proceeds.
         fill: value per channel that replaces pixels without data, uint8.
-        progress: called with (windows done, windows planned) after every window, in the thread
-            of the model.
+        progress: called with (windows done, windows planned) after every window.
+        confidence: False leaves :attr:`Rows.confidence` undefined, where nobody wants it.
+        depth: tiles that are prepared, and answers that wait, while the model runs; with 0
+            nothing else runs then.
 
     Raises:
         GateError: the model gave NaN or infinity.
     """
-    rows = plan(
-        source.height, source.width, geometry.tile_px, geometry.overlap_px, geometry.stride_px
-    )
+    tile, s, classes = geometry.tile_px, geometry.stride_px, geometry.classes
+    rows = plan(source.height, source.width, tile, geometry.overlap_px, s)
     stats.windows = sum(len(row) for row in rows)
-    tiles = _prepare(source, rows, normalize, geometry.tile_px, fill)
-    bands = _blend(tiles, source, rows, infer, geometry, stats, progress)
-    upsampler = RowUpsampler(geometry.stride_px, source.height, source.width)
-    pending: list[BoolArray] = []
-    for cells, valid, last in ahead(bands, 2):
-        pending.append(valid)
-        for y0, channel, confidence in upsampler.push(cells, last):
-            yield Rows(y0, channel, confidence, _take(pending, len(channel)))
+    cells = tile // s
+    blender = BandBlender(
+        classes,
+        padded_size(source.width, tile, s) // s,
+        cells,
+        blend_weights(cells, -(-geometry.overlap_px // s), geometry.blend),
+    )
+    upsampler = RowUpsampler(s, source.height, source.width, confidence)
+    uniform = np.full((classes, cells, cells), 1 / classes, dtype=np.float32)
+    validity: list[BoolArray] = []
+    tiles = _prepare(source, rows, normalize, tile, fill, depth)
+    answers = ahead(_answer(tiles, infer, stats, depth), depth)
+    with contextlib.closing(answers):
+        for index, row in enumerate(rows):
+            for _ in row:
+                window, logits, added = next(answers)
+                if added is not None:
+                    validity.append(added)
+                chance = uniform if logits is None else _probabilities(logits, window)
+                blender.add(window.y0 // s, window.x0 // s, chance)
+                if progress is not None:
+                    progress(blender.windows, stats.windows)
+            last = index == len(rows) - 1
+            end = row[0].y1 if last else rows[index + 1][0].y0
+            for y0, channel, best in upsampler.push(blender.advance(end // s), last):
+                yield Rows(y0, channel, best, _take(validity, len(channel)))
 
 
-#: a window, its normalised tile (None without a pixel of data), and the validity of the pixel
-#: rows that its row of windows adds (only with the first window of a row).
-_Tile = tuple[Window, "npt.NDArray[np.float32] | None", "BoolArray | None"]
-_Band = tuple["npt.NDArray[np.float32]", BoolArray, bool]
+#: a window, its tile or logits (None without a pixel of data), and the validity of the pixel rows
+#: that its row of windows adds (with the first window of a row).
+_Step = tuple[Window, "npt.NDArray[np.float32] | None", "BoolArray | None"]
 
 
 def _prepare(
@@ -136,11 +158,13 @@ def _prepare(
     normalize: Normalizer,
     tile: int,
     fill: npt.NDArray[np.uint8],
-) -> Generator[_Tile, None, None]:
+    depth: int,
+) -> Generator[_Step, None, None]:
     """Read and normalise tile after tile."""
     strip = _Strip(source, fill, tile)
-    # Two tiles wait, one is in the model and one is being filled.
-    ring = [np.empty((1, normalize.channels, tile, tile), dtype=np.float32) for _ in range(4)]
+    # ``depth`` tiles wait, one is in the model and one is being filled.
+    shape = (1, normalize.channels, tile, tile)
+    ring = [np.empty(shape, dtype=np.float32) for _ in range(depth + 2 if depth else 1)]
     number = 0
     for row in rows:
         added: BoolArray | None = strip.move(row[0].y0, min(row[0].y1, source.height))
@@ -155,54 +179,45 @@ def _prepare(
             added = None
 
 
-def _blend(
-    tiles: Generator[_Tile, None, None],
-    source: Source,
-    rows: list[list[Window]],
-    infer: Infer,
-    geometry: TilePlan,
-    stats: TileStats,
-    progress: Progress | None,
-) -> Generator[_Band, None, None]:
-    """Run the model and blend; yields finished cell rows with the validity of the added rows."""
-    tile, s, classes = geometry.tile_px, geometry.stride_px, geometry.classes
-    cells = tile // s
-    blender = BandBlender(
-        classes,
-        padded_size(source.width, tile, s) // s,
-        cells,
-        blend_weights(cells, -(-geometry.overlap_px // s), geometry.blend),
-    )
-    uniform = np.full((classes, cells, cells), 1 / classes, dtype=np.float32)
-    prepared = ahead(tiles, 2)
-    for index, row in enumerate(rows):
-        added: BoolArray | None = None
-        for _ in row:
-            window, tensor, valid = next(prepared)
-            added = valid if valid is not None else added
-            if tensor is None:
-                stats.skipped += 1
-                probabilities = uniform
-            else:
-                probabilities = _probabilities(infer, tensor, window, stats)
-            blender.add(window.y0 // s, window.x0 // s, probabilities)
-            if progress is not None:
-                progress(stats.run + stats.skipped, stats.windows)
-        last = index == len(rows) - 1
-        end = row[0].y1 if last else rows[index + 1][0].y0
-        assert added is not None
-        yield blender.advance(end // s), added, last
+def _answer(
+    tiles: Generator[_Step, None, None], infer: Infer, stats: TileStats, depth: int
+) -> Generator[_Step, None, None]:
+    """Run the model on tile after tile, and nothing else.
+
+    With ``depth`` 0 the model has the machine to itself: the next tile is prepared while the
+    consumer works on the last answer, and not while the model runs.
+    """
+
+    def run(tensor: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float32] | None:
+        if tensor is None:
+            stats.skipped += 1
+            return None
+        start = time.perf_counter()
+        logits = infer(tensor)
+        elapsed = time.perf_counter() - start
+        stats.run += 1
+        stats.infer_s += elapsed
+        stats.latencies_s.append(elapsed)
+        return logits
+
+    if depth:
+        with contextlib.closing(ahead(tiles, depth)) as prepared:
+            for window, tensor, added in prepared:
+                yield window, run(tensor), added
+        return
+    with (
+        contextlib.closing(tiles),
+        ThreadPoolExecutor(max_workers=1, thread_name_prefix="edgekd") as pool,
+    ):
+        waiting = pool.submit(next, tiles, None)
+        while (step := waiting.result()) is not None:
+            window, tensor, added = step
+            logits = run(tensor)
+            waiting = pool.submit(next, tiles, None)
+            yield window, logits, added
 
 
-def _probabilities(
-    infer: Infer, tensor: npt.NDArray[np.float32], window: Window, stats: TileStats
-) -> npt.NDArray[np.float32]:
-    start = time.perf_counter()
-    logits = infer(tensor)
-    elapsed = time.perf_counter() - start
-    stats.run += 1
-    stats.infer_s += elapsed
-    stats.latencies_s.append(elapsed)
+def _probabilities(logits: npt.NDArray[np.float32], window: Window) -> npt.NDArray[np.float32]:
     if not np.isfinite(logits).all():
         raise GateError(
             f"the model gave NaN or infinite logits for the window at row {window.y0}, "
@@ -253,7 +268,7 @@ class _Strip:
             end = min(start - start % step + step, y1)
             window = Window(start, 0, end, self._source.width)
             rows = self._pixels[start - y0 : end - y0]
-            rows[:] = self._source.read(window)
+            self._source.read(window, rows)
             if self._source.masked:
                 valid = self._source.read_valid(window)
                 if not valid.all():

@@ -199,7 +199,9 @@ def test_places_that_are_refused(tmp_path: Path) -> None:
 def test_an_image_in_memory() -> None:
     image = smooth_image(9, 7)
     source = ArraySource(image[::-1], 3)
-    np.testing.assert_array_equal(source.read(Window(2, 1, 5, 7)), image[::-1][2:5, 1:7])
+    pixels = np.empty((3, 6, 3), np.uint8)
+    source.read(Window(2, 1, 5, 7), pixels)
+    np.testing.assert_array_equal(pixels, image[::-1][2:5, 1:7])
     assert source.read_valid(Window(0, 0, 9, 7)).all()
     for bad in (image[:, :, 0], image.astype(np.int16), image[:, :, :2]):
         with pytest.raises(ImageError):

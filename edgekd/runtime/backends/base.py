@@ -20,11 +20,15 @@ class Backend(abc.ABC):
     Attributes:
         input_shapes, output_shapes: per tensor name; None stands for the free batch dimension.
         details: what really runs (provider, version, threads), for records.
+        leaves_cores: whether the processor has cores left while the model runs. A CPU backend
+            that takes them all gets slower by twice what other threads take (its own threads wait
+            for one another at every operator), so the tiler then does one thing after the other.
     """
 
     input_shapes: dict[str, list[int | None]]
     output_shapes: dict[str, list[int | None]]
     details: dict[str, str]
+    leaves_cores: bool = True
 
     def __init__(self) -> None:
         self._open = True

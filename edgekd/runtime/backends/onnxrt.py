@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -60,6 +61,8 @@ class OnnxRuntimeBackend(Backend):
                 )
         self.input_shapes = {item.name: _shape(item.shape) for item in self._session.get_inputs()}
         self.output_shapes = {item.name: _shape(item.shape) for item in self._session.get_outputs()}
+        cores = os.cpu_count() or 1
+        self.leaves_cores = provider != "CPUExecutionProvider" or 0 < threads < cores
         self._outputs = list(self.output_shapes)
         self.details = {
             "backend": "onnxrt",
