@@ -17,7 +17,7 @@ FloatArray = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
 
 #: rows of cells that are brought to pixels in one go; bounds the size of the temporary arrays.
-_CHUNK_CELLS = 16
+_CHUNK_CELLS = 8
 
 
 def softmax(logits: FloatArray) -> FloatArray:
@@ -109,16 +109,23 @@ class RowUpsampler:
 
     def push(self, rows: FloatArray, last: bool) -> Iterator[tuple[int, UInt8Array, FloatArray]]:
         """Take the next finished cell rows ``(K, n, width)``; ``last`` ends the scene."""
-        held = rows if self._held is None else np.concatenate([self._held, rows], axis=1)
-        above = 1 if self._next > 0 else 0
-        end = held.shape[1] - (0 if last else 1)
-        row = above
+        held = rows[:, :0] if self._held is None else self._held
+        size = held.shape[1]
+
+        def cells(start: int, stop: int) -> FloatArray:
+            """Rows ``start`` to ``stop`` of what is held followed by what came."""
+            new = rows[:, max(start - size, 0) : max(stop - size, 0)]
+            return new if start >= size else np.concatenate([held[:, start:stop], new], axis=1)
+
+        total = size + rows.shape[1]
+        row = 1 if self._next > 0 else 0
+        end = total - (0 if last else 1)
         while row < end:
             stop = min(row + _CHUNK_CELLS, end)
-            first, final = max(row - 1, 0), min(stop + 1, held.shape[1])
-            yield from self._chunk(held[:, first:final], row - first, stop - row)
+            first = max(row - 1, 0)
+            yield from self._chunk(cells(first, min(stop + 1, total)), row - first, stop - row)
             row = stop
-        self._held = held[:, max(row - 1, 0) :].copy()
+        self._held = cells(max(row - 1, 0), total).copy()
 
     def _chunk(
         self, cells: FloatArray, skip: int, count: int
