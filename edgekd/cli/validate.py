@@ -14,8 +14,11 @@ from edgekd.cli._common import PathArgument, emit, note, shared_options
 @click.argument("paths", metavar="RECIPE|BUNDLE...", nargs=-1, required=True, type=PathArgument)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Change a recipe's value, e.g. --set finetune.steps=100.")  # fmt: skip
+@click.option("--any-device", is_flag=True, help="Accept bundles of another architecture.")
 @shared_options
-def command(paths: tuple[Path, ...], overrides: tuple[str, ...], as_json: bool) -> int:
+def command(
+    paths: tuple[Path, ...], overrides: tuple[str, ...], any_device: bool, as_json: bool
+) -> int:
     """Check recipes (every fault at once) or bundles (hashes and golden outputs)."""
     from edgekd.errors import EdgeKDError
 
@@ -23,7 +26,7 @@ def command(paths: tuple[Path, ...], overrides: tuple[str, ...], as_json: bool) 
     worst = 0
     for path in paths:
         try:
-            detail = _bundle(path) if path.is_dir() else _recipe(path, list(overrides))
+            detail = _bundle(path, any_device) if path.is_dir() else _recipe(path, list(overrides))
             results.append({"path": str(path), "valid": True, **detail})
         except EdgeKDError as err:
             worst = max(worst, err.exit_code)
@@ -51,10 +54,10 @@ def _recipe(path: Path, overrides: list[str]) -> dict[str, Any]:
     }
 
 
-def _bundle(path: Path) -> dict[str, Any]:
+def _bundle(path: Path, any_device: bool) -> dict[str, Any]:
     from edgekd.runtime.session import load
 
-    with load(path) as session:
+    with load(path, any_device=any_device) as session:
         error = session.verify()
         bound = session.manifest.golden.atol
         files = len(session.manifest.files)

@@ -42,9 +42,15 @@ BoolArray = npt.NDArray[np.bool_]
 def gdal_environment() -> Iterator[Any]:
     """The rasterio module inside an environment with bounded cache and strict decoding."""
     rasterio = require("rasterio", "geo", "read and write images and scenes")
-    with warnings.catch_warnings(), rasterio.Env(**_GDAL_OPTIONS):
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+    with rasterio.Env(**_GDAL_OPTIONS):
         yield rasterio
+
+
+def open_quietly(rasterio: Any, path: Path, *arguments: Any, **options: Any) -> Any:
+    """``rasterio.open`` without its warning that an image has no georeference."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        return rasterio.open(path, *arguments, **options)
 
 
 def gdal_failures(rasterio: Any) -> tuple[type[Exception], ...]:
@@ -96,7 +102,7 @@ class Raster:
             self._failure = gdal_failures(rasterio)
             self._window = rasterio.windows.Window
             try:
-                self._data = rasterio.open(self.path)
+                self._data = open_quietly(rasterio, self.path)
             except self._failure as err:
                 raise ImageError(f"{path} cannot be opened as an image: {cause_text(err)}") from err
             try:
@@ -173,8 +179,13 @@ class Raster:
 
     @property
     def pixel_area_m2(self) -> float | None:
-        """Area of one pixel, m², where the CRS is projected and counts in metres."""
+        """Area of one pixel, m², where the CRS is projected; None where it tells no area.
+
+        Web Mercator does not: its metres grow with latitude (twice the area at 45 degrees).
+        """
         if self.crs is None or self.transform is None or not self.crs.is_projected:
+            return None
+        if self.crs.to_epsg() in (3857, 3785, 900913, 3395, 54004):
             return None
         factor = float(self.crs.linear_units_factor[1])
         return abs(float(self.transform.determinant)) * factor * factor

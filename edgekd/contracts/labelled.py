@@ -183,13 +183,27 @@ def open_labelled(path: Path, rule: SplitRule | None = None) -> LabelledSet:
 
     Args:
         path: a described set (``.yaml`` or its folder) or a folder with images and masks.
-        rule: split by name, for folders without ``splits.json``.
+        rule: split by name, for sets that do not say it themselves.
 
     Raises:
-        DatasetError: nothing there that is laid out as this module says.
+        DatasetError: nothing there that is laid out as this module says, or the set and the rule
+            put a sample into different splits.
         RecipeError: a descriptor with faults.
     """
     path = Path(path)
+    found = _open(path, rule)
+    if rule is not None:
+        for sample in found.samples:
+            other = rule.split_of(sample.id)
+            if other is not None and other != sample.split:
+                raise DatasetError(
+                    f"{path} puts sample {sample.id} into split {sample.split}, the recipe's "
+                    f"data.split into {other}; say it in one place only"
+                )
+    return found
+
+
+def _open(path: Path, rule: SplitRule | None) -> LabelledSet:
     if path.suffix in (".yaml", ".yml"):
         return _described(path)
     if path.name in ("", ".."):
@@ -209,11 +223,11 @@ def open_labelled(path: Path, rule: SplitRule | None = None) -> LabelledSet:
 def _described(path: Path) -> LabelledSet:
     spec = load_document(CalibrationSet, path)
     root = (path.parent / spec.root).resolve()
-    checked: set[str] = set()
+    checked: set[tuple[str, str]] = set()
 
     def verified(name: str, digest: str | None) -> Path:
         file = root / name
-        if name in checked:
+        if (name, digest) in checked:
             return file
         if not file.is_file():
             raise DatasetError(f"{file} is named in {path} and does not exist")
@@ -221,7 +235,7 @@ def _described(path: Path) -> LabelledSet:
             raise DatasetError(f"{path} gives no sha256 for {name}")
         if sha256_file(file) != digest:
             raise DatasetError(f"{file} is not the file that {path} describes (sha256 differs)")
-        checked.add(name)
+        checked.add((name, digest))
         return file
 
     samples = []
@@ -237,7 +251,8 @@ def _described(path: Path) -> LabelledSet:
         else:
             boxes = _read_boxes(verified(str(item.boxes), item.boxes_sha256), item.box_labels)
         samples.append(Sample(item.id, item.split, image, mask, boxes, region, item.weight))
-    digest = sha256_bytes(canonical_json(spec.model_dump(mode="json")).encode())
+    told = {"title", "source", "licence", "attribution"}  # words, not data
+    digest = sha256_bytes(canonical_json(spec.model_dump(mode="json", exclude=told)).encode())
     return LabelledSet(
         spec.name, root, spec.classes, spec.ignore_index, samples, spec.box_shape, digest
     )

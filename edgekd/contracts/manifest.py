@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -14,6 +14,10 @@ from edgekd.contracts.windows import Blend
 MANIFEST_NAME = "manifest.json"
 GOLDEN_NAME = "golden.npz"
 MANIFEST_SCHEMA = 1
+
+
+#: a file directly in the bundle: no folders, no way out of it.
+FileName = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
 
 
 class TilingDone(Document):
@@ -69,11 +73,17 @@ class Gate(Document):
     passed: bool
     detail: str = ""
 
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Gate:
+        if self.passed != (self.value <= self.bound):
+            raise ValueError(f"gate {self.name}: passed does not follow from value and bound")
+        return self
+
 
 class GoldenSpec(Document):
     """Stored inputs and outputs: arrays ``image_K`` (HWC uint8) and ``OUTPUT_K`` in the file."""
 
-    file: str = GOLDEN_NAME
+    file: FileName = GOLDEN_NAME
     count: int = pydantic.Field(ge=1)
     atol: float = pydantic.Field(gt=0)
     source: str
@@ -85,7 +95,7 @@ class Manifest(Document):
     schema_version: int = pydantic.Field(alias="schema")
     name: str
     title: str = ""
-    model: str
+    model: FileName
     inputs: list[ImageInput] = pydantic.Field(min_length=1)
     outputs: list[LogitsOutput] = pydantic.Field(min_length=1)
     classes: Classes
@@ -95,7 +105,7 @@ class Manifest(Document):
     provenance: Provenance
     gates: list[Gate]
     golden: GoldenSpec
-    files: dict[str, Sha256]
+    files: dict[FileName, Sha256]
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready values with the keys as written in the file."""

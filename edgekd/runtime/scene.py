@@ -20,6 +20,7 @@ from edgekd.contracts.imageio import (
     cause_text,
     gdal_environment,
     gdal_failures,
+    open_quietly,
 )
 from edgekd.contracts.preprocess import check_pixels
 from edgekd.contracts.tensors import MAP_NODATA, ClassSpec
@@ -212,7 +213,7 @@ def create_map(
     with gdal_environment() as rasterio, publish_file(path) as part:
         failure = gdal_failures(rasterio)
         try:
-            with rasterio.open(part, "w", **profile) as dataset:
+            with open_quietly(rasterio, part, "w", **profile) as dataset:
                 palette = dict.fromkeys(range(256), (0, 0, 0, 255))
                 palette |= {item.index: (*item.rgb, 255) for item in classes}
                 palette[MAP_NODATA] = (0, 0, 0, 0)
@@ -239,7 +240,7 @@ def create_map(
 def _crc32(rasterio: Any, path: Path) -> int:
     """CRC-32 of the first band, read back from disk a block row at a time."""
     total = 0
-    with rasterio.open(path) as dataset:
+    with open_quietly(rasterio, path) as dataset:
         for row in range(0, dataset.height, _BLOCK_PX):
             count = min(_BLOCK_PX, dataset.height - row)
             window = rasterio.windows.Window(0, row, dataset.width, count)

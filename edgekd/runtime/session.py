@@ -9,6 +9,7 @@ with edgekd.load("bundles/canopy-x86-cpu") as session:
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import threading
 import time
@@ -143,7 +144,7 @@ class Session:
         classes = np.empty((source.height, source.width), dtype=np.uint8)
         confidence = np.empty((source.height, source.width), dtype=np.float32)
         stats = TileStats()
-        for rows in run_tiles(
+        work = run_tiles(
             source,
             self.infer,
             self._normalize,
@@ -151,10 +152,12 @@ class Session:
             stats,
             self._fill,
             depth=self._depth,
-        ):
-            part = slice(rows.y0, rows.y0 + len(rows.channel))
-            classes[part] = self._index[rows.channel]
-            confidence[part] = rows.confidence
+        )
+        with contextlib.closing(work):
+            for rows in work:
+                part = slice(rows.y0, rows.y0 + len(rows.channel))
+                classes[part] = self._index[rows.channel]
+                confidence[part] = rows.confidence
         return Prediction(classes, confidence, stats)
 
     def run_scene(
@@ -196,20 +199,25 @@ class Session:
         }
         with Raster(Path(src), nodata) as raster:
             source = RasterSource(raster, bands, self.channels)
-            with create_map(
-                Path(dst), raster.height, raster.width, self.manifest.classes, raster, tags
-            ) as writer:
-                for rows in run_tiles(
-                    source,
-                    self.infer,
-                    self._normalize,
-                    geometry,
-                    stats,
-                    self._fill,
-                    progress,
-                    confidence=False,
-                    depth=self._depth,
-                ):
+            work = run_tiles(
+                source,
+                self.infer,
+                self._normalize,
+                geometry,
+                stats,
+                self._fill,
+                progress,
+                confidence=False,
+                depth=self._depth,
+            )
+            # Closed before the raster: a thread may still be reading.
+            with (
+                contextlib.closing(work),
+                create_map(
+                    Path(dst), raster.height, raster.width, self.manifest.classes, raster, tags
+                ) as writer,
+            ):
+                for rows in work:
                     values = np.asarray(cv2.LUT(rows.channel, table), dtype=np.uint8)
                     if raster.masked:
                         values[~rows.valid] = MAP_NODATA
@@ -350,12 +358,15 @@ def read_manifest(bundle: Path) -> Manifest:
         first = err.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise BundleError(f"{path}: {place}: {first['msg']}; build the bundle again") from err
+    failed = [gate.name for gate in manifest.gates if not gate.passed]
+    if failed:
+        raise BundleError(f"{path}: the gate {failed[0]} did not hold; build the bundle again")
     for name in (manifest.model, manifest.golden.file):
         if name not in manifest.files:
             raise BundleError(f"{path} gives no sha256 for {name}; build the bundle again")
     for name, digest in manifest.files.items():
         file = bundle / name
-        if not file.is_file():
+        if not file.is_file() or file.is_symlink():
             raise BundleError(f"{bundle} lacks the file {name}; copy the bundle again, whole")
         found = sha256_file(file)
         if found != digest:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -98,7 +98,7 @@ def run_tiles(
     progress: Progress | None = None,
     confidence: bool = True,
     depth: int = 2,
-) -> Iterator[Rows]:
+) -> Generator[Rows, None, None]:
     """Yield the map from top to bottom, every pixel row exactly once.
 
     Args:

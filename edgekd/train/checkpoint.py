@@ -176,3 +176,10 @@ def check_matches(checkpoint: Checkpoint, recipe: Recipe, source: str) -> None:
             f"{source} was tuned for the classes {[name for _, name in theirs]}, the recipe "
             f"'{recipe.name}' has {[name for _, name in ours]}"
         )
+    trained, asked_input = checkpoint.recipe["io"]["inputs"][0], recipe.io.inputs[0]
+    for key in ("channels", "mean", "std"):
+        if trained[key] != getattr(asked_input, key):
+            raise CheckpointError(
+                f"{source} was tuned with io.inputs[0].{key} {trained[key]}, the recipe "
+                f"'{recipe.name}' has {getattr(asked_input, key)}; the weights only fit the first"
+            )

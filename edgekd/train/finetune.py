@@ -1,11 +1,12 @@
 """Supervised tuning of a student on labelled crops, whole on one page.
 
-Everything random is a function of the seed and the step, so a run that was stopped and resumed
-gives the same weights as one that ran through.
+Crops are a function of the seed and their number, and the CPU's random state is kept, so on the
+CPU a run that was stopped and resumed gives the same weights as one that ran through, bit for bit.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -166,7 +167,7 @@ def finetune(
                     step=step,
                 )
             if progress is not None:
-                progress(step, spec.steps, f"loss {value:.3f}, val mIoU {run.best_miou:.3f}")
+                progress(step, spec.steps, f"loss {value:.3f}{run.best_text}")
             if step % spec.val_every_steps == 0 or step == spec.steps:
                 with average.applied(plain):
                     metrics = evaluate_model(plain, data, "val", recipe.io, recipe.tiling)
@@ -177,6 +178,9 @@ def finetune(
                 _train_mode(plain, spec)
                 if run.stopped:
                     break
+    best = load_checkpoint(out / BEST_NAME)
+    if best.tuning != run.tuning:  # it was saved before the run was over
+        save_checkpoint(out / BEST_NAME, dataclasses.replace(best, tuning=run.tuning))
     for logger in fabric.loggers:
         logger.finalize("success")
     return FinetuneResult(out / BEST_NAME, run.tuning)
@@ -188,7 +192,9 @@ def _precision(asked: str, accelerator: str) -> Any:
         return "32-true"
     cuda = accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
     if asked == "bf16":
-        capable = torch.cuda.is_bf16_supported() if cuda else _cpu_has_bf16()
+        capable = (
+            torch.cuda.is_bf16_supported(including_emulation=False) if cuda else _cpu_has_bf16()
+        )
         if capable:
             return "bf16-mixed"
     elif cuda:
@@ -287,9 +293,15 @@ def _rate(step: int, spec: FinetuneSpec) -> float:
 def _train_mode(model: Segmenter, spec: FinetuneSpec) -> None:
     model.train()
     if spec.scope == "decoder" or spec.freeze_bn:
-        for module in model.encoder.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        _hold_statistics(model.encoder)
+    for prefix in spec.freeze:
+        _hold_statistics(model.get_submodule(prefix))
+
+
+def _hold_statistics(part: nn.Module) -> None:
+    for module in part.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
 
 
 class _Average:
@@ -347,7 +359,7 @@ class _Swapped:
 
 
 def _fingerprint(recipe: Recipe, data: LabelledSet) -> str:
-    """What must be the same for a run to be resumed: all but how long and how it is logged."""
+    """What must be the same for a run to be resumed: all but logging, workers and targets."""
     values = recipe.plain()
     for key in ("log_every_steps", "workers"):
         values["finetune"].pop(key)
@@ -368,6 +380,11 @@ class _Run:
         self.without_gain = 0
         self.seconds_before = 0.0
         self.tuning: dict[str, Any] = {}
+
+    @property
+    def best_text(self) -> str:
+        """The best validation figure so far, for the progress bar."""
+        return f", val mIoU {self.best_miou:.3f}" if self.best_miou >= 0 else ""
 
     @property
     def stopped(self) -> bool:

@@ -372,3 +372,15 @@ def test_real_land_cover(test_data: Path) -> None:
     assert set(np.unique(target)) <= {0, 1, 2, 3, 4, IGNORE}
     by_split = [{item.id.split("_")[0] for item in data.split(n)} for n in ("train", "val", "test")]
     assert not by_split[0] & by_split[1] and not by_split[0] & by_split[2]
+
+
+def test_set_and_recipe_must_not_disagree_on_the_split(tmp_path: Path) -> None:
+    from edgekd.contracts.recipe import SplitRule
+    from tests.helpers.labelled import make_set
+
+    folder = make_set(tmp_path / "set")  # splits.json: t0.. train, v0 val, e0 test
+    agree = SplitRule(pattern=r"^([tve])", train=["t"], val=["v"], test=["e"])
+    assert open_labelled(folder, agree).split("test")[0].id == "e0"
+    other = SplitRule(pattern=r"^([tve])", train=["e"], val=["v"], test=["t"])
+    with pytest.raises(DatasetError, match="one place only"):
+        open_labelled(folder, other)

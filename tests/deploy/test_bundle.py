@@ -345,10 +345,10 @@ def test_the_command_says_so_too(
             str(line.checkpoints["small"]), "-o", str(tmp_path / "b")]  # fmt: skip
     code = main([*args, "--set", "data.root=nowhere", "--json"])
     out, err = capfd.readouterr()
-    assert code == 0 and "a synthetic picture is used" in err and "nowhere does not exist" in err
+    assert code == 0 and "a synthetic picture is used" in err and "nowhere is not here" in err
     assert "synthetic" in json.loads(out)["manifest"]["golden"]["source"]
     assert main([*args, "--data", str(tmp_path / "nowhere")]) == 2  # asked for: no stand-in
-    assert "nowhere does not exist" in capfd.readouterr().err
+    assert "nowhere is not here" in capfd.readouterr().err
 
 
 def test_the_recipes_own_golden_bound_is_used(line: Line, quick: None, tmp_path: Path) -> None:
@@ -432,3 +432,26 @@ def test_two_checkpoints_give_two_models(
     with pytest.raises(GateError, match="onnx_vs_torch"):
         build(recipe, "x86-cpu", other, tmp_path / "b", None)
     assert os.listdir(tmp_path) == ["other.ckpt"]  # noqa: PTH208
+
+
+@pytest.mark.parametrize("text", ['{"name": "my web app"}', "[]", "no json"])
+def test_a_strangers_folder_with_a_manifest_is_left_alone(tmp_path: Path, text: str) -> None:
+    from edgekd.deploy.bundle import _check_replaceable
+    from edgekd.errors import OutputError
+
+    (tmp_path / "manifest.json").write_text(text)
+    (tmp_path / "app.js").write_text("precious")
+    with pytest.raises(OutputError, match="not of edgekd"):
+        _check_replaceable(tmp_path)
+
+
+def test_a_bundle_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
+    from edgekd.deploy.bundle import _check_replaceable
+    from edgekd.errors import OutputError
+    from tests.helpers.bundles import make_bundle
+
+    folder = make_bundle(tmp_path / "b")
+    _check_replaceable(folder)
+    (folder / "notes.txt").write_text("precious")
+    with pytest.raises(OutputError, match=r"notes\.txt, which would be lost"):
+        _check_replaceable(folder)

@@ -360,3 +360,24 @@ def test_real_sentinel_scene(test_data: Path, tmp_path: Path) -> None:
     assert result.pixels_covered == result.pixels_valid == sum(result.class_pixels.values())
     assert result.windows == result.windows_run + result.windows_skipped
     assert 0 < result.windows_skipped < result.windows
+
+
+@pytest.mark.parametrize("name", ["../model.onnx", "/etc/passwd", "a/b.onnx", ".hidden", ""])
+def test_a_manifest_cannot_point_out_of_its_folder(tmp_path: Path, name: str) -> None:
+    bundle = make_bundle(tmp_path / "b")
+    value = json.loads((bundle / "manifest.json").read_text())
+    for change in ({"model": name}, {"files": {name: "0" * 64}}):
+        (bundle / "manifest.json").write_text(sealed_json(value | change))
+        with pytest.raises(BundleError):
+            load(bundle)
+
+
+def test_a_bundle_with_a_failed_gate_is_refused(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b")
+    value = json.loads((bundle / "manifest.json").read_text())
+    gate = {"name": "onnx_vs_torch", "value": 2.0, "bound": 1.0, "unit": "logits", "detail": ""}
+    for passed, words in ((False, "gate onnx_vs_torch did not hold"), (True, "does not follow")):
+        value["gates"] = [gate | {"passed": passed}]
+        (bundle / "manifest.json").write_text(sealed_json(value))
+        with pytest.raises(BundleError, match=words):
+            load(bundle)

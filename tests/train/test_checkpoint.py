@@ -88,3 +88,10 @@ def test_classes_must_be_those_of_the_recipe(best: Path) -> None:
     ]
     with pytest.raises(CheckpointError, match="tuned for the classes"):
         check_matches(load_checkpoint(best), Recipe.model_validate(values), "best.ckpt")
+
+
+def test_normalisation_must_be_that_of_the_weights(best: Path) -> None:
+    values = recipe_values()
+    values["io"]["inputs"][0]["mean"] = [0, 0, 0]
+    with pytest.raises(CheckpointError, match=r"tuned with io\.inputs\[0\]\.mean \[127"):
+        check_matches(load_checkpoint(best), Recipe.model_validate(values), "best.ckpt")

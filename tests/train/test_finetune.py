@@ -268,3 +268,10 @@ def test_class_weights_must_be_one_per_class() -> None:
     values["finetune"]["class_weights"] = [1.0, 2.0, 3.0]
     with pytest.raises(ValueError, match="2 classes and finetune.class_weights has 3"):
         Recipe.model_validate(values)
+
+
+def test_best_checkpoint_tells_of_the_whole_run(data: Path, tmp_path: Path) -> None:
+    recipe = changed(lite0_values(), lr=1e-9, steps=6, val_every_steps=2, ema=0.0)
+    result = finetune(recipe, data, tmp_path, accelerator="cpu")
+    told = load_checkpoint(result.best).tuning
+    assert told == result.tuning and told["steps_done"] == 6 and told["best_step"] == 2
