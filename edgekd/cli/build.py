@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import click
@@ -65,4 +66,6 @@ def command(
         as_json,
     )
     if not as_json:
-        note(f"next: edgekd run {out} SCENE.tif -o map.tif --bands 1,2,3")
+        here = manifest.target.arch == platform.machine()
+        first = "" if here else f"copy {out} to a {manifest.target.arch} device, and there: "
+        note(f"next: {first}edgekd run {out} SCENE.tif -o map.tif --bands 1,2,3")

@@ -205,9 +205,14 @@ class Raster:
             bands = self._colours()
             if len(bands) != channels:
                 count = f"{len(bands)} band{'' if len(bands) == 1 else 's'}"
+                numbers = ",".join(map(str, range(1, channels + 1)))
+                advice = (
+                    f"say which with --bands, e.g. --bands {numbers}"
+                    if len(bands) > channels
+                    else "give a colour image"
+                )
                 raise ImageError(
-                    f"{self.path} has {count} and the model takes {channels}; say which "
-                    f"with --bands, e.g. --bands {','.join(map(str, range(1, channels + 1)))}"
+                    f"{self.path} has {count} and the model takes {channels}; {advice}"
                 )
         if len(bands) != channels:
             raise ImageError(

@@ -354,11 +354,17 @@ def _read_classes(path: Path) -> tuple[list[ClassSpec], int | None]:
     except (AttributeError, KeyError, TypeError, ValueError) as err:
         raise DatasetError(
             f'{path} must be {{"classes": [{{"index": 0, "name": "...", "rgb_hex": "#rrggbb"}}], '
-            f'"ignore_index": null}}; {" ".join(str(err).split())[:160]}'
+            f'"ignore_index": null}}; {_why(err)}'
         ) from err
     if len(classes) < 2:
         raise DatasetError(f"{path} names fewer than two classes beside the ignored one")
     return classes, ignore
+
+
+def _why(err: Exception) -> str:
+    if isinstance(err, KeyError):
+        return f"it lacks the key {err}"
+    return " ".join(str(err).split())[:160]
 
 
 def _read_splits(path: Path, stems: set[str]) -> dict[str, str] | None:

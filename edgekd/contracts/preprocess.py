@@ -50,6 +50,11 @@ class Normalizer:
 
 def check_pixels(pixels: npt.NDArray[np.generic], channels: int) -> None:
     """Raise :class:`ImageError` unless ``pixels`` is HWC uint8 with ``channels`` channels."""
+    if not isinstance(pixels, np.ndarray):
+        raise ImageError(
+            f"expected a NumPy array of shape (height, width, {channels}), received "
+            f"{type(pixels).__name__}"
+        )
     if pixels.ndim != 3 or pixels.shape[2] != channels:
         raise ImageError(
             f"expected an image of shape (height, width, {channels}), received {pixels.shape}"

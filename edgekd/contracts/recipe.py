@@ -13,7 +13,14 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from edgekd.contracts import registry
-from edgekd.contracts.schema import Document, parse_document, read_yaml, resolve_path
+from edgekd.contracts.schema import (
+    FROM_COMMAND,
+    Document,
+    Place,
+    parse_document,
+    read_yaml,
+    resolve_path,
+)
 from edgekd.contracts.tensors import Classes, ImageInput, LogitsOutput
 from edgekd.contracts.windows import Blend
 from edgekd.errors import InputError, RecipeError
@@ -297,7 +304,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """
     value, lines = read_yaml(path)
     for text in overrides or []:
-        _override(value, text)
+        lines[_override(value, text)] = FROM_COMMAND
     return parse_document(Recipe, value, lines, str(path))
 
 
@@ -306,7 +313,7 @@ def parse_recipe(value: dict[str, Any], source: str) -> Recipe:
     return parse_document(Recipe, value, {}, source)
 
 
-def _override(value: dict[str, Any], text: str) -> None:
+def _override(value: dict[str, Any], text: str) -> Place:
     import yaml
 
     key, equals, raw = text.partition("=")
@@ -324,6 +331,7 @@ def _override(value: dict[str, Any], text: str) -> None:
         target[parts[-1]] = yaml.safe_load(raw)
     except yaml.YAMLError as err:
         raise InputError(f"--set {text}: the value is not YAML") from err
+    return tuple(parts)
 
 
 def data_root(recipe: Recipe, recipe_path: Path) -> Path:

@@ -15,6 +15,8 @@ from edgekd.contracts.registry import nearest
 from edgekd.errors import InputError, RecipeError
 
 Place = tuple[str | int, ...]
+#: "line" of a value that came from the command line (--set) and not from the file.
+FROM_COMMAND = -1
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
@@ -119,7 +121,8 @@ def parse_document(kind: type[D], value: dict[str, Any], lines: dict[Place, int]
         faults: list[tuple[int, str]] = []
         for fault in err.errors():
             line, text = _describe(kind, dict(fault), lines)
-            text = f"line {line}: {text}" if lines else text
+            if lines:
+                text = f"{'--set' if line == FROM_COMMAND else f'line {line}'}: {text}"
             if (line, text) not in faults:
                 faults.append((line, text))
         raise RecipeError(source, [text for _, text in sorted(faults)]) from err

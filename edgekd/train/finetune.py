@@ -6,10 +6,12 @@ CPU a run that was stopped and resumed gives the same weights as one that ran th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,37 @@ def finetune(
         CheckpointError: nothing to resume, or another recipe or data set.
         EnvironmentLacksError: the device lacks the precision, or weights are not installed.
     """
+    with _only_one(out):
+        return _finetune(recipe, data_path, out, resume, fresh, accelerator, progress)
+
+
+@contextlib.contextmanager
+def _only_one(out: Path) -> Iterator[None]:
+    """Hold the folder of a run; two runs in one folder would mix their checkpoints.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            raise InputError(
+                f"another run works in {out}; wait for it or choose another folder with -o"
+            ) from err
+        yield
+
+
+def _finetune(
+    recipe: Recipe,
+    data_path: Path,
+    out: Path,
+    resume: bool,
+    fresh: bool,
+    accelerator: str,
+    progress: Progress | None,
+) -> FinetuneResult:
     spec = recipe.finetune
     data = open_labelled(data_path, recipe.data.split)
     check_same_classes(data.classes, list(recipe.io.classes), str(data.root))
@@ -396,9 +429,10 @@ class _Run:
         """Start at step 0; an earlier run in the folder is only given up when asked for."""
         earlier = [name for name in (BEST_NAME, LAST_NAME) if (self._out / name).exists()]
         if earlier and not fresh:
+            resumable = "add --resume to go on with it, " if LAST_NAME in earlier else ""
             raise InputError(
-                f"{self._out} already holds a run ({', '.join(earlier)}); add --resume to go on "
-                "with it, --fresh to start anew in its place, or choose another folder with -o"
+                f"{self._out} already holds a run ({', '.join(earlier)}); {resumable}add --fresh "
+                "to start anew in its place, or choose another folder with -o"
             )
         # Before hours of training: is the place writable?
         write_json(self._out / "recipe.json", self._recipe.plain())
@@ -417,7 +451,8 @@ class _Run:
         path = self._out / LAST_NAME
         if not path.is_file():
             raise CheckpointError(
-                f"{path} does not exist: there is nothing to resume; leave out --resume"
+                f"{path} does not exist: there is nothing to resume; leave out --resume, and add "
+                "--fresh if an earlier run was stopped before its first full checkpoint"
             )
         checkpoint = load_checkpoint(path)
         state = checkpoint.state

@@ -83,7 +83,8 @@ def make_work(root: Path) -> Path:
     (root / "empty.ckpt").touch()
     make_checkpoint(root / "conv.ckpt", lite0_values())
     (root / "run").mkdir()
-    shutil.copyfile(root / "small.ckpt", root / "run" / "best.ckpt")
+    for name in ("best.ckpt", "last.ckpt"):
+        shutil.copyfile(root / "small.ckpt", root / "run" / name)
     _sets(root)
     _bundles(root)
     (root / "record.json").write_text('{"schema": 1}')
@@ -177,7 +178,7 @@ def _image_cases() -> list[Case]:
         ("PNG cut in half", "cut.png", ("cut.png", "cut")),
         ("JPEG cut in half", "cut.jpg", ("cut.jpg is damaged", "fetch it again")),
         ("four bands", "four.tif", ("4 bands and the model takes 3", "--bands 1,2,3")),
-        ("one band", "grey.tif", ("1 band", "takes 3", "--bands")),
+        ("one band", "grey.tif", ("1 band", "takes 3", "colour image")),
         ("float image", "float.tif", ("float32", "expected uint8", "gdal_translate")),
         ("float image with NaN", "nan.tif", ("float32", "3 NaN")),
         ("16-bit image", "deep.tif", ("uint16", "expected uint8", "gdal_translate")),

@@ -241,3 +241,12 @@ def test_documents_do_not_change(tmp_path: Path) -> None:
     recipe: Recipe = load_recipe(write(tmp_path, GOOD))
     with pytest.raises(ValueError):
         recipe.name = "other"  # type: ignore[misc]
+
+
+def test_a_fault_of_set_is_not_blamed_on_a_line(tmp_path: Path) -> None:
+    from tests.helpers.labelled import recipe_values, write_recipe
+
+    path = write_recipe(tmp_path, recipe_values(targets=["pc"]))
+    with pytest.raises(RecipeError, match=r"--set: finetune\.steps is 'abc'") as caught:
+        load_recipe(path, ["finetune.steps=abc"])
+    assert "line" not in str(caught.value)

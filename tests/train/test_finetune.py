@@ -275,3 +275,25 @@ def test_best_checkpoint_tells_of_the_whole_run(data: Path, tmp_path: Path) -> N
     result = finetune(recipe, data, tmp_path, accelerator="cpu")
     told = load_checkpoint(result.best).tuning
     assert told == result.tuning and told["steps_done"] == 6 and told["best_step"] == 2
+
+
+def test_two_runs_do_not_share_a_folder(data: Path, tmp_path: Path) -> None:
+    import fcntl
+
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another run works in"):
+            finetune(Recipe.model_validate(recipe_values()), data, tmp_path, accelerator="cpu")
+
+
+def test_a_run_stopped_before_its_first_full_checkpoint_says_what_helps(
+    data: Path, tmp_path: Path
+) -> None:
+    recipe = changed(recipe_values(), steps=1, val_every_steps=1)
+    finetune(recipe, data, tmp_path, accelerator="cpu")
+    (tmp_path / "last.ckpt").unlink()
+    with pytest.raises(InputError, match="--fresh") as caught:
+        finetune(recipe, data, tmp_path, accelerator="cpu")
+    assert "--resume" not in str(caught.value)
+    with pytest.raises(CheckpointError, match="--fresh"):
+        finetune(recipe, data, tmp_path, accelerator="cpu", resume=True)
