@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import fcntl
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -98,14 +99,16 @@ def _only_one(out: Path) -> Iterator[None]:
         InputError: another process holds it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            raise InputError(
-                f"another run works in {out}; wait for it or choose another folder with -o"
-            ) from err
+    folder = os.open(out, os.O_RDONLY)  # the folder itself is locked: no file is left behind
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    except BlockingIOError as err:
+        raise InputError(
+            f"another run works in {out}; wait for it or choose another folder with -o"
+        ) from err
+    finally:
+        os.close(folder)
 
 
 def _finetune(

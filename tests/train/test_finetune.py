@@ -279,11 +279,16 @@ def test_best_checkpoint_tells_of_the_whole_run(data: Path, tmp_path: Path) -> N
 
 def test_two_runs_do_not_share_a_folder(data: Path, tmp_path: Path) -> None:
     import fcntl
+    import os
 
-    with (tmp_path / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another run works in"):
             finetune(Recipe.model_validate(recipe_values()), data, tmp_path, accelerator="cpu")
+    finally:
+        os.close(folder)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_stopped_before_its_first_full_checkpoint_says_what_helps(
