@@ -191,6 +191,7 @@ class Session:
         counts = np.zeros(256, dtype=np.int64)
         table = np.full(256, MAP_NODATA, dtype=np.uint8)
         table[: len(self._index)] = self._index
+        same = list(self._index) == list(range(len(self._index)))
         valid_pixels = 0
         tags = {
             "EDGEKD_VERSION": edgekd.__version__,
@@ -218,7 +219,9 @@ class Session:
                 ) as writer,
             ):
                 for rows in work:
-                    values = np.asarray(cv2.LUT(rows.channel, table), dtype=np.uint8)
+                    values = rows.channel
+                    if not same:
+                        values = np.asarray(cv2.LUT(values, table), dtype=np.uint8)
                     if raster.masked:
                         values[~rows.valid] = MAP_NODATA
                         valid_pixels += int(np.count_nonzero(rows.valid))
