@@ -20,9 +20,9 @@ class Backend(abc.ABC):
     Attributes:
         input_shapes, output_shapes: per tensor name; None stands for the free batch dimension.
         details: what really runs (provider, version, threads), for records.
-        leaves_cores: whether the processor has cores left while the model runs. A CPU backend
-            that takes them all gets slower by twice what other threads take (its own threads wait
-            for one another at every operator), so the tiler then does one thing after the other.
+        leaves_cores: whether the processor has cores left while the model runs. Beside a CPU
+            backend that takes them all, other threads gain nothing (see ARCHITECTURE.md), so the
+            tiler then prepares the next tile between two answers.
     """
 
     input_shapes: dict[str, list[int | None]]
