@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 @click.option("--overlap", type=int, help="Pixels that windows share; default: the bundle's own.")
 @click.option("--nodata", default="auto", callback=parse_nodata, show_default=True,
               help="auto, declared, none, or the value that every band holds there.")  # fmt: skip
+@click.option("--streams", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Tiles in the model at once, at most; 1 needs the least memory, 0 is one per "
+              "core.")  # fmt: skip
 @click.option("--any-device", is_flag=True, help="Run a bundle of another architecture.")
 @shared_options
 def command(
@@ -40,13 +43,17 @@ def command(
     bands: list[int] | None,
     overlap: int | None,
     nodata: Nodata,
+    streams: int,
     any_device: bool,
     as_json: bool,
 ) -> None:
     """Run BUNDLE over the image INPUT and write a class map with the same georeference."""
     from edgekd.runtime.session import load
 
-    with load(bundle, any_device=any_device) as session, progress_bar("run", "tile") as update:
+    with (
+        load(bundle, any_device=any_device, streams=streams) as session,
+        progress_bar("run", "tile") as update,
+    ):
         result = session.run_scene(scene, output, bands, overlap, update, nodata)
     rows = []
     for name, count in result.class_pixels.items():

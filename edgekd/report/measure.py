@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ from edgekd.report.record import (
     Ratio,
     SceneRun,
     SceneWindow,
+    StreamsWindow,
     WarmUp,
 )
 from edgekd.runtime.scene import RasterSource
@@ -118,6 +120,8 @@ def measure(
     _tell(progress, 1, steps)
 
     engine = _EngineBlocks(session, tiles)
+    streams = session.streams_for(used.height_px, used.width_px, overlap_px)
+    concurrent = _StreamBlocks(session, tiles, streams) if streams > 1 else None
     watch = _Watch(root)
     runs = []
     with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as folder:
@@ -125,6 +129,8 @@ def measure(
         for number in range(scene_runs):
             watch.begin()
             engine.block(duration_s / scene_runs, -(-MIN_TILES // scene_runs))
+            if concurrent is not None:
+                concurrent.block(duration_s / scene_runs)
             watch.end()
             _tell(progress, 2 + 2 * number, steps)
             watch.begin()
@@ -156,6 +162,7 @@ def measure(
         )
     )
     redundancy = scene.windows_run * geometry.tile_px**2 / scene.pixels_unique
+    window_streams = concurrent.window(geometry.tile_px) if concurrent else None
     ratio = scene.unique_mpx_per_s / window.mpx_per_s
     return BenchmarkRecord(
         created_utc=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -165,10 +172,14 @@ def measure(
         input=used,
         warm_up=warm_up,
         engine=window,
+        engine_streams=window_streams,
         scene=scene,
         ratio=Ratio(
             definition=RATIO_DEFINITION,
             end_to_end_over_engine=ratio,
+            end_to_end_over_streams=scene.unique_mpx_per_s / window_streams.mpx_per_s
+            if window_streams
+            else None,
             redundancy=redundancy,
             tiles_over_engine=ratio * redundancy,
         ),
@@ -322,6 +333,54 @@ class _EngineBlocks:
         )
 
 
+class _StreamBlocks:
+    """Counts calls of the bare engine, several at once."""
+
+    def __init__(self, session: Session, tiles: list[FloatArray], streams: int) -> None:
+        self._session, self._tiles, self._streams = session, tiles, streams
+        self._calls = 0
+        self._duration_s = 0.0
+        self._rates: list[float] = []
+        for _ in range(2):  # opens what it needs, and makes its memory
+            self._together(0.0)
+
+    def _together(self, duration_s: float) -> list[tuple[int, float]]:
+        """Calls and their time of every thread; each makes at least one."""
+
+        def work(number: int) -> tuple[int, float]:
+            begin, calls = time.perf_counter(), 0
+            while True:
+                tile = self._tiles[(number + calls * self._streams) % len(self._tiles)]
+                self._session.infer_stream(tile)
+                calls += 1
+                elapsed = time.perf_counter() - begin
+                if elapsed >= duration_s:
+                    return calls, elapsed
+
+        with ThreadPoolExecutor(self._streams) as pool:
+            return list(pool.map(work, range(self._streams)))
+
+    def block(self, duration_s: float) -> None:
+        """Call the model from all threads for at least ``duration_s``."""
+        begin = time.perf_counter()
+        done = self._together(duration_s)
+        self._duration_s += time.perf_counter() - begin
+        self._calls += sum(calls for calls, _ in done)
+        self._rates.append(sum(calls / elapsed for calls, elapsed in done))
+
+    def window(self, tile_px: int) -> StreamsWindow:
+        """The record's part."""
+        rate = statistics.fmean(self._rates)
+        return StreamsWindow(
+            streams=self._streams,
+            calls=self._calls,
+            duration_s=self._duration_s,
+            tiles_per_s=rate,
+            mpx_per_s=rate * tile_px**2 / 1e6,
+            block_tiles_per_s=self._rates,
+        )
+
+
 class _Watch:
     """Adds up what other processes did during the measured parts."""
 
@@ -379,30 +438,32 @@ def _scene_run(
     bands: list[int] | None,
     overlap_px: int | None,
     origin_s: float,
-) -> tuple[SceneRun, int, int, int]:
-    """One run: times, pixels with data, windows run, windows skipped."""
+) -> tuple[SceneRun, int, int, int, int]:
+    """One run: times, pixels with data, windows run, windows skipped, streams."""
     start = time.perf_counter()
     if source is None:
         assert image is not None
         stats = session.run(image, overlap_px).stats
         total_s = time.perf_counter() - start
         infer_s, pixels = stats.infer_s, int(image.shape[0] * image.shape[1])
-        windows, skipped = stats.run, stats.skipped
+        windows, skipped, streams = stats.run, stats.skipped, stats.streams
     else:
         result = session.run_scene(source, output, bands, overlap_px)
         total_s = time.perf_counter() - start
         infer_s, pixels = result.infer_s, result.pixels_valid
         windows, skipped = result.windows_run, result.windows_skipped
+        streams = result.streams
     run = SceneRun(start_s=start - origin_s, total_s=total_s, infer_s=infer_s)
-    return run, pixels, windows, skipped
+    return run, pixels, windows, skipped, streams
 
 
 def _scene_window(
-    runs: list[tuple[SceneRun, int, int, int]], synthetic: bool, overlap_px: int
+    runs: list[tuple[SceneRun, int, int, int, int]], synthetic: bool, overlap_px: int
 ) -> SceneWindow:
-    _, pixels, windows, skipped = runs[0]
+    _, pixels, windows, skipped, streams = runs[0]
     total_s = statistics.median(run.total_s for run, *_ in runs)
-    share = sum(run.infer_s for run, *_ in runs) / sum(run.total_s for run, *_ in runs)
+    total = sum(run.total_s for run, *_ in runs) * streams
+    share = sum(run.infer_s for run, *_ in runs) / total
     what = (
         "Session.run on the image in memory: windows, model, blending"
         if synthetic
@@ -418,6 +479,7 @@ def _scene_window(
         total_s=total_s,
         unique_mpx_per_s=pixels / 1e6 / total_s,
         tiles_per_s=windows / total_s,
+        streams=streams,
         engine_share=min(share, 1.0),
     )
 

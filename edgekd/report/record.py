@@ -24,7 +24,7 @@ from edgekd.telemetry.environment import Environment
 from edgekd.telemetry.power import PowerUnavailable
 
 KIND = "edgekd.benchmark"
-RECORD_SCHEMA = 1
+RECORD_SCHEMA = 2
 
 Seconds = Annotated[float, pydantic.Field(gt=0)]
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
@@ -33,7 +33,9 @@ Status = Literal["pass", "fail", "unknown"]
 RATIO_DEFINITION = (
     "end_to_end_over_engine = unique pixels per second of the scene window (pixels with data of "
     "the scene / median total_s of its runs) divided by tile pixels per second of the bare "
-    "engine window (tile_px squared / mean latency). redundancy = tile pixels that the model "
+    "engine window, one call at a time (tile_px squared / mean latency). end_to_end_over_streams = "
+    "the same, divided by what the bare engine gives with as many calls at once as the scene makes "
+    "(null where that is one). redundancy = tile pixels that the model "
     "saw / unique pixels: the price of overlap and of tiles beyond the border. "
     "tiles_over_engine = end_to_end_over_engine * redundancy: what reading, blending and "
     "writing cost besides."
@@ -182,13 +184,34 @@ class EngineWindow(Document):
         return self
 
 
+class StreamsWindow(Document):
+    """The bare engine with several calls at once, as a scene uses it.
+
+    Attributes:
+        streams: threads that call, each one call after the other.
+        calls: of all threads and blocks.
+        duration_s: summed length of the blocks.
+        tiles_per_s: mean over the blocks' time; of each thread only the time of its own calls
+            counts, so that none waits for the last.
+        mpx_per_s: that times the tile's pixels.
+        block_tiles_per_s: of each block; a run over the scene lies between two blocks.
+    """
+
+    streams: int = pydantic.Field(ge=2)
+    calls: int = pydantic.Field(ge=1)
+    duration_s: Seconds
+    tiles_per_s: float
+    mpx_per_s: float
+    block_tiles_per_s: list[float] = pydantic.Field(min_length=1)
+
+
 class SceneRun(Document):
     """One run over the whole input: reading, tiling, blending, writing.
 
     Attributes:
         start_s: s since the first call of the engine window, monotonic clock.
         total_s: wall-clock time from opening the input to the finished map.
-        infer_s: part of it inside the model.
+        infer_s: time of the model calls; those that ran at once all count.
     """
 
     start_s: float
@@ -206,7 +229,8 @@ class SceneWindow(Document):
         overlap_px: shared pixels of neighbouring windows.
         total_s: median of the runs.
         unique_mpx_per_s, tiles_per_s: from ``total_s``.
-        engine_share: time inside the model over total time, all runs together.
+        streams: model calls at once.
+        engine_share: time inside the model over total time and streams, all runs together.
     """
 
     what: str
@@ -218,6 +242,7 @@ class SceneWindow(Document):
     total_s: float
     unique_mpx_per_s: float
     tiles_per_s: float
+    streams: int = pydantic.Field(ge=1)
     engine_share: Share
 
     @pydantic.model_validator(mode="after")
@@ -235,6 +260,7 @@ class Ratio(Document):
 
     definition: str
     end_to_end_over_engine: float
+    end_to_end_over_streams: float | None
     redundancy: float
     tiles_over_engine: float
 
@@ -279,11 +305,13 @@ class BenchmarkRecord(Document):
         created_utc: ISO 8601, when the measurement ended.
         peak_rss_mib: largest resident memory of the process, from its start to the end.
         power: in this schema always unavailable with a reason, never a number.
+        engine_streams: the bare engine with as many calls at once as the scene makes; null where
+            it makes one at a time.
         valid: no check failed. Checks that could not be made are ``unknown`` and are shown.
         quality: accuracy figures that the caller measured on the same bundle, free form.
     """
 
-    schema_version: Literal[1] = pydantic.Field(default=1, alias="schema")
+    schema_version: Literal[2] = pydantic.Field(default=2, alias="schema")
     kind: Literal["edgekd.benchmark"] = "edgekd.benchmark"
     created_utc: str
     asked: Asked
@@ -292,6 +320,7 @@ class BenchmarkRecord(Document):
     input: InputUsed
     warm_up: WarmUp
     engine: EngineWindow
+    engine_streams: StreamsWindow | None
     scene: SceneWindow
     ratio: Ratio
     disturbance: Disturbance
@@ -310,9 +339,18 @@ class BenchmarkRecord(Document):
             raise ValueError("engine.mpx_per_s does not follow from the latencies")
         if not _close(self.scene.tiles_per_s, self.scene.windows_run / self.scene.total_s):
             raise ValueError("scene.tiles_per_s does not follow from the runs")
+        streams = self.engine_streams
+        if (1 if streams is None else streams.streams) != self.scene.streams:
+            raise ValueError("the bare engine was measured with another number of streams")
+        if streams and not _close(streams.mpx_per_s, streams.tiles_per_s * tile_mpx):
+            raise ValueError("engine_streams.mpx_per_s does not follow from tiles_per_s")
         ratio = self.scene.unique_mpx_per_s / self.engine.mpx_per_s
         if not _close(ratio, self.ratio.end_to_end_over_engine):
             raise ValueError("the ratio does not follow from the windows")
+        at_once = self.ratio.end_to_end_over_streams
+        expected = self.scene.unique_mpx_per_s / streams.mpx_per_s if streams else None
+        if (at_once is None) != (expected is None) or not _close(at_once or 0, expected or 0):
+            raise ValueError("end_to_end_over_streams does not follow from the windows")
         return self
 
     def plain(self) -> dict[str, Any]:

@@ -110,6 +110,18 @@ def banner(record: BenchmarkRecord) -> str:
     return f"Valid: {passed} checks passed.{rest}"
 
 
+def _streams_rows(record: BenchmarkRecord) -> list[tuple[str, str]]:
+    window = record.engine_streams
+    if window is None:
+        return []
+    name = f"bare engine, {window.streams} calls at once"
+    return [
+        (f"{name}: tiles/s", _figure(window.tiles_per_s)),
+        (f"{name}: Mpx/s of tiles", _figure(window.mpx_per_s)),
+        (f"{name}: calls, window", f"{window.calls} in {window.duration_s:.1f} s"),
+    ]
+
+
 def result_rows(record: BenchmarkRecord) -> list[tuple[str, str]]:
     """Figures of a record as (name with unit, value)."""
     engine, scene, summary = record.engine, record.scene, record.engine.summary
@@ -124,12 +136,22 @@ def result_rows(record: BenchmarkRecord) -> list[tuple[str, str]]:
         ("bare engine: tiles/s", _figure(engine.tiles_per_s)),
         ("bare engine: Mpx/s of tiles", _figure(engine.mpx_per_s)),
         ("bare engine: calls, window", f"{summary.n} in {engine.duration_s:.1f} s"),
+        *_streams_rows(record),
         ("end to end: Mpx/s of the input", _figure(scene.unique_mpx_per_s)),
         ("end to end: tiles/s", _figure(scene.tiles_per_s)),
         ("end to end: s per run", f"{runs} (median {scene.total_s:.3g})"),
+        ("end to end: model calls at once", str(scene.streams)),
         ("end to end: share of time in the engine", _percent(scene.engine_share)),
         ("end to end: what a run does", scene.what),
         ("end to end over bare engine", _figure(record.ratio.end_to_end_over_engine)),
+        *(
+            []
+            if record.ratio.end_to_end_over_streams is None
+            else [(
+                f"end to end over bare engine, {scene.streams} calls at once",
+                _figure(record.ratio.end_to_end_over_streams),
+            )]
+        ),
         ("redundancy by overlap and border", _figure(record.ratio.redundancy)),
         ("tiles end to end over bare engine", _figure(record.ratio.tiles_over_engine)),
         ("peak memory of the process, MiB", f"{record.peak_rss_mib:.0f}"),

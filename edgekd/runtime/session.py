@@ -29,10 +29,15 @@ from edgekd.contracts.imageio import Nodata, Raster, UInt8Array
 from edgekd.contracts.manifest import MANIFEST_NAME, MANIFEST_SCHEMA, Manifest
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.tensors import MAP_NODATA
-from edgekd.errors import BundleError, EnvironmentLacksError, GateError
+from edgekd.contracts.windows import plan
+from edgekd.errors import BundleError, EnvironmentLacksError, GateError, InputError
 from edgekd.runtime.backends.base import Backend
 from edgekd.runtime.scene import ArraySource, RasterSource, create_map
-from edgekd.runtime.tiler import Progress, TilePlan, TileStats, run_tiles
+from edgekd.runtime.tiler import Infer, Progress, TilePlan, TileStats, run_tiles
+
+#: windows per stream from which on several model calls run at once; below, the last of them would
+#: leave cores idle for longer than the rest gain.
+WINDOWS_PER_STREAM = 4
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class SceneResult:
 
     ``pixels = valid + nodata`` and ``covered = valid``: every pixel with data has a class and no
     other pixel has one. ``nodata_rule`` says in words what was taken for "no data" and why. Times
-    are wall-clock seconds; ``infer_s`` is the part inside the model.
+    are wall-clock seconds; ``infer_s`` adds up the model's calls, of which ``streams`` ran at once.
     """
 
     input: str
@@ -78,6 +83,7 @@ class SceneResult:
     class_pixels: dict[str, int]
     class_area_m2: dict[str, float] | None
     total_s: float
+    streams: int
     infer_s: float
     mpx_per_s: float
     latencies_s: list[float] = field(default_factory=list, repr=False)
@@ -92,7 +98,8 @@ class SceneResult:
 class Session:
     """A bundle that is loaded and checked; made by :func:`load`.
 
-    One model call runs at a time: a session may be shared by threads, calls queue.
+    A session may be shared by threads: single calls queue, and scenes together never make more
+    calls at once than the backend has streams.
     """
 
     def __init__(self, path: Path, manifest: Manifest, backend: Backend) -> None:
@@ -100,7 +107,7 @@ class Session:
         self.manifest = manifest
         self.backend = backend
         self._lock = threading.Lock()
-        self._depth = 2 if backend.leaves_cores else 0
+        self._free_streams = threading.BoundedSemaphore(backend.streams)
         spec = manifest.inputs[0]
         self._input, self._output = spec.name, manifest.outputs[0].name
         self._normalize = Normalizer(spec)
@@ -116,6 +123,26 @@ class Session:
         """One call of the model: normalised ``(N, C, tile, tile)`` float32 -> logits."""
         with self._lock:
             return self.backend.infer({self._input: tiles})[self._output]
+
+    def infer_stream(self, tiles: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """As :meth:`infer`, for ``backend.streams`` threads at once: more tiles per second, each of
+        which takes longer."""
+        with self._free_streams:
+            return self.backend.infer({self._input: tiles}, stream=True)[self._output]
+
+    def _calls_for(self, height: int, width: int, geometry: TilePlan) -> tuple[Infer, int]:
+        """How to call the model over a scene, and how many calls at once: streams pay off where
+        each gets several windows."""
+        tile, s = geometry.tile_px, geometry.stride_px
+        windows = sum(map(len, plan(height, width, tile, geometry.overlap_px, s)))
+        streams = self.backend.streams
+        if streams == 1 or windows < WINDOWS_PER_STREAM * streams:
+            return self.infer, 1
+        return self.infer_stream, streams
+
+    def streams_for(self, height: int, width: int, overlap_px: int | None = None) -> int:
+        """Model calls at once that a scene of this size, in px, makes."""
+        return self._calls_for(height, width, self.geometry(overlap_px))[1]
 
     def geometry(self, overlap_px: int | None = None) -> TilePlan:
         """Window geometry, with another overlap than the bundle's own if given."""
@@ -144,14 +171,10 @@ class Session:
         classes = np.empty((source.height, source.width), dtype=np.uint8)
         confidence = np.empty((source.height, source.width), dtype=np.float32)
         stats = TileStats()
+        geometry = self.geometry(overlap_px)
+        infer, streams = self._calls_for(source.height, source.width, geometry)
         work = run_tiles(
-            source,
-            self.infer,
-            self._normalize,
-            self.geometry(overlap_px),
-            stats,
-            self._fill,
-            depth=self._depth,
+            source, infer, self._normalize, geometry, stats, self._fill, streams=streams
         )
         with contextlib.closing(work):
             for rows in work:
@@ -200,16 +223,17 @@ class Session:
         }
         with Raster(Path(src), nodata) as raster:
             source = RasterSource(raster, bands, self.channels)
+            infer, streams = self._calls_for(raster.height, raster.width, geometry)
             work = run_tiles(
                 source,
-                self.infer,
+                infer,
                 self._normalize,
                 geometry,
                 stats,
                 self._fill,
                 progress,
                 confidence=False,
-                depth=self._depth,
+                streams=streams,
             )
             # Closed before the raster: a thread may still be reading.
             with (
@@ -267,6 +291,7 @@ class Session:
             if area is None
             else {name: count * area for name, count in class_pixels.items()},
             total_s=total_s,
+            streams=stats.streams,
             infer_s=stats.infer_s,
             mpx_per_s=pixels / 1e6 / total_s,
             latencies_s=stats.latencies_s,
@@ -316,7 +341,10 @@ class Session:
     def close(self) -> None:
         """Free the model; safe to call twice."""
         with self._lock:
+            for _ in range(self.backend.streams):
+                self._free_streams.acquire()
             self.backend.close()
+            self._free_streams.release(self.backend.streams)
 
     def __enter__(self) -> Session:
         return self
@@ -396,18 +424,23 @@ def _parse_sealed(text: str) -> dict[str, Any]:
     return value
 
 
-def load(bundle: str | Path, *, any_device: bool = False) -> Session:
+def load(bundle: str | Path, *, any_device: bool = False, streams: int = 0) -> Session:
     """Open a bundle: check it, load the model, and return a session.
 
     Args:
         bundle: folder made by ``edgekd build``.
         any_device: load a bundle of another architecture for inspection; its timings say
             nothing about the target.
+        streams: model calls at once over a scene, at most; each takes the memory of one. 0 leaves
+            it to the backend: one per core on a CPU.
 
     Raises:
+        InputError: a negative number of streams.
         BundleError: the bundle is incomplete or changed, or does not fit this machine.
         EnvironmentLacksError: the backend's library is not installed.
     """
+    if streams < 0:
+        raise InputError(f"expected 0 (one per core) or more streams, received {streams}")
     path = Path(bundle)
     manifest = read_manifest(path)
     here = platform.machine()
@@ -422,7 +455,9 @@ def load(bundle: str | Path, *, any_device: bool = False) -> Session:
         )
     from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
 
-    backend = OnnxRuntimeBackend(path / manifest.model, threads=manifest.target.threads)
+    backend = OnnxRuntimeBackend(
+        path / manifest.model, threads=manifest.target.threads, streams=streams
+    )
     try:
         _check_tensors(path, manifest, backend)
     except BundleError:

@@ -1,9 +1,10 @@
 """Runs a model over a scene of any size in a band of rows.
 
-Three stages overlap where the backend leaves cores free, each in a thread of its own: reading and
-normalising, the model, and blending with what the caller does (writing). Order and results are
-those of a plain loop. Memory: one strip of pixels (a window high, the scene wide), a band of cell
-probabilities and a few rows of output. Nothing depends on the scene's height.
+Three stages overlap: reading and normalising in a thread of its own, the model in as many threads
+as the backend has streams, and blending with what the caller does (writing) in the caller's. Order
+and results are those of a plain loop. Memory: a tile or two for each stream, one strip of pixels (a
+window high, the scene wide), a band of cell probabilities and a few rows of output. Nothing depends
+on the scene's height.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +22,7 @@ from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.windows import Blend, Window, blend_weights, padded_size, plan
 from edgekd.errors import GateError
 from edgekd.runtime.blend import BandBlender, RowUpsampler, softmax
-from edgekd.runtime.pipeline import ahead
+from edgekd.runtime.pipeline import ahead, spread
 from edgekd.runtime.scene import Source
 
 Infer = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
@@ -58,13 +58,15 @@ class TileStats:
         windows: planned windows; ``run`` and ``skipped`` add up to it.
         run: windows that the model saw.
         skipped: windows without a single pixel of data.
-        infer_s: time inside the model, s.
+        streams: model calls that ran at once.
+        infer_s: time inside the model, s; calls that ran at once all count.
         latencies_s: time of each model call, s, in tile order.
     """
 
     windows: int = 0
     run: int = 0
     skipped: int = 0
+    streams: int = 1
     infer_s: float = 0.0
     latencies_s: list[float] = field(default_factory=list)
 
@@ -97,21 +99,21 @@ def run_tiles(
     fill: npt.NDArray[np.uint8],
     progress: Progress | None = None,
     confidence: bool = True,
-    depth: int = 2,
+    streams: int = 1,
 ) -> Generator[Rows, None, None]:
     """Yield the map from top to bottom, every pixel row exactly once.
 
     Args:
         source: pixels and validity.
-        infer: ``(1, C, tile, tile)`` float32 -> logits ``(1, K, tile/stride, tile/stride)``.
+        infer: ``(1, C, tile, tile)`` float32 -> logits ``(1, K, tile/stride, tile/stride)``; called
+            in ``streams`` threads.
         normalize: pixels to engine input.
         geometry: window, overlap and blend.
         stats: filled in as the run proceeds.
         fill: value per channel that replaces pixels without data, uint8.
         progress: called with (windows done, windows planned) after every window.
         confidence: False leaves :attr:`Rows.confidence` undefined, where nobody wants it.
-        depth: tiles that are prepared, and answers that wait, while the model runs; with 0
-            nothing else runs then.
+        streams: calls of ``infer`` that run at once.
 
     Raises:
         GateError: the model gave NaN or infinity.
@@ -129,8 +131,10 @@ def run_tiles(
     upsampler = RowUpsampler(s, source.height, source.width, confidence)
     uniform = np.full((classes, cells, cells), 1 / classes, dtype=np.float32)
     validity: list[BoolArray] = []
-    tiles = _prepare(source, rows, normalize, tile, fill, depth)
-    answers = ahead(_answer(tiles, infer, stats, depth), depth)
+    stats.streams = streams
+    # alive at once: one tile being filled, one ready, streams + 1 with the workers
+    tiles = ahead(_prepare(source, rows, normalize, tile, fill, streams + 3), 1)
+    answers = _answer(tiles, infer, stats, streams)
     with contextlib.closing(answers):
         for index, row in enumerate(rows):
             for _ in row:
@@ -158,13 +162,12 @@ def _prepare(
     normalize: Normalizer,
     tile: int,
     fill: npt.NDArray[np.uint8],
-    depth: int,
+    buffers: int,
 ) -> Generator[_Step, None, None]:
-    """Read and normalise tile after tile."""
+    """Read and normalise tile after tile, into ``buffers`` tensors in turns."""
     strip = _Strip(source, fill, tile)
-    # ``depth`` tiles wait, one is in the model and one is being filled.
     shape = (1, normalize.channels, tile, tile)
-    ring = [np.empty(shape, dtype=np.float32) for _ in range(depth + 2 if depth else 1)]
+    ring = [np.empty(shape, dtype=np.float32) for _ in range(buffers)]
     number = 0
     for row in rows:
         added: BoolArray | None = strip.move(row[0].y0, min(row[0].y1, source.height))
@@ -180,41 +183,27 @@ def _prepare(
 
 
 def _answer(
-    tiles: Generator[_Step, None, None], infer: Infer, stats: TileStats, depth: int
+    tiles: Generator[_Step, None, None], infer: Infer, stats: TileStats, streams: int
 ) -> Generator[_Step, None, None]:
-    """Run the model on tile after tile, and nothing else.
+    """Run the model on tile after tile, ``streams`` at once, and nothing else."""
 
-    With ``depth`` 0 the model has the machine to itself: the next tile is prepared while the
-    consumer works on the last answer, and not while the model runs.
-    """
-
-    def run(tensor: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float32] | None:
+    def run(step: _Step) -> tuple[_Step, float]:
+        window, tensor, added = step
         if tensor is None:
-            stats.skipped += 1
-            return None
+            return step, 0.0
         start = time.perf_counter()
         logits = infer(tensor)
-        elapsed = time.perf_counter() - start
-        stats.run += 1
-        stats.infer_s += elapsed
-        stats.latencies_s.append(elapsed)
-        return logits
+        return (window, logits, added), time.perf_counter() - start
 
-    if depth:
-        with contextlib.closing(ahead(tiles, depth)) as prepared:
-            for window, tensor, added in prepared:
-                yield window, run(tensor), added
-        return
-    with (
-        contextlib.closing(tiles),
-        ThreadPoolExecutor(max_workers=1, thread_name_prefix="edgekd") as pool,
-    ):
-        waiting = pool.submit(next, tiles, None)
-        while (step := waiting.result()) is not None:
-            window, tensor, added = step
-            logits = run(tensor)
-            waiting = pool.submit(next, tiles, None)
-            yield window, logits, added
+    with contextlib.closing(spread(tiles, run, streams)) as answers:
+        for step, elapsed in answers:
+            if step[1] is None:
+                stats.skipped += 1
+            else:
+                stats.run += 1
+                stats.infer_s += elapsed
+                stats.latencies_s.append(elapsed)
+            yield step
 
 
 def _probabilities(logits: npt.NDArray[np.float32], window: Window) -> npt.NDArray[np.float32]:

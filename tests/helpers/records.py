@@ -86,6 +86,7 @@ def make_scene(times_s: list[float]) -> SceneWindow:
         total_s=total_s,
         unique_mpx_per_s=4 / total_s,
         tiles_per_s=5 / total_s,
+        streams=1,
         engine_share=0.125,
     )
 
@@ -135,10 +136,12 @@ def make_record(
         ),
         warm_up=evidence.warm_up,
         engine=evidence.engine,
+        engine_streams=None,
         scene=evidence.scene,
         ratio=Ratio(
             definition="scene over engine",
             end_to_end_over_engine=ratio,
+            end_to_end_over_streams=None,
             redundancy=1.25,
             tiles_over_engine=ratio * 1.25,
         ),

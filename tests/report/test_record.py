@@ -67,8 +67,9 @@ def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
 
 def test_fields_with_a_quantity_carry_their_unit() -> None:
     units = ("_s", "_ms", "_mib", "_px", "_mhz", "_w", "_j", "_cores", "_1min")
-    dimensionless = ("share", "over_engine", "redundancy")
+    dimensionless = ("share", "over_engine", "over_streams", "redundancy")
     counts = {"n", "iterations", "tiles", "schema", "windows_run", "windows_skipped", "scene_runs"}
+    counts |= {"streams"}
     counts |= {"pixels_unique", "cores", "cores_usable", "block_n", "bands", "load_1min"}
 
     def visit(value: Any, name: str) -> None:
@@ -110,6 +111,8 @@ def _set(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
         (_set("scene", "total_s", value=0.1), "median of the runs"),
         (_set("scene", "unique_mpx_per_s", value=1e3), "unique_mpx_per_s"),
         (_set("ratio", "end_to_end_over_engine", value=1.0), "the ratio"),
+        (_set("ratio", "end_to_end_over_streams", value=1.0), "end_to_end_over_streams"),
+        (_set("scene", "streams", value=2), "another number of streams"),
         (_set("power", value={"status": "measured", "mean_w": 0}), "power"),
         (_set("extra", value=1), "extra"),
         (_set("environment", "board", value="Orin"), "do not agree"),

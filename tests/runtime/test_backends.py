@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,7 @@ class Liar(FakeBackend):
 
     answer: dict[str, np.ndarray]
 
-    def _infer(self, inputs: object) -> dict[str, np.ndarray]:
+    def _infer(self, inputs: object, stream: bool) -> dict[str, np.ndarray]:
         return self.answer
 
 
@@ -155,3 +156,26 @@ def test_onnxrt_refuses_other_types_than_float32(tmp_path: Path, kind: int) -> N
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(BundleError, match=r"expected tensor\(float\)"):
         OnnxRuntimeBackend(tmp_path / "model.onnx")
+
+
+def test_streams_answer_as_single_calls_do(tmp_path: Path) -> None:
+    onnx.save(make_model(TILE, STRIDE, CLASSES), tmp_path / "model.onnx")
+    with OnnxRuntimeBackend(tmp_path / "model.onnx", threads=3) as backend:
+        assert backend.streams == 3
+        tensors = [tensor(seed=n) for n in range(12)]
+        expected = [backend.infer({"image": item})["logits"] for item in tensors]
+        with ThreadPoolExecutor(3) as pool:
+            found = pool.map(lambda item: backend.infer({"image": item}, stream=True), tensors)
+            for answer, plain in zip(found, expected, strict=True):
+                np.testing.assert_allclose(answer["logits"], plain, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("threads", "asked", "streams"), [(4, 0, 4), (4, 2, 2), (4, 9, 4), (1, 0, 1), (1, 3, 1)]
+)
+def test_a_stream_has_a_core_and_never_more_than_asked(
+    tmp_path: Path, threads: int, asked: int, streams: int
+) -> None:
+    onnx.save(make_model(TILE, STRIDE, CLASSES), tmp_path / "model.onnx")
+    with OnnxRuntimeBackend(tmp_path / "model.onnx", threads=threads, streams=asked) as backend:
+        assert backend.streams == streams

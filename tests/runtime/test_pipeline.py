@@ -8,7 +8,7 @@ from collections.abc import Generator
 
 import pytest
 
-from edgekd.runtime.pipeline import ahead
+from edgekd.runtime.pipeline import ahead, spread
 
 
 def counting(count: int, made: list[int]) -> Generator[int, None, None]:
@@ -79,4 +79,58 @@ def test_stages_chain_and_an_error_of_the_first_reaches_the_end() -> None:
     assert next(stage) == 10
     with pytest.raises(ValueError, match="first stage"):
         next(stage)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 50])
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_spread_keeps_order_and_works_at_once(count: int, workers: int) -> None:
+    inside, most = 0, 0
+    lock = threading.Lock()
+
+    def slow_first(item: int) -> int:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.004 if item % workers == 0 else 0.001)
+        with lock:
+            inside -= 1
+        return 10 * item
+
+    found = list(spread(counting(count, []), slow_first, workers))
+    assert found == [10 * number for number in range(count)]
+    assert most <= workers
+    if count == 50:
+        assert most == workers
+
+
+def test_spread_takes_one_item_more_than_it_has_workers() -> None:
+    made: list[int] = []
+    stage = spread(counting(100, made), lambda item: item, 3)
+    assert next(stage) == 0
+    assert made == [0, 1, 2, 3]
+    stage.close()
+
+
+def test_an_error_in_a_worker_comes_at_its_item_and_nothing_is_left() -> None:
+    before = threading.active_count()
+    closed: list[bool] = []
+
+    def source() -> Generator[int, None, None]:
+        try:
+            yield from range(1000)
+        finally:
+            closed.append(True)
+
+    def work(item: int) -> int:
+        if item == 2:
+            raise KeyError("third")
+        return item
+
+    stage = spread(source(), work, 2)
+    assert [next(stage), next(stage)] == [0, 1]
+    with pytest.raises(KeyError, match="third"):
+        next(stage)
+    assert closed == [True]
     assert threading.active_count() == before

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -315,6 +317,48 @@ def test_threads_share_a_session(bundle: Path) -> None:
         np.testing.assert_array_equal(result.classes, plain.classes)
         np.testing.assert_array_equal(result.confidence, plain.confidence)
         assert result.stats.run == plain.stats.run
+
+
+def test_a_scene_in_streams_is_the_scene_one_by_one(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = smooth_image(400, 500)
+    with load(bundle) as session:
+        session.backend.streams = 1
+        expected = session.run(image)
+    assert expected.stats.streams == 1
+    with load(bundle) as session:
+        session.backend.streams = 3
+        session._free_streams = threading.BoundedSemaphore(3)
+        inside, most = [], []
+        original = session.backend._infer
+
+        def counted(inputs: object, stream: bool) -> object:
+            inside.append(stream)
+            most.append(len(inside))
+            time.sleep(0.002)
+            try:
+                return original(inputs, stream)
+            finally:
+                inside.pop()
+
+        monkeypatch.setattr(session.backend, "_infer", counted)
+        with ThreadPoolExecutor(2) as pool:  # two scenes share the streams of one session
+            found = list(pool.map(session.run, [image, image]))
+        assert max(most) == 3
+        for result in found:
+            assert result.stats.streams == 3
+            assert result.stats.run == expected.stats.run
+            np.testing.assert_array_equal(result.classes, expected.classes)
+            np.testing.assert_allclose(result.confidence, expected.confidence, atol=1e-6)
+        inside.clear()
+        most.clear()
+        assert session.run(smooth_image(60, 60)).stats.streams == 1  # one window: one call
+
+
+def test_a_negative_number_of_streams_is_refused(bundle: Path) -> None:
+    with pytest.raises(InputError, match="streams"):
+        load(bundle, streams=-1)
 
 
 @pytest.mark.parametrize(

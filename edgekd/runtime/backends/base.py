@@ -20,24 +20,25 @@ class Backend(abc.ABC):
     Attributes:
         input_shapes, output_shapes: per tensor name; None stands for the free batch dimension.
         details: what really runs (provider, version, threads), for records.
-        leaves_cores: whether the processor has cores left while the model runs. Beside a CPU
-            backend that takes them all, other threads gain nothing (see ARCHITECTURE.md), so the
-            tiler then prepares the next tile between two answers.
+        streams: calls of :meth:`infer` with ``stream`` that run at once to good effect.
     """
 
     input_shapes: dict[str, list[int | None]]
     output_shapes: dict[str, list[int | None]]
     details: dict[str, str]
-    leaves_cores: bool = True
+    streams: int = 1
 
     def __init__(self) -> None:
         self._open = True
 
-    def infer(self, inputs: Mapping[str, npt.NDArray[np.float32]]) -> Arrays:
+    def infer(self, inputs: Mapping[str, npt.NDArray[np.float32]], stream: bool = False) -> Arrays:
         """Run the model once and wait for the result.
 
         Args:
             inputs: one C-contiguous float32 array per input name, shapes as declared.
+            stream: False gives this call the whole device, for the shortest time; calls must come
+                one at a time. True is for :attr:`streams` threads that call at once, for the most
+                tiles per second; a call then takes longer.
 
         Returns:
             A float32 array per output name; the caller owns them.
@@ -68,7 +69,7 @@ class Backend(abc.ABC):
             batches.add(array.shape[0])
         if len(batches) > 1 or 0 in batches:
             raise InputError(f"all inputs need the same batch of at least 1, received {batches}")
-        outputs = self._infer(inputs)
+        outputs = self._infer(inputs, stream)
         self._check_outputs(outputs, batches.pop())
         return outputs
 
@@ -106,7 +107,7 @@ class Backend(abc.ABC):
         self.close()
 
     @abc.abstractmethod
-    def _infer(self, inputs: Mapping[str, npt.NDArray[np.float32]]) -> Arrays:
+    def _infer(self, inputs: Mapping[str, npt.NDArray[np.float32]], stream: bool) -> Arrays:
         """Run checked inputs."""
 
     def _close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 
@@ -21,6 +22,7 @@ class FakeBackend(Backend):
         model: ``(N, 3, tile, tile)`` float32 -> ``(N, classes, tile/stride, tile/stride)``; the
             default averages each cell and gives channel ``k`` the logit ``k * mean``.
         delay_s: extra time per call, s.
+        streams: calls that may run at once.
     """
 
     def __init__(
@@ -30,15 +32,18 @@ class FakeBackend(Backend):
         stride_px: int = 4,
         model: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]] | None = None,
         delay_s: float = 0.0,
+        streams: int = 1,
     ) -> None:
         super().__init__()
         cells = tile_px // stride_px
         self.input_shapes = {"image": [None, 3, tile_px, tile_px]}
         self.output_shapes = {"logits": [None, classes, cells, cells]}
         self.details = {"backend": "fake"}
+        self.streams = streams
         self._classes, self._stride, self._delay_s = classes, stride_px, delay_s
         self._model = model or self._ramp
         self.calls = 0
+        self._lock = threading.Lock()
 
     def _ramp(self, tile: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         count, channels, height, width = tile.shape
@@ -49,8 +54,9 @@ class FakeBackend(Backend):
         logits: npt.NDArray[np.float32] = (cells[:, None] * weights).astype(np.float32)
         return logits
 
-    def _infer(self, inputs: Mapping[str, npt.NDArray[np.float32]]) -> Arrays:
-        self.calls += 1
+    def _infer(self, inputs: Mapping[str, npt.NDArray[np.float32]], stream: bool) -> Arrays:
+        with self._lock:
+            self.calls += 1
         if self._delay_s:
             time.sleep(self._delay_s)
         return {"logits": self._model(inputs["image"])}

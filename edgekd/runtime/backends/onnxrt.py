@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +21,10 @@ class OnnxRuntimeBackend(Backend):
 
     Args:
         model: the ``.onnx`` file.
-        threads: threads inside an operator; 0 takes ONNX Runtime's choice (the physical cores).
+        threads: cores that the model may use; 0 takes all that this process has. A single call
+            spreads each operator over them; of concurrent calls each has one to itself, which
+            wastes none at the operators' joints.
+        streams: concurrent calls at most, each with the memory of one; 0 takes one per core.
         provider: execution provider; another one than asked for is an error, not a fallback.
         optimize: False runs the graph as it is written (to judge Q/DQ accuracy).
 
@@ -32,6 +37,7 @@ class OnnxRuntimeBackend(Backend):
         self,
         model: Path,
         threads: int = 0,
+        streams: int = 0,
         provider: str = "CPUExecutionProvider",
         optimize: bool = True,
     ) -> None:
@@ -42,18 +48,10 @@ class OnnxRuntimeBackend(Backend):
                 f"ONNX Runtime here has no {provider} (it has "
                 f"{', '.join(ort.get_available_providers())})"
             )
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        if not optimize:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        try:
-            self._session = ort.InferenceSession(str(model), options, providers=[provider])
-        except Exception as err:  # ONNX Runtime's own classes derive from Exception only
-            raise BundleError(f"ONNX Runtime cannot load {model}: {_short(err)}") from err
-        active = self._session.get_providers()
-        if active[0] != provider:
-            raise EnvironmentLacksError(f"asked for {provider}, ONNX Runtime took {active[0]}")
+        self._ort, self._model, self._provider, self._optimize = ort, model, provider, optimize
+        self._session = self._open_session(threads)
+        self._stream_session: Any = None
+        self._lock = threading.Lock()
         for item in (*self._session.get_inputs(), *self._session.get_outputs()):
             if item.type != "tensor(float)":
                 raise BundleError(
@@ -61,8 +59,9 @@ class OnnxRuntimeBackend(Backend):
                 )
         self.input_shapes = {item.name: _shape(item.shape) for item in self._session.get_inputs()}
         self.output_shapes = {item.name: _shape(item.shape) for item in self._session.get_outputs()}
-        cores = os.cpu_count() or 1
-        self.leaves_cores = provider != "CPUExecutionProvider" or 0 < threads < cores
+        if provider == "CPUExecutionProvider":
+            cores = threads or _cores()
+            self.streams = min(streams, cores) if streams else cores
         self._outputs = list(self.output_shapes)
         self.details = {
             "backend": "onnxrt",
@@ -71,15 +70,47 @@ class OnnxRuntimeBackend(Backend):
             "threads": str(threads) if threads else "all cores (onnxruntime's choice)",
         }
 
-    def _infer(self, inputs: Mapping[str, npt.NDArray[np.float32]]) -> Arrays:
+    def _open_session(self, threads: int) -> Any:
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        if not self._optimize:
+            options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            results = self._session.run(self._outputs, dict(inputs))
+            session = self._ort.InferenceSession(
+                str(self._model), options, providers=[self._provider]
+            )
+        except Exception as err:  # ONNX Runtime's own classes derive from Exception only
+            raise BundleError(f"ONNX Runtime cannot load {self._model}: {_short(err)}") from err
+        active = session.get_providers()
+        if active[0] != self._provider:
+            raise EnvironmentLacksError(
+                f"asked for {self._provider}, ONNX Runtime took {active[0]}"
+            )
+        return session
+
+    def _infer(self, inputs: Mapping[str, npt.NDArray[np.float32]], stream: bool) -> Arrays:
+        session = self._session
+        if stream and self.streams > 1:
+            with self._lock:
+                if self._stream_session is None:  # most sessions never need it
+                    self._stream_session = self._open_session(1)
+            session = self._stream_session
+        try:
+            results = session.run(self._outputs, dict(inputs))
         except Exception as err:  # ONNX Runtime's own classes derive from Exception only
             raise EdgeKDError(f"ONNX Runtime failed: {_short(err)}") from err
         return dict(zip(self._outputs, results, strict=True))
 
     def _close(self) -> None:
-        del self._session
+        del self._session, self._stream_session
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _shape(shape: list[object]) -> list[int | None]:
