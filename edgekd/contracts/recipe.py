@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from edgekd.contracts import registry
+from edgekd.contracts.distill import DistillSpec, TeacherSpec
 from edgekd.contracts.schema import (
     FROM_COMMAND,
     Document,
@@ -236,12 +237,21 @@ class PrecisionSpec(Document):
 
 
 class Recipe(Document):
-    """One product; see the files in ``engines/`` for commented examples."""
+    """One product; see the files in ``engines/`` for commented examples.
+
+    Attributes:
+        teachers, distill: how the encoder learns before it is tuned; absent where it does not.
+        presets: name -> values that replace the recipe's where ``preset`` names it; they are
+            merged before validation (:func:`load_recipe`) and not kept.
+    """
 
     schema_version: Literal[1] = pydantic.Field(alias="schema")
+    preset: str | None = None
     name: str = pydantic.Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     title: str = ""
     student: StudentSpec
+    teachers: list[TeacherSpec] = []
+    distill: DistillSpec | None = None
     data: DataSpec
     finetune: FinetuneSpec
     io: IoSpec
@@ -249,6 +259,27 @@ class Recipe(Document):
     precision: PrecisionSpec = PrecisionSpec()
     gates: GateSpec
     targets: list[str] = pydantic.Field(min_length=1)
+
+    @pydantic.field_validator("teachers")
+    @classmethod
+    def _known_teachers(cls, value: list[TeacherSpec]) -> list[TeacherSpec]:
+        for spec in value:
+            _entry(spec.name, "edgekd.train.teachers", "teacher")
+        return value
+
+    @pydantic.field_validator("distill")
+    @classmethod
+    def _teachers_fit(
+        cls, value: DistillSpec | None, info: pydantic.ValidationInfo
+    ) -> DistillSpec | None:
+        if value is None or "teachers" not in info.data:
+            return value
+        count = len(info.data["teachers"])
+        if value.method == "mae" and count:
+            raise ValueError("method mae learns without a teacher; leave teachers out")
+        if value.method != "mae" and not count:
+            raise ValueError(f"method {value.method} needs a teacher; name one under teachers")
+        return value
 
     @pydantic.field_validator("targets")
     @classmethod
@@ -296,16 +327,53 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
 
     Args:
         path: the YAML file.
-        overrides: ``dotted.key=value`` texts, the value in YAML, applied before validation.
+        overrides: ``dotted.key=value`` texts, the value in YAML, applied before validation and
+            after the preset that the recipe or ``preset=NAME`` asks for.
 
     Raises:
-        InputError: the file cannot be read, or an override is not ``key=value``.
+        InputError: the file cannot be read, an override is not ``key=value``, or no such preset.
         RecipeError: lists every fault with its line.
     """
     value, lines = read_yaml(path)
-    for text in overrides or []:
+    chosen = [text for text in overrides or [] if text.partition("=")[0] == "preset"]
+    for text in chosen:
         lines[_override(value, text)] = FROM_COMMAND
+    _apply_preset(value, lines, path)
+    for text in overrides or []:
+        if text not in chosen:
+            lines[_override(value, text)] = FROM_COMMAND
     return parse_document(Recipe, value, lines, str(path))
+
+
+def _apply_preset(value: dict[str, Any], lines: dict[Place, int], path: Path) -> None:
+    """Merge the chosen preset into the recipe: mappings key by key, everything else whole."""
+    presets = value.pop("presets", None) or {}
+    name = value.get("preset")
+    if not isinstance(presets, dict) or not all(isinstance(v, dict) for v in presets.values()):
+        raise InputError(f"{path}: presets must hold a name and below it the values to replace")
+    if name is None:
+        return
+    if name not in presets:
+        valid = sorted(presets)
+        raise InputError(
+            f"{path} has no preset '{name}'{registry.nearest(str(name), valid)} "
+            f"(valid: {', '.join(valid) or 'none'})"
+        )
+    places = {place[2:]: line for place, line in lines.items() if place[:2] == ("presets", name)}
+
+    def merge(into: dict[str, Any], new: dict[str, Any], here: Place) -> None:
+        for key, item in new.items():
+            place = (*here, key)
+            lines[place] = places[place]
+            if isinstance(item, dict) and isinstance(into.get(key), dict):
+                merge(into[key], item, place)
+                continue
+            into[key] = item
+            for inner in [old for old in lines if old[: len(place)] == place and old != place]:
+                del lines[inner]
+            lines.update({p: n for p, n in places.items() if p[: len(place)] == place})
+
+    merge(value, presets[name], ())
 
 
 def parse_recipe(value: dict[str, Any], source: str) -> Recipe:
@@ -334,6 +402,14 @@ def _override(value: dict[str, Any], text: str) -> Place:
     return tuple(parts)
 
 
+def unlabeled_roots(recipe: Recipe, recipe_path: Path) -> list[Path]:
+    """The images that ``distill.data.roots`` names, as absolute paths; none without distill."""
+    base = recipe_path.resolve().parent
+    return [
+        resolve_path(text, base) for text in (recipe.distill.data.roots if recipe.distill else [])
+    ]
+
+
 def data_root(recipe: Recipe, recipe_path: Path) -> Path:
     """The labelled set that a recipe names, as an absolute path."""
     return resolve_path(recipe.data.root, recipe_path.resolve().parent)
@@ -342,6 +418,7 @@ def data_root(recipe: Recipe, recipe_path: Path) -> Path:
 __all__ = [
     "AugmentSpec",
     "DataSpec",
+    "DistillSpec",
     "FinetuneSpec",
     "GateSpec",
     "IoSpec",
@@ -349,8 +426,10 @@ __all__ = [
     "RecipeError",
     "SplitRule",
     "StudentSpec",
+    "TeacherSpec",
     "TilingSpec",
     "data_root",
     "load_recipe",
     "parse_recipe",
+    "unlabeled_roots",
 ]

@@ -1,0 +1,281 @@
+"""The part of a recipe that says how a student's encoder is distilled."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pydantic
+
+from edgekd.contracts.calibration import Sha256
+from edgekd.contracts.schema import Document
+
+Positive = Annotated[float, pydantic.Field(gt=0)]
+Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
+Three = Annotated[list[Positive], pydantic.Field(min_length=3, max_length=3)]
+#: (teacher block or stage, student block), both counted from 1
+Pair = Annotated[list[int], pydantic.Field(min_length=2, max_length=2)]
+
+#: mask ratio -> side of the lattice cell of which one patch stays visible.
+LATTICE = {0.75: 2, 8 / 9: 3, 15 / 16: 4}
+
+
+class TeacherSpec(Document):
+    """A frozen network to learn from: one file in ``edgekd/train/teachers``.
+
+    Attributes:
+        name: the file's name: ``sam``, ``hf_vision``, ``efficientnet_lite``.
+        variant: which size, e.g. ``vit_l``; the teacher's own choice where absent.
+        weights: a file or folder (relative to the recipe, ``${NAME}`` from the environment),
+            ``package`` for weights that a Python package carries, or ``random`` for tests and
+            shape checks; a random teacher teaches nothing, so it must be written out.
+        sha256: of the weights' file; another file is refused.
+        weight: its share of the distillation loss; the shares of all teachers are scaled to sum 1.
+        pairs: (teacher block or stage, student block) whose features are compared; the method's
+            own choice where absent.
+        projector: from the student's features to the teacher's width: ``linear`` without bias, or
+            ``mlp`` with one hidden layer.
+        norm: of the teacher's features before they are compared: ``none``, ``layer`` (LayerNorm
+            over channels, without gain), or ``standardize`` (zero mean and unit variance per
+            channel, over data seen so far).
+    """
+
+    name: str
+    variant: str | None = None
+    weights: str = "package"
+    sha256: Sha256 | None = None
+    weight: Positive = 1.0
+    pairs: list[Pair] | None = pydantic.Field(default=None, min_length=1)
+    projector: Literal["linear", "mlp"] = "linear"
+    norm: Literal["none", "layer", "standardize"] = "none"
+
+
+class UnlabeledSpec(Document):
+    """Images without labels.
+
+    Attributes:
+        roots: folders (searched with their subfolders), single images, or text files with one
+            path per line; relative to the recipe.
+        bands: 1-based bands to use as the model's channels; needed where a file has more than the
+            model takes.
+        range: pixel values of 16-bit files that become 0 and 255; where absent, the 2nd and 98th
+            percentile of each file over its chosen bands. 8-bit files are used as they are.
+        max_nodata: crops with a larger part of pixels without data are drawn again.
+    """
+
+    roots: list[str] = pydantic.Field(min_length=1)
+    bands: list[Annotated[int, pydantic.Field(ge=1)]] | None = None
+    range: Annotated[list[float], pydantic.Field(min_length=2, max_length=2)] | None = None
+    max_nodata: Fraction = 0.5
+
+    @pydantic.field_validator("range")
+    @classmethod
+    def _ordered(cls, value: list[float] | None) -> list[float] | None:
+        if value is not None and not value[0] < value[1]:
+            raise ValueError(f"range must be [low, high] with low < high, received {value}")
+        return value
+
+
+class MaskSpec(Document):
+    """Which patches the encoders do not see.
+
+    Attributes:
+        kind: ``lattice`` leaves one patch visible in every cell of 2x2 (3x3, 4x4), so that the
+            visible ones are a true grid; ``random`` draws them from the whole image and squeezes
+            them into a grid of the same size, as the published code does; ``none`` shows all.
+        ratio: hidden part: 0.75, 0.8889 or 0.9375, for cells of 2, 3 and 4 patches.
+    """
+
+    kind: Literal["lattice", "random", "none"] = "lattice"
+    ratio: float = 0.75
+
+    @pydantic.field_validator("ratio")
+    @classmethod
+    def _fits(cls, value: float) -> float:
+        if not any(abs(value - ratio) < 1e-3 for ratio in LATTICE):
+            valid = ", ".join(f"{ratio:.4g} ({k}x{k})" for ratio, k in LATTICE.items())
+            raise ValueError(
+                f"the visible patches must form a grid, one per cell of the lattice; ratio "
+                f"{value:g} leaves no such grid (valid: {valid})"
+            )
+        return value
+
+    @property
+    def cell(self) -> int:
+        """Side of the lattice cell in patches; 1 where nothing is hidden."""
+        if self.kind == "none":
+            return 1
+        return next(cell for ratio, cell in LATTICE.items() if abs(self.ratio - ratio) < 1e-3)
+
+
+class AdapterSpec(Document):
+    """MMoA, the trainable part of a teacher's block; the switches are the paper's ablations.
+
+    Attributes:
+        reduction: width of the adapters is the block's divided by this.
+        multi_scale: False gives both adapters dilation 1 throughout.
+        gate: ``softmax`` weighs the three streams per token, ``sum`` adds them.
+    """
+
+    reduction: int = pydantic.Field(default=4, ge=1)
+    multi_scale: bool = True
+    gate: Literal["softmax", "sum"] = "softmax"
+
+
+class MaeSpec(Document):
+    """The branch that paints hidden patches from visible ones.
+
+    Attributes:
+        weight: of its loss beside the distillation loss in method ``feature`` (0: no branch);
+            ``mask_cdkd`` takes its weights from the schedule.
+        dim, depth, heads: of its transformer blocks.
+        patch_norm: reconstruct patches normalised each by its own mean and variance.
+    """
+
+    weight: float = pydantic.Field(default=0.0, ge=0)
+    dim: int = pydantic.Field(default=256, ge=16)
+    depth: int = pydantic.Field(default=4, ge=1)
+    heads: int = pydantic.Field(default=8, ge=1)
+    patch_norm: bool = False
+
+    @pydantic.field_validator("heads")
+    @classmethod
+    def _divides(cls, value: int, info: pydantic.ValidationInfo) -> int:
+        dim = info.data.get("dim", value)
+        if dim % value or dim % 4:
+            raise ValueError(f"dim {dim} must be a multiple of 4 and of its {value} heads")
+        return value
+
+
+class StagesSpec(Document):
+    """Weights (KD, teacher MAE, student MAE) of the three stages, and when the next one begins.
+
+    ``r`` is the teacher's reconstruction loss over the student's, both smoothed.
+
+    Attributes:
+        to_middle: the middle stage begins when r falls below.
+        to_late: the late stage begins when r then reaches.
+        smoothing: decay of the moving average of both losses per step.
+        patience_steps: steps in a row that the condition must hold.
+    """
+
+    early: Three = [0.2, 0.4, 0.4]
+    middle: Three = [0.6, 0.2, 0.2]
+    late: Three = [0.7, 0.15, 0.15]
+    to_middle: Positive = 0.85
+    to_late: Positive = 0.95
+    smoothing: float = pydantic.Field(default=0.98, ge=0, lt=1)
+    patience_steps: int = pydantic.Field(default=1, ge=1)
+
+
+class JitterSpec(Document):
+    """Random changes of a crop; colours change for the student and leave cached features alone.
+
+    Attributes:
+        flip, quarter_turn: mirror with probability 0.5; turn by 0, 90, 180 or 270 degrees.
+        scale: smallest and largest magnification, drawn log-uniformly; limited by the image.
+        brightness, contrast, saturation: as in ``finetune.augment``.
+    """
+
+    flip: bool = True
+    quarter_turn: bool = True
+    scale: Annotated[list[float], pydantic.Field(min_length=2, max_length=2)] = [1.0, 1.0]
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
+
+    @pydantic.field_validator("scale")
+    @classmethod
+    def _ordered(cls, value: list[float]) -> list[float]:
+        if not 0.25 <= value[0] <= value[1] <= 4.0:
+            raise ValueError(f"scale must be [low, high] with 0.25 <= low <= high <= 4: {value}")
+        return value
+
+
+class CacheSpec(Document):
+    """Teacher features on disk, so that a crop goes through the teacher once.
+
+    Attributes:
+        mib: most space to use; 0 is off.
+        crops: number of different crops that training draws from, again and again.
+    """
+
+    mib: int = pydantic.Field(default=0, ge=0)
+    crops: int = pydantic.Field(default=4096, ge=1)
+
+
+class DistillSpec(Document):
+    """Training an encoder without labels.
+
+    Attributes:
+        method: ``mask_cdkd`` (teachers are transformers and learn along, through MMoA),
+            ``feature`` (any frozen teacher), ``mae`` (no teacher: the control).
+        data: the images.
+        crop_px: side of the random crop, px.
+        batch: crops per step, device and accumulated part.
+        accumulate: parts whose gradients are added up before a step.
+        steps, epochs: how long; one of the two. An epoch is as many crops as there are images.
+        lr: peak learning rate; ``decay`` says what follows the warm-up.
+        detach_teacher: KD gradients do not reach the teacher's MMoA (an ablation: the paper's
+            method is bidirectional).
+        checkpointing: recompute block activations in the backward pass: less memory, more time.
+        compile: ``torch.compile`` the blocks.
+        precision: ``32``, ``bf16`` or ``fp16``; refused where the device does not have it.
+        log_every_steps, picture_every_steps, save_every_steps: of curves, pictures, checkpoints;
+            0 pictures means none.
+        seed: of weights, crops, masks.
+        workers: processes that prepare crops.
+    """
+
+    method: Literal["mask_cdkd", "feature", "mae"]
+    data: UnlabeledSpec
+    crop_px: int = pydantic.Field(ge=32)
+    batch: int = pydantic.Field(ge=1)
+    accumulate: int = pydantic.Field(default=1, ge=1)
+    epochs: Positive | None = None
+    steps: int | None = pydantic.Field(default=None, ge=1, validate_default=True)
+    lr: Positive = 1e-5
+    weight_decay: float = pydantic.Field(default=0.01, ge=0)
+    warmup_fraction: Fraction = 0.0
+    decay: Literal["none", "cosine"] = "none"
+    grad_clip: Positive = 1.0
+    mask: MaskSpec = MaskSpec()
+    adapter: AdapterSpec = AdapterSpec()
+    mae: MaeSpec = MaeSpec()
+    stages: StagesSpec = StagesSpec()
+    detach_teacher: bool = False
+    augment: JitterSpec = JitterSpec()
+    cache: CacheSpec = CacheSpec()
+    checkpointing: bool = False
+    compile: bool = False
+    precision: Literal["32", "bf16", "fp16"] = "32"
+    log_every_steps: int = pydantic.Field(default=10, ge=1)
+    picture_every_steps: int = pydantic.Field(default=500, ge=0)
+    save_every_steps: int = pydantic.Field(default=200, ge=1)
+    seed: int = pydantic.Field(default=0, ge=0)
+    workers: int = pydantic.Field(default=0, ge=0)
+
+    @pydantic.field_validator("precision", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        return str(value) if isinstance(value, int) else value
+
+    @pydantic.field_validator("steps")
+    @classmethod
+    def _length(cls, value: int | None, info: pydantic.ValidationInfo) -> int | None:
+        if "epochs" in info.data and (value is None) == (info.data["epochs"] is None):
+            raise ValueError("give either steps or epochs")
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> DistillSpec:
+        if self.mask.kind == "none" and (self.method != "feature" or self.mae.weight > 0):
+            raise ValueError(
+                f"method {self.method} reconstructs hidden patches, and mask.kind is none; take "
+                "lattice or random"
+            )
+        if self.cache.mib and self.method != "feature":
+            raise ValueError(
+                f"teacher features can be cached with method feature only: with {self.method} "
+                "the teacher changes or there is none; set cache.mib: 0"
+            )
+        return self

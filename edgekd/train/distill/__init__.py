@@ -1,0 +1,1 @@
+"""Distillation: masking, adapters, reconstruction, schedule and the loop that joins them."""

@@ -1,0 +1,1 @@
+"""Networks to learn from: a file each; see ``_base.py`` for what a file offers."""
