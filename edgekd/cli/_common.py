@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,6 +91,40 @@ def progress_bar(title: str, unit: str) -> Iterator[Update]:
     finally:
         if bar is not None:
             bar.close()
+
+
+@contextlib.contextmanager
+def run_folder(out: Path) -> Iterator[None]:
+    """Make the run's folder at once, and take it away again if the run leaves no checkpoint.
+
+    A place that cannot be written must be found before hours of work, not after them.
+
+    Raises:
+        OutputError: the folder cannot be made or written.
+    """
+    from edgekd.errors import OutputError
+
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise OutputError(
+            f"the run's folder {out} cannot be made: {err.strerror}; choose another with -o"
+        ) from err
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"the run's folder {out} is not writable; choose another with -o or change its "
+            "permissions"
+        )
+    try:
+        yield
+    except BaseException:
+        if out in missing and not any(out.glob("*.ckpt")):
+            shutil.rmtree(out, ignore_errors=True)
+            with contextlib.suppress(OSError):  # a parent that another run uses by now stays
+                for folder in missing[1:]:
+                    folder.rmdir()
+        raise
 
 
 def parse_bands(

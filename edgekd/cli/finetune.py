@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from edgekd.cli._common import PathArgument, emit, note, percent, progress_bar, shared_options
+from edgekd.cli._common import (
+    PathArgument,
+    emit,
+    note,
+    percent,
+    progress_bar,
+    run_folder,
+    shared_options,
+)
 
 
 @click.command("finetune")
@@ -19,6 +23,9 @@ from edgekd.cli._common import PathArgument, emit, note, percent, progress_bar, 
 @click.option("--data", type=PathArgument, help="Labelled set in place of the recipe's.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @click.option("--fresh", is_flag=True, help="Start anew although the folder holds a run.")
+@click.option("--encoder", metavar="FOLDER|random",
+              help="Start from an encoder that edgekd distill made; random is a control for "
+              "finetune.scope: decoder.")  # fmt: skip
 @click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
               show_default=True, help="Kind of device.")  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
@@ -30,6 +37,7 @@ def command(
     data: Path | None,
     resume: bool,
     fresh: bool,
+    encoder: str | None,
     accelerator: str,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -51,13 +59,15 @@ def command(
             "cpu"
         )
     out = output or Path("runs") / recipe.name
-    with _run_folder(out), progress_bar("finetune", "step") as update:
+    with run_folder(out), progress_bar("finetune", "step") as update:
         result = finetune(
             recipe,
             data or data_root(recipe, recipe_path),
             out,
             resume=resume,
             fresh=fresh,
+            encoder=Path(encoder) if encoder and encoder != "random" else None,
+            random_encoder=encoder == "random",
             accelerator=accelerator,
             progress=update,
         )
@@ -75,37 +85,3 @@ def command(
     if not as_json:
         note(f"next: edgekd build {recipe_path} --target {recipe.targets[-1]} "
              f"--checkpoint {result.best}")  # fmt: skip
-
-
-@contextlib.contextmanager
-def _run_folder(out: Path) -> Iterator[None]:
-    """Make the run's folder at once, and take it away again if the run leaves no checkpoint.
-
-    A place that cannot be written must be found before hours of work, not after them.
-
-    Raises:
-        OutputError: the folder cannot be made or written.
-    """
-    from edgekd.errors import OutputError
-
-    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise OutputError(
-            f"the run's folder {out} cannot be made: {err.strerror}; choose another with -o"
-        ) from err
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"the run's folder {out} is not writable; choose another with -o or change its "
-            "permissions"
-        )
-    try:
-        yield
-    except BaseException:
-        if out in missing and not any(out.glob("*.ckpt")):
-            shutil.rmtree(out, ignore_errors=True)
-            with contextlib.suppress(OSError):  # a parent that another run uses by now stays
-                for folder in missing[1:]:
-                    folder.rmdir()
-        raise

@@ -44,13 +44,17 @@ def command(
 
 
 def _recipe(path: Path, overrides: list[str]) -> dict[str, Any]:
-    from edgekd.contracts.recipe import load_recipe
+    from edgekd.contracts.recipe import load_recipe, preset_names
 
     recipe = load_recipe(path, overrides)
+    presets = preset_names(path)
+    for name in presets:
+        load_recipe(path, [*overrides, f"preset={name}"])
+    also = f", presets {', '.join(presets)}" if presets else ""
     return {
         "kind": "recipe",
         "summary": f"valid recipe '{recipe.name}', student {recipe.student.name}, "
-        f"{len(recipe.io.classes)} classes, targets {', '.join(recipe.targets)}",
+        f"{len(recipe.io.classes)} classes, targets {', '.join(recipe.targets)}{also}",
     }
 
 

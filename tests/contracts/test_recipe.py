@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from edgekd.contracts import registry
-from edgekd.contracts.recipe import Recipe, data_root, load_recipe, parse_recipe
+from edgekd.contracts.recipe import (
+    Recipe,
+    data_root,
+    load_recipe,
+    parse_recipe,
+    preset_names,
+)
 from edgekd.contracts.schema import read_yaml, resolve_path
 from edgekd.errors import InputError, RecipeError
 
@@ -40,7 +46,11 @@ def known_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     targets.mkdir(parents=True)
     for name in ("pc", "board"):
         (targets / f"{name}.yaml").touch()
-    names = {"edgekd.train.students": ["lite0", "vit_nano"], "edgekd.train.heads": ["linear"]}
+    names = {
+        "edgekd.train.students": ["lite0", "vit_nano"],
+        "edgekd.train.heads": ["linear"],
+        "edgekd.train.teachers": ["efficientnet_lite", "sam"],
+    }
     monkeypatch.setattr(registry, "engines_root", lambda: tmp_path / "engines")
     monkeypatch.setattr(registry, "module_names", lambda package: names[package])
 
@@ -180,13 +190,16 @@ def test_overrides(tmp_path: Path) -> None:
     recipe = load_recipe(path, ["finetune.steps=3", "finetune.augment.flip=false", "title=a=b"])
     assert recipe.finetune.steps == 3 and not recipe.finetune.augment.flip
     assert recipe.title == "a=b"
+    assert load_recipe(path, ["io.classes.1.name=sea"]).io.classes[1].name == "sea"
     assert load_recipe(path, ["finetune.lr=1e-3"]).finetune.lr == 1e-3
     for text, words in (
         ("finetune.steps", "expects dotted.key=value"),
         ("=3", "expects dotted.key=value"),
         ("finetune..steps=3", "expects dotted.key=value"),
         ("name.x=3", "holds no keys"),
-        ("targets.0=pc", "holds no keys"),
+        ("targets.1=pc", "no item of a list of 1"),
+        ("targets.x=pc", "no item of a list of 1"),
+        ("targets.0.a=pc", "holds no keys"),
         ("finetune.steps=[", "is not YAML"),
     ):
         with pytest.raises(InputError, match=words):
@@ -250,3 +263,83 @@ def test_a_fault_of_set_is_not_blamed_on_a_line(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"--set: finetune\.steps is 'abc'") as caught:
         load_recipe(path, ["finetune.steps=abc"])
     assert "line" not in str(caught.value)
+
+
+PRESETS = """
+presets:
+  small: {finetune: {steps: 3}, title: tiny one}
+  wrong:
+    finetune:
+      stepz: 3
+  classes:
+    io:
+      classes: [{index: 5, name: sea, color: "#0000ff"}, {index: 6, name: sky, color: "#00ffff"}]
+"""
+
+
+def test_a_preset_replaces_values_and_set_replaces_the_preset(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + PRESETS)
+    plain = load_recipe(path)
+    small = load_recipe(path, ["preset=small"])
+    assert (plain.finetune.steps, plain.preset) == (10, None)
+    assert (small.finetune.steps, small.preset, small.title) == (3, "small", "tiny one")
+    assert small.finetune.batch == plain.finetune.batch, "other keys stay"
+    for order in (["preset=small", "finetune.steps=7"], ["finetune.steps=7", "preset=small"]):
+        assert load_recipe(path, order).finetune.steps == 7
+    assert [item.name for item in load_recipe(path, ["preset=classes"]).io.classes] == [
+        "sea",
+        "sky",
+    ]
+    assert preset_names(path) == ["small", "wrong", "classes"]
+    assert "presets" not in small.plain()
+
+
+def test_faults_of_a_preset_have_its_lines(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + PRESETS)
+    line = 1 + path.read_text().splitlines().index("      stepz: 3")
+    with pytest.raises(RecipeError, match=rf"line {line}: unknown key 'stepz'"):
+        load_recipe(path, ["preset=wrong"])
+    with pytest.raises(InputError, match=r"no preset 'smal'; did you mean 'small'\?"):
+        load_recipe(path, ["preset=smal"])
+    with pytest.raises(InputError, match=r"no preset 'x' \(valid: none\)"):
+        load_recipe(write(tmp_path, GOOD), ["preset=x"])
+    with pytest.raises(InputError, match="presets must hold a name"):
+        load_recipe(write(tmp_path, GOOD + "presets: [small]\n"), ["preset=small"])
+
+
+DISTILL = """
+teachers: [{name: sam, variant: tiny, weights: random}]
+distill: {method: mask_cdkd, data: {roots: [tiles]}, crop_px: 128, batch: 2, steps: 4}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("steps: 4", "steps: 4, mask: {ratio: 0.5}", "ratio 0.5 leaves no such grid"),
+        ("steps: 4", "steps: 4, mask: {kind: none}", "and mask.kind is none"),
+        ("steps: 4", "steps: 4, epochs: 2", "give either steps or epochs"),
+        (", steps: 4", "", "give either steps or epochs"),
+        ("steps: 4", "steps: 4, cache: {mib: 5}", "can be cached with method feature only"),
+        ("method: mask_cdkd", "method: mae", "method mae learns without a teacher"),
+        ("method: mask_cdkd", "method: mask_cdk", "did you mean 'mask_cdkd'"),
+        ("name: sam", "name: samm", "teacher 'samm' does not exist; did you mean 'sam'"),
+        ("[{name: sam, variant: tiny, weights: random}]", "[]", "needs a teacher"),
+        ("steps: 4", "steps: 4, mae: {dim: 30, heads: 4}", "dim 30 must be a multiple"),
+        ("steps: 4", "steps: 4, augment: {scale: [2, 1]}", "scale must be"),
+        ("roots: [tiles]", "roots: [tiles], range: [9, 1]", "range must be"),
+        ("roots: [tiles]", "roots: []", "at least 1 item"),
+        ("steps: 4", "steps: 4, stages: {early: [1, 2]}", "at least 3 items"),
+    ],
+)
+def test_faults_of_a_distillation(tmp_path: Path, old: str, new: str, words: str) -> None:
+    assert old in DISTILL
+    assert load_recipe(write(tmp_path, GOOD + DISTILL)).distill is not None
+    assert words in "; ".join(faults(tmp_path, GOOD + DISTILL.replace(old, new)))
+
+
+@pytest.mark.parametrize(("ratio", "cell"), [(0.75, 2), (0.889, 3), (0.9375, 4)])
+def test_the_lattice_of_a_ratio(tmp_path: Path, ratio: float, cell: int) -> None:
+    text = DISTILL.replace("steps: 4", f"steps: 4, mask: {{ratio: {ratio}}}")
+    spec = load_recipe(write(tmp_path, GOOD + text)).distill
+    assert spec is not None and spec.mask.cell == cell

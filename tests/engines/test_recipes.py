@@ -12,7 +12,7 @@ import yaml
 from edgekd.cli.main import main
 from edgekd.contracts import registry
 from edgekd.contracts.labelled import check_same_classes, open_labelled
-from edgekd.contracts.recipe import Recipe, data_root, load_recipe
+from edgekd.contracts.recipe import Recipe, data_root, load_recipe, preset_names
 from edgekd.contracts.target import Target, load_target, target_names
 from edgekd.train.checkpoint import build_student, load_checkpoint
 from tests.conftest import ROOT
@@ -61,18 +61,19 @@ def test_header_says_what_to_type(path: Path) -> None:
     assert all(line.startswith("#") for line in head.splitlines())
     commands = re.findall(r"^#   edgekd +(\w+) +(.*)$", head, re.MULTILINE)
     first_words = [name for name, _ in commands]
-    assert first_words[:1] == ["finetune"] and "build" in first_words
     recipe = load_recipe(path)
+    stages = ["finetune"] if recipe.distill is None else ["distill", "finetune"]
+    assert first_words[: len(stages)] == stages and "build" in first_words
     for name, rest in commands:
         words = rest.split()
-        if name in ("finetune", "build"):
+        if name in ("distill", "finetune", "build"):
             assert words[0] == f"engines/{path.name}"
         if name == "build":
             assert words[words.index("--target") + 1] in recipe.targets
             assert load_target(words[words.index("--target") + 1]).backend == "onnxrt"
         for word in words:
             if word.startswith("runs/"):
-                assert word == f"runs/{recipe.name}"
+                assert word in (f"runs/{recipe.name}", f"runs/{recipe.name}-distill")
             if word.startswith("bundles/"):
                 assert word in {f"bundles/{recipe.name}-{target}" for target in recipe.targets}
             if word.startswith("calibration/"):
@@ -155,3 +156,43 @@ def test_smoke_recipe_tunes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     assert code == 0, capfd.readouterr().err
     checkpoint = load_checkpoint(tmp_path / "run")
     assert checkpoint.student["name"] == "vit_nano" and checkpoint.data["name"] == "neon_canopy"
+
+
+PRESETS = [(path, name) for path in RECIPES for name in preset_names(path)]
+
+
+def test_presets_are_found() -> None:
+    assert [(path.stem, name) for path, name in PRESETS] == [
+        ("landcover", "tiny"),
+        ("landcover", "small-cpu"),
+    ]
+
+
+@pytest.mark.parametrize(("path", "name"), PRESETS, ids=lambda item: getattr(item, "stem", item))
+def test_preset(path: Path, name: str) -> None:
+    from edgekd.train.distill.methods import mask_cdkd
+    from edgekd.train.distill.teaching import build_teachers
+
+    recipe = load_recipe(path, [f"preset={name}"])
+    assert recipe.preset == name and recipe.distill is not None
+    mask_cdkd.build(recipe, build(recipe), build_teachers(recipe, path.parent))
+    assert all(item.weights == "random" for item in recipe.teachers), "nothing to download"
+
+
+def test_landcover_is_the_papers_size() -> None:
+    """reference: Mask-CDKD, table of parts, optimiser and schedule."""
+    from edgekd.contracts.distill import StagesSpec
+
+    recipe = load_recipe(ROOT / "engines" / "landcover.yaml")
+    spec = recipe.distill
+    assert spec is not None and spec.method == "mask_cdkd"
+    assert (recipe.student.name, recipe.teachers[0].variant) == ("vit_small", "vit_l")
+    assert recipe.teachers[0].pairs == [[6, 3], [12, 6], [18, 9]]
+    assert (spec.crop_px, spec.batch, spec.epochs, spec.lr) == (1024, 4, 120, 1e-5)
+    assert (spec.weight_decay, spec.grad_clip, spec.decay) == (0.01, 1.0, "none")
+    assert (spec.mask.kind, spec.mask.ratio, spec.mae.depth) == ("lattice", 0.75, 4)
+    assert (spec.adapter.reduction, spec.adapter.multi_scale, spec.adapter.gate) == (
+        4, True, "softmax")  # fmt: skip
+    assert not spec.detach_teacher and spec.stages == StagesSpec()
+    assert spec.stages.early == [0.2, 0.4, 0.4] and spec.stages.late == [0.7, 0.15, 0.15]
+    assert (spec.stages.to_middle, spec.stages.to_late) == (0.85, 0.95)

@@ -14,7 +14,8 @@ from edgekd.errors import CheckpointError, DatasetError, EnvironmentLacksError, 
 from edgekd.train.checkpoint import load_checkpoint, rebuild
 from edgekd.train.datasets.crops import CropDataset
 from edgekd.train.evaluate import evaluate_model
-from edgekd.train.finetune import _Average, _rate, finetune
+from edgekd.train.finetune import _Average, finetune
+from edgekd.train.run import learning_rate
 from tests.helpers.labelled import lite0_values, make_set, recipe_values
 
 
@@ -103,7 +104,10 @@ def test_decoder_scope_leaves_the_encoder_bit_for_bit(data: Path, tmp_path: Path
     from edgekd.train.checkpoint import build_student
 
     recipe = changed(lite0_values(), scope="decoder", steps=3, ema=0.0)
-    weights = load_checkpoint(finetune(recipe, data, tmp_path, accelerator="cpu").best).weights
+    with pytest.raises(InputError, match=r"the encoder would stay random; .* --encoder random"):
+        finetune(recipe, data, tmp_path, accelerator="cpu")
+    result = finetune(recipe, data, tmp_path, accelerator="cpu", random_encoder=True)
+    weights = load_checkpoint(result.best).weights
     torch.manual_seed(recipe.finetune.seed)
     start = build_student("lite0", 2, attention=None, head=None, pretrained=False).state_dict()
     for key, value in start.items():
@@ -112,6 +116,67 @@ def test_decoder_scope_leaves_the_encoder_bit_for_bit(data: Path, tmp_path: Path
     assert any(
         not torch.equal(start[key], weights[key]) for key in start if key.startswith("decoder.")
     )
+
+
+def test_a_distilled_encoder_is_taken_kept_and_named(data: Path, tmp_path: Path) -> None:
+    from edgekd.train.checkpoint import (
+        EncoderCheckpoint,
+        build_student,
+        describe_student,
+        save_encoder,
+    )
+
+    recipe = changed(recipe_values(), scope="decoder", steps=2, val_every_steps=1, ema=0.0)
+    torch.manual_seed(99)
+    student = build_student("vit_nano", 2, attention="windowed", head="linear", pretrained=None)
+    encoder = EncoderCheckpoint(
+        recipe=recipe.plain(),
+        student=describe_student(student),
+        weights=student.encoder.state_dict(),
+        data={"sha256": "0" * 64, "images": 3},
+        distilled={"method": "mae", "steps": 7},
+    )
+    save_encoder(tmp_path / "d" / "encoder.ckpt", encoder)
+    result = finetune(recipe, data, tmp_path / "run", accelerator="cpu", encoder=tmp_path / "d")
+    best = load_checkpoint(result.best)
+    for key, value in encoder.weights.items():
+        assert torch.equal(best.weights[f"encoder.{key}"], value), key
+    assert best.tuning["encoder"]["method"] == "mae"
+    assert best.tuning["encoder"]["data"] == {"sha256": "0" * 64, "images": 3}
+    (tmp_path / "run" / "best.ckpt").unlink()
+    with pytest.raises(CheckpointError, match="another recipe"):  # resumed without its encoder
+        finetune(
+            recipe, data, tmp_path / "run", accelerator="cpu", resume=True, random_encoder=True
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"student": {"name": "vit_nano", "attention": "global", "head": "linear"}},
+         "is the encoder of student vit_nano .attention global., the recipe asks for"),
+        ({"mean": [1, 2, 3]}, "distilled with io.inputs.0..mean"),
+    ],
+)  # fmt: skip
+def test_another_encoder_is_refused(data: Path, tmp_path: Path, change: dict, words: str) -> None:
+    from edgekd.train.checkpoint import (
+        EncoderCheckpoint,
+        build_student,
+        describe_student,
+        save_encoder,
+    )
+
+    values = recipe_values(**{key: item for key, item in change.items() if key == "student"})
+    values["io"]["inputs"][0] |= {key: item for key, item in change.items() if key == "mean"}
+    made = Recipe.model_validate(values)
+    said = made.student
+    student = build_student(said.name, 2, attention=said.attention, head="linear", pretrained=None)
+    encoder = EncoderCheckpoint(made.plain(), describe_student(student),
+                                student.encoder.state_dict(), {}, {})  # fmt: skip
+    save_encoder(tmp_path / "encoder.ckpt", encoder)
+    with pytest.raises(CheckpointError, match=words):
+        finetune(Recipe.model_validate(recipe_values()), data, tmp_path / "run",
+                 accelerator="cpu", encoder=tmp_path / "encoder.ckpt")  # fmt: skip
 
 
 def test_early_stop(data: Path, tmp_path: Path) -> None:
@@ -228,8 +293,7 @@ def test_average_forgets_its_start_and_swaps_back() -> None:
 
 
 def test_rate_rises_linearly_and_falls_to_zero() -> None:
-    spec = changed(recipe_values(), steps=100, warmup_fraction=0.1).finetune
-    rates = [_rate(step, spec) for step in range(100)]
+    rates = [learning_rate(step, 100, 0.1) for step in range(100)]
     assert rates[:3] == [pytest.approx(0.1), pytest.approx(0.2), pytest.approx(0.3)]
     assert max(rates) == 1.0 and rates.index(1.0) in (9, 10)
     assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] < 0.01

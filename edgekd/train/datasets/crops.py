@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -15,6 +14,7 @@ from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.recipe import AugmentSpec
 from edgekd.contracts.tensors import ImageInput
 from edgekd.errors import DatasetError
+from edgekd.train.datasets._recolour import draw_side, recolour, resized, turned
 
 #: decoded training images are kept in memory up to this many bytes, later ones are read again.
 CACHE_BYTES = 2 << 30
@@ -87,12 +87,8 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
             rare = (target != IGNORE) & (target != self._common)
             if rare.mean() >= _RARE_SHARE:
                 break
-        if self._augment.flip and random.random() < 0.5:
-            pixels, target = pixels[:, ::-1], target[:, ::-1]
-        if self._augment.quarter_turn:
-            turns = int(random.integers(4))
-            pixels, target = np.rot90(pixels, turns), np.rot90(target, turns)
-        pixels = self._recolour(np.ascontiguousarray(pixels), random)
+        pixels, target = turned([pixels, target], self._augment, random)
+        pixels = recolour(np.ascontiguousarray(pixels), self._augment, self._augment.tint, random)
         image = torch.from_numpy(self._normalize(pixels))
         return image, torch.from_numpy(np.ascontiguousarray(target)).long()
 
@@ -111,8 +107,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
     ) -> tuple[UInt8Array, UInt8Array]:
         """A crop at a random place and scale; a sample that is too small is mirrored."""
         low, high = self._augment.scale
-        scale = float(np.exp(random.uniform(np.log(low), np.log(high))))
-        side = max(8, round(self._crop / scale))
+        side = draw_side(self._crop, low, high, random)
         height, width = target.shape
         y = int(random.integers(max(height - side, 0) + 1))
         x = int(random.integers(max(width - side, 0) + 1))
@@ -123,26 +118,8 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
             target = np.pad(target, missing, constant_values=IGNORE)
         if side != self._crop:
             size = (self._crop, self._crop)
-            kind = cv2.INTER_AREA if side > self._crop else cv2.INTER_LINEAR
-            pixels = np.asarray(cv2.resize(pixels, size, interpolation=kind), dtype=np.uint8)
+            pixels = resized(pixels, self._crop)
             target = np.asarray(
                 cv2.resize(target, size, interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8
             )
         return pixels, target
-
-    def _recolour(self, pixels: UInt8Array, random: np.random.Generator) -> UInt8Array:
-        """Random gain, contrast around the mean, saturation around grey, and tint."""
-        spec = self._augment
-        if not (spec.brightness or spec.contrast or spec.saturation or spec.tint):
-            return pixels
-        gain, contrast, saturation = (
-            1 + random.uniform(-1, 1) * amount
-            for amount in (spec.brightness, spec.contrast, spec.saturation)
-        )
-        values: npt.NDArray[np.float32] = pixels.astype(np.float32) * np.float32(gain)
-        mean = values.mean()
-        values = (values - mean) * np.float32(contrast) + mean
-        grey = values.mean(axis=2, keepdims=True)
-        values = (values - grey) * np.float32(saturation) + grey
-        values += random.uniform(-spec.tint, spec.tint, 3).astype(np.float32) * 255
-        return np.clip(np.round(values), 0, 255).astype(np.uint8)

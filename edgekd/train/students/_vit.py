@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from edgekd.contracts.registry import load, nearest
 from edgekd.errors import InputError
@@ -182,8 +183,7 @@ class ViT(nn.Module):
         _choose("attention", attention, ATTENTIONS)
         if dim % 4 or dim % heads:
             raise InputError(f"ViT width {dim} must be a multiple of 4 and of its {heads} heads")
-        if not taps or list(taps) != sorted(set(taps)) or not 1 <= taps[0] <= taps[-1] <= depth:
-            raise InputError(f"ViT taps {list(taps)} must rise within the blocks 1..{depth}")
+        _check_taps(taps, depth)
         self.dim = dim
         self.patch_px = patch_px
         self.attention = attention
@@ -246,7 +246,9 @@ class ViT(nn.Module):
                 self.positions = table
         return table
 
-    def run_blocks(self, tokens: Tensor) -> list[Tensor]:
+    def run_blocks(
+        self, tokens: Tensor, taps: Sequence[int] | None = None, checkpointing: bool = False
+    ) -> list[Tensor]:
         """Tokens with positions ``(N, h, w, dim)`` -> residual stream after each tapped block.
 
         The grid may be any subsample of the image's grid. With ``windowed`` attention its sides
@@ -255,19 +257,37 @@ class ViT(nn.Module):
         Inside, windowed tokens are kept in window order: a global block does not care about the
         order of its tokens, so nothing is moved between blocks, only at the start and the taps.
 
+        Args:
+            tokens: ``(N, h, w, dim)`` with positions.
+            taps: blocks (1-based, rising) to give instead of the encoder's own; those behind the
+                last are not run. Where absent, the encoder's taps and all blocks.
+            checkpointing: recompute each block in the backward pass instead of keeping its
+                activations; nothing changes where no gradient is asked for.
+
         Returns:
             One ``(N, h, w, dim)`` per tap, shallow first, before the taps' norms.
+
+        Raises:
+            InputError: taps do not rise within the blocks.
         """
+        wanted = self.taps if taps is None else tuple(taps)
+        if taps is not None:
+            _check_taps(wanted, len(self.blocks))
+        last = len(self.blocks) if taps is None else wanted[-1]
+        recompute = checkpointing and torch.is_grad_enabled()
         grid = (tokens.shape[1], tokens.shape[2])
         windowed = self.attention == "windowed"
-        stream = _to_windows(tokens) if windowed else tokens.flatten(1, 2)
+        stream = to_windows(tokens) if windowed else tokens.flatten(1, 2)
         features: list[Tensor] = []
         for number, block in enumerate(self.blocks, start=1):
+            if number > last:
+                break
             length = grid[0] * grid[1] if self.is_global(number) else WINDOW_TOKENS**2
-            stream = block(stream.reshape(-1, length, self.dim))
-            if number in self.taps:
+            stream = stream.reshape(-1, length, self.dim)
+            stream = checkpoint(block, stream, use_reentrant=False) if recompute else block(stream)
+            if number in wanted:
                 features.append(
-                    _from_windows(stream, grid)
+                    from_windows(stream, grid)
                     if windowed
                     else stream.reshape(-1, grid[0], grid[1], self.dim)
                 )
@@ -284,7 +304,7 @@ class ViT(nn.Module):
         return self.normalize(self.run_blocks(tokens))
 
 
-def _to_windows(tokens: Tensor) -> Tensor:
+def to_windows(tokens: Tensor) -> Tensor:
     """``(N, h, w, D)`` -> ``(N * windows, 256, D)``: windows, and tokens in them, row by row."""
     side = WINDOW_TOKENS
     rows, columns, dim = tokens.shape[1] // side, tokens.shape[2] // side, tokens.shape[3]
@@ -292,11 +312,16 @@ def _to_windows(tokens: Tensor) -> Tensor:
     return cells.permute(0, 1, 3, 2, 4, 5).reshape(-1, side * side, dim)
 
 
-def _from_windows(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Inverse of :func:`_to_windows`; takes any grouping of the same order of tokens."""
+def from_windows(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Inverse of :func:`to_windows`; takes any grouping of the same order of tokens."""
     side, dim = WINDOW_TOKENS, tokens.shape[-1]
     cells = tokens.reshape(-1, grid[0] // side, grid[1] // side, side, side, dim)
     return cells.permute(0, 1, 3, 2, 4, 5).reshape(-1, grid[0], grid[1], dim)
+
+
+def _check_taps(taps: Sequence[int], depth: int) -> None:
+    if not taps or list(taps) != sorted(set(taps)) or not 1 <= taps[0] <= taps[-1] <= depth:
+        raise InputError(f"ViT taps {list(taps)} must rise within the blocks 1..{depth}")
 
 
 def _choose(what: str, value: str, valid: Sequence[str]) -> str:

@@ -1,0 +1,85 @@
+"""``edgekd distill``: train a student's encoder on unlabeled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgekd.cli._common import PathArgument, emit, note, progress_bar, run_folder, shared_options
+
+
+@click.command("distill")
+@click.argument("recipe_path", metavar="RECIPE", type=PathArgument)
+@click.option("-o", "--output", type=PathArgument,
+              help="Folder of the run; default runs/NAME-distill.")  # fmt: skip
+@click.option("--data", type=PathArgument, multiple=True,
+              help="Images in place of the recipe's: folder, image or list.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
+@click.option("--fresh", is_flag=True, help="Start anew although the folder holds a run.")
+@click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
+              show_default=True, help="Kind of device.")  # fmt: skip
+@click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Processes per node, one device each.")  # fmt: skip
+@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Nodes; start the command on each by torchrun or SLURM.")  # fmt: skip
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+              help="Change a recipe's value, e.g. --set preset=small-cpu.")  # fmt: skip
+@shared_options
+def command(
+    recipe_path: Path,
+    output: Path | None,
+    data: tuple[Path, ...],
+    resume: bool,
+    fresh: bool,
+    accelerator: str,
+    devices: int,
+    nodes: int,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Train the encoder of RECIPE's student on unlabeled images, guided by its teachers."""
+    from edgekd.contracts.optional import require
+    from edgekd.contracts.recipe import load_recipe, unlabeled_roots
+    from edgekd.errors import EnvironmentLacksError
+
+    if resume and fresh:
+        raise click.UsageError("--resume and --fresh exclude each other")
+    recipe = load_recipe(recipe_path, list(overrides))
+    torch = require("torch", "train", "distil students")
+    from edgekd.train.distill.loop import distill
+
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentLacksError(
+            "--accelerator cuda: torch sees no CUDA device on this machine; leave it out or give "
+            "cpu"
+        )
+    out = output or Path("runs") / f"{recipe.name}-distill"
+    with run_folder(out), progress_bar("distill", "step") as update:
+        result = distill(
+            recipe,
+            recipe_path.resolve().parent,
+            list(data) or unlabeled_roots(recipe, recipe_path),
+            out,
+            resume=resume,
+            fresh=fresh,
+            accelerator=accelerator,
+            devices=devices,
+            nodes=nodes,
+            progress=update,
+            say=note,
+        )
+    if not result.main:
+        return
+    done = result.distilled
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in done["losses"].items())
+    emit(
+        {"encoder": str(result.encoder), **done},
+        [
+            f"{done['steps']} steps, {done['crops']:,} crops in {done['seconds']:.0f} s; {losses}",
+            f"encoder: {result.encoder}",
+        ],
+        as_json,
+    )
+    if not as_json:
+        note(f"next: edgekd finetune {recipe_path} --encoder {out}")

@@ -1,0 +1,563 @@
+"""The loop that all methods of distillation share, whole on one page.
+
+Crops and masks are functions of the seed and the crop's number, and the random state is kept, so on
+the CPU a run that was stopped and resumed gives the same weights as one that ran through, bit for
+bit. Crop numbers do not depend on the number of processes either: with ``N`` processes and batch
+``b`` a step sees the crops that one process with batch ``N b`` sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from edgekd.contracts import registry
+from edgekd.contracts.artifacts import canonical_json, publish_file, sha256_bytes, write_json
+from edgekd.contracts.recipe import Recipe
+from edgekd.errors import CheckpointError, InputError
+from edgekd.train.checkpoint import (
+    ENCODER_NAME,
+    LAST_NAME,
+    EncoderCheckpoint,
+    build_student,
+    describe_student,
+    read_torch,
+    save_encoder,
+)
+from edgekd.train.datasets.unlabeled import Crop, UnlabeledCrops, UnlabeledSet, open_unlabeled
+from edgekd.train.distill.measures import CollapseWatch, effective_rank, feature_std
+from edgekd.train.distill.methods._base import Batch, Losses, Method
+from edgekd.train.distill.methods.feature import Feature
+from edgekd.train.distill.pictures import write_picture
+from edgekd.train.distill.schedule import StageMachine
+from edgekd.train.distill.teaching import CachedTeachers, build_teachers
+from edgekd.train.run import (
+    Curves,
+    fabric_precision,
+    learning_rate,
+    make_room,
+    only_one,
+    peak_memory_mib,
+)
+
+#: called with (step, steps, text) after every step
+Progress = Callable[[int, int, str], None]
+Say = Callable[[str], None]
+FORMAT = 1
+COMMAND = "edgekd distill RECIPE"
+#: crops that the pictures show
+PICTURE_CROPS = 4
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """Where a run ended.
+
+    Attributes:
+        encoder: the student's encoder, for ``edgekd finetune --encoder``.
+        distilled: what was done; the same values are inside the file.
+        main: whether this process is the one that writes and speaks.
+    """
+
+    encoder: Path
+    distilled: dict[str, Any]
+    main: bool
+
+
+def distill(
+    recipe: Recipe,
+    recipe_folder: Path,
+    roots: Sequence[Path],
+    out: Path,
+    *,
+    resume: bool = False,
+    fresh: bool = False,
+    accelerator: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    progress: Progress | None = None,
+    say: Say | None = None,
+) -> DistillResult:
+    """Train the recipe's student encoder without labels.
+
+    Args:
+        recipe: what to train and how; ``recipe.distill`` must be there.
+        recipe_folder: paths of weights are relative to it.
+        roots: unlabeled images, see :mod:`edgekd.train.datasets.unlabeled`.
+        out: folder of the run: ``encoder.ckpt``, ``last.ckpt``, ``curves.csv``, ``tensorboard/``,
+            ``pictures/``, ``log.txt``, ``features/`` (the cache).
+        resume: go on from ``out/last.ckpt``.
+        fresh: start anew although ``out`` holds a run, which is lost.
+        accelerator: Lightning Fabric's name of the device kind.
+        devices, nodes: processes per node, and nodes; above one in all by ``torchrun``, SLURM, or
+            started from here.
+        progress: called after every step.
+        say: gets lines for the log as they come.
+
+    Raises:
+        InputError: crop, mask, student, teacher or pairs do not fit; a run is in the way.
+        DatasetError, ImageError: the images cannot be used.
+        CheckpointError: weights that do not fit, nothing to resume, or another recipe or data.
+        EnvironmentLacksError: the device lacks the precision, or weights are not installed.
+    """
+    spec = recipe.distill
+    if spec is None:
+        raise InputError(f"recipe '{recipe.name}' has no distill section")
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        # Buffers are equal in all processes, or their own (batch statistics): sending them along
+        # fails where the first process drew a picture and made its table of positions before.
+        strategy=DDPStrategy(broadcast_buffers=False) if devices * nodes > 1 else "auto",
+        precision=fabric_precision(spec.precision, accelerator, "distill.precision"),
+    )
+    fabric.launch()
+    lock = only_one(out) if fabric.is_global_zero else contextlib.nullcontext()
+    with lock:
+        run = _Run(fabric, recipe, recipe_folder, roots, out, progress, say)
+        run.start(resume, fresh)
+        run.train()
+        return run.finish()
+
+
+class _Numbers(Sampler[int]):
+    """Numbers of the crops that this process prepares, from step ``first`` on."""
+
+    def __init__(self, first: int, steps: int, parts: int, rank: int, world: int, batch: int):
+        self._steps, self._parts = range(first, steps), parts
+        self._rank, self._world, self._batch = rank, world, batch
+
+    def __iter__(self) -> Iterator[int]:
+        for step in self._steps:
+            for part in range(self._parts):
+                start = ((step * self._parts + part) * self._world + self._rank) * self._batch
+                yield from range(start, start + self._batch)
+
+    def __len__(self) -> int:
+        return len(self._steps) * self._parts * self._batch
+
+
+class _Run:
+    """One run in one process."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        recipe: Recipe,
+        recipe_folder: Path,
+        roots: Sequence[Path],
+        out: Path,
+        progress: Progress | None,
+        say: Say | None,
+    ) -> None:
+        assert recipe.distill is not None
+        self.fabric, self.recipe, self.out, self.spec = fabric, recipe, out, recipe.distill
+        self.main = fabric.is_global_zero
+        self._progress, self._say = progress, say
+        self._early: list[str] | None = []
+        fabric.seed_everything(self.spec.seed, verbose=False)
+        self.student = build_student(
+            recipe.student.name,
+            len(recipe.io.classes),
+            attention=recipe.student.attention,
+            head=recipe.student.head,
+            pretrained=recipe.student.pretrained,
+        )
+        self.teachers = build_teachers(recipe, recipe_folder)
+        module = registry.load("edgekd.train.distill.methods", self.spec.method, "method")
+        self.method: Method = module.build(recipe, self.student, self.teachers)
+        self.data: UnlabeledSet = open_unlabeled(
+            roots, self.spec.data, self.spec.crop_px, recipe.io.inputs[0].channel_count, self.log
+        )
+        self.steps = self._length()
+        self.stages = StageMachine(self.spec.stages)
+        self.watch = CollapseWatch()
+        self.step = 0
+        self.seconds_before = 0.0
+        self.last: dict[str, float] = {}
+        if self.spec.compile:
+            self.method.compile_blocks()
+        self.wrapped, self.optimizer = fabric.setup(self.method, self._optimizer())
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer,
+            lambda step: learning_rate(
+                step, self.steps, self.spec.warmup_fraction, self.spec.decay
+            ),
+        )
+
+    def log(self, text: str) -> None:
+        """A line for ``log.txt`` and whoever listens; kept until the run really begins."""
+        if not self.main:
+            return
+        if self._early is not None:
+            self._early.append(text)
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        with (self.out / "log.txt").open("a", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+        if self._say is not None:
+            self._say(text)
+
+    def _length(self) -> int:
+        if self.spec.steps is not None:
+            return self.spec.steps
+        assert self.spec.epochs is not None
+        per_step = self.spec.batch * self.spec.accumulate * self.fabric.world_size
+        return max(1, math.ceil(self.spec.epochs * len(self.data) / per_step))
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """AdamW on what is trained; no weight decay on biases, norms and tokens."""
+        trained = [item for item in self.method.parameters() if item.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.spec.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW([g for g in groups if g["params"]], lr=self.spec.lr)
+
+    @property
+    def _fingerprint(self) -> str:
+        """What must be the same for a run to be resumed: all but logging, workers, tuning."""
+        values = self.recipe.plain()
+        for key in (
+            "log_every_steps", "picture_every_steps", "save_every_steps", "workers", "compile",
+            "checkpointing",
+        ):  # fmt: skip
+            values["distill"].pop(key)
+        kept = {key: values[key] for key in ("distill", "teachers", "student", "io")}
+        kept["distill"]["data"].pop("roots")
+        for teacher in kept["teachers"]:
+            teacher.pop("weights")
+        parts = {
+            "recipe": kept,
+            "data": self.data.digest,
+            "teachers": [teacher.weights_sha256 for teacher in self.teachers],
+            "crops_per_step": self.spec.batch * self.spec.accumulate * self.fabric.world_size,
+        }
+        return sha256_bytes(canonical_json(parts).encode())
+
+    # -- beginning and end ------------------------------------------------------------------
+
+    def start(self, resume: bool, fresh: bool) -> None:
+        """Prepare the folder, or go on from its last checkpoint."""
+        if resume:
+            self._restore()
+        elif self.main:
+            make_room(self.out, [ENCODER_NAME, LAST_NAME], LAST_NAME, fresh)
+            for path in (self.out / "pictures").glob("step_*.png"):
+                path.unlink()
+            write_json(self.out / "recipe.json", self.recipe.plain())
+        early, self._early = self._early or [], None
+        for line in early:
+            self.log(line)
+        for teacher in self.teachers:
+            for line in teacher.report:
+                self.log(f"teacher {teacher.name}: {line}")
+        verb = f"go on from step {self.step}" if resume else "start"
+        trained = sum(p.numel() for p in self.method.parameters() if p.requires_grad)
+        frozen = sum(p.numel() for p in self.method.parameters() if not p.requires_grad)
+        self.log(
+            f"{verb}: {len(self.data)} images, {self.steps} steps of {self.spec.batch} x "
+            f"{self.spec.accumulate} x {self.fabric.world_size} crops of {self.spec.crop_px} px; "
+            f"{trained / 1e6:.2f} M parameters trained, {frozen / 1e6:.2f} M frozen"
+        )
+        self.fabric.barrier()
+
+    def finish(self) -> DistillResult:
+        """Write the encoder."""
+        path = self.out / ENCODER_NAME
+        distilled = {
+            "method": self.spec.method,
+            "steps": self.step,
+            "crops": self.step * self.spec.batch * self.spec.accumulate * self.fabric.world_size,
+            "seconds": self.seconds,
+            "seed": self.spec.seed,
+            "precision": self.spec.precision,
+            "device": str(self.fabric.device),
+            "processes": self.fabric.world_size,
+            "torch": str(torch.__version__),
+            "teachers": [
+                {"name": t.name, "variant": t.variant, "weights_sha256": t.weights_sha256,
+                 "weights": spec.weights if spec.weights in ("random", "package") else "file"}
+                for t, spec in zip(self.teachers, self.recipe.teachers, strict=True)
+            ],
+            "stage": self.stages.stage if self.method.staged else None,
+            "losses": self.last,
+        }  # fmt: skip
+        if self.main:
+            weights = {
+                name: value.detach().cpu().clone()
+                for name, value in self.student.encoder.state_dict().items()
+            }
+            encoder = EncoderCheckpoint(
+                recipe=self.recipe.plain(),
+                student=describe_student(self.student),
+                weights=weights,
+                data={"sha256": self.data.digest, "images": len(self.data)},
+                distilled=distilled,
+            )
+            save_encoder(path, encoder)
+            self.log(f"done: {self.step} steps in {self.seconds:.0f} s, encoder in {path.name}")
+        self.fabric.barrier()
+        return DistillResult(path, distilled, self.main)
+
+    @property
+    def seconds(self) -> float:
+        """Time in the loop, of all parts of the run."""
+        return self.seconds_before + (time.perf_counter() - self._begin)
+
+    _begin = 0.0
+
+    # -- checkpoints ------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        """Write ``last.ckpt``: everything that the rest of the run depends on."""
+        if not self.main:
+            return
+        state = {
+            "edgekd_distill": FORMAT,
+            "fingerprint": self._fingerprint,
+            "step": self.step,
+            "method": self.method.trained_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "stages": self.stages.state_dict(),
+            "watch": self.watch.state_dict(),
+            "rng": torch.get_rng_state(),
+            "seconds": self.seconds,
+            "losses": self.last,
+        }
+        with publish_file(self.out / LAST_NAME) as part:
+            torch.save(state, part)
+
+    def _restore(self) -> None:
+        path = self.out / LAST_NAME
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} does not exist: there is nothing to resume; leave out --resume, and add "
+                "--fresh if an earlier run was stopped before its first checkpoint"
+            )
+        state = read_torch(path, "edgekd_distill", FORMAT, COMMAND)
+        if state["fingerprint"] != self._fingerprint:
+            raise CheckpointError(
+                f"{path} was made with another recipe, data, teacher or number of crops per step; "
+                "resume with the same ones, or start anew with --fresh"
+            )
+        self.method.load_trained_state(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.stages.load_state_dict(state["stages"])
+        self.watch.load_state_dict(state["watch"])
+        torch.set_rng_state(state["rng"])
+        self.step, self.seconds_before = int(state["step"]), float(state["seconds"])
+        self.last = dict(state["losses"])
+
+    # -- training ---------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Run the steps that are left."""
+        spec = self.spec
+        self._begin = time.perf_counter()
+        cache = None
+        if spec.cache.mib:
+            assert isinstance(self.method, Feature)
+            cache = CachedTeachers(self.method, self.out / "features", spec.cache.mib)
+        loader = self._loader()
+        batches = iter(loader)
+        self.method.train()
+        names = self._columns()
+        curves: Any = Curves(self.out, names, self.step) if self.main else contextlib.nullcontext()
+        done, since = 0, time.perf_counter()
+        with curves:
+            if self.step == 0:
+                self._picture(curves)
+            while self.step < self.steps:
+                number = self.step + 1
+                logged = number % spec.log_every_steps == 0 or number == self.steps or number == 1
+                losses, seen = self._accumulated(batches, cache, logged)
+                values = self._mean_parts(losses)
+                norm = self.fabric.clip_gradients(
+                    self.wrapped,
+                    self.optimizer,
+                    max_norm=spec.grad_clip,
+                    error_if_nonfinite=False,
+                )
+                self._check_finite(values, norm, number)
+                self.optimizer.step()
+                rate = self.optimizer.param_groups[0]["lr"]
+                self.schedule.step()
+                self.step = number
+                done += 1
+                if self.method.staged:
+                    before = self.stages.stage
+                    self.stages.update(values["teacher_mae"], values["student_mae"])
+                    if self.stages.stage != before:
+                        self.log(
+                            f"step {number}: stage {before} -> {self.stages.stage}, "
+                            f"r {self.stages.ratio:.3f}"
+                        )
+                self.last = values
+                if logged:
+                    row = self._row(values, seen, rate, norm)
+                    row["images_per_s"] = (
+                        done * spec.batch * spec.accumulate * self.fabric.world_size
+                        / (time.perf_counter() - since)
+                    )  # fmt: skip
+                    if self.main:
+                        curves.log(number, row)
+                if spec.picture_every_steps and (
+                    number % spec.picture_every_steps == 0 or number == self.steps
+                ):
+                    self._picture(curves)
+                if number % spec.save_every_steps == 0 or number == self.steps:
+                    self._save()
+                    self.fabric.barrier()
+                if self._progress is not None and self.main:
+                    self._progress(number, self.steps, self._text(values))
+        if cache is not None:
+            self.log(f"feature cache: {cache.stats}")
+
+    def _accumulated(
+        self, batches: Iterator[Crop], cache: CachedTeachers | None, inspect: bool
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Gradients of one step; the parts of each loss and the features of the last part."""
+        parts = []
+        losses: Losses | None = None
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in range(self.spec.accumulate):
+            batch = self._batch(next(batches), cache)
+            last = part == self.spec.accumulate - 1
+            with self.fabric.no_backward_sync(self.wrapped, enabled=not last):
+                losses = self.wrapped(batch, self.stages.weights, inspect=inspect and last)
+                self.fabric.backward(losses.total / self.spec.accumulate)
+            parts.append({"loss": losses.total.detach(), **losses.parts})
+        assert losses is not None
+        return parts, losses.features
+
+    def _check_finite(self, values: dict[str, float], norm: Any, number: int) -> None:
+        """Raise InputError before NaN or infinity gets into the weights."""
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise InputError(
+                    f"the loss {name} became {value} at step {number}; lower distill.lr, or use "
+                    "precision 32; the last checkpoint is kept"
+                )
+        # With fp16 an infinite gradient is part of finding the scale, and that step is left out.
+        if norm is not None and self.spec.precision != "fp16" and not math.isfinite(float(norm)):
+            raise InputError(
+                f"the gradient became {float(norm)} at step {number}; lower distill.lr, or use "
+                "precision 32; the last checkpoint is kept"
+            )
+
+    def _mean_parts(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Losses averaged over parts of the step and processes; the same in all of them."""
+        names = list(parts[0])
+        mean = torch.stack([torch.stack([p[n].float() for n in names]) for p in parts]).mean(0)
+        reduced = self.fabric.all_reduce(mean, reduce_op="mean")
+        assert isinstance(reduced, Tensor)
+        return dict(zip(names, reduced.tolist(), strict=True))
+
+    def _batch(self, crop: Crop, cache: CachedTeachers | None) -> Batch:
+        numbers = torch.as_tensor(crop.number).tolist()
+        device = self.fabric.device
+        clean = crop.clean.to(device, non_blocking=True)
+        view = crop.view.to(device, non_blocking=True)
+        features = cache.features(crop.clean, clean) if cache is not None else None
+        return Batch(clean, view, numbers, features)
+
+    def _crops(self) -> UnlabeledCrops:
+        spec = self.spec
+        length = self.steps * spec.batch * spec.accumulate * self.fabric.world_size
+        pool = spec.cache.crops if spec.cache.mib else 0
+        return UnlabeledCrops(self.data, spec.crop_px, spec.augment, length, spec.seed, pool)
+
+    def _loader(self) -> Any:
+        spec, fabric = self.spec, self.fabric
+        numbers = _Numbers(
+            self.step, self.steps, spec.accumulate, fabric.global_rank, fabric.world_size,
+            spec.batch,
+        )  # fmt: skip
+        return DataLoader(
+            self._crops(),
+            batch_size=spec.batch,
+            sampler=numbers,
+            num_workers=spec.workers,
+            drop_last=True,
+            pin_memory=fabric.device.type == "cuda",
+        )
+
+    # -- seeing it --------------------------------------------------------------------------
+
+    def _columns(self) -> list[str]:
+        names = ["loss"]
+        if self.recipe.teachers:
+            names.append("kd")
+        if self.method.staged:
+            names += ["teacher_mae", "student_mae", "r", "stage"]
+        elif self.method.draws:
+            names.append("student_mae")
+        count = len(self.teachers)
+        if count > 1:
+            names += [f"kd_{n}" for n in range(count)]
+            names += [f"teacher_mae_{n}" for n in range(count)] if self.method.staged else []
+        for side in ["student", *(f"teacher{n or ''}" for n in range(count))]:
+            names += [f"{side}_std", f"{side}_rank"]
+        return [*names, "lr", "grad_norm", "images_per_s", "peak_mib"]
+
+    def _row(
+        self, values: dict[str, float], seen: dict[str, Tensor], rate: float, norm: Any
+    ) -> dict[str, float | str]:
+        """One row of the curves; looks at the features and warns of a collapse."""
+        row: dict[str, float | str] = dict(values)
+        if self.method.staged:
+            ratio = self.stages.ratio
+            row |= {"r": math.nan if ratio is None else ratio, "stage": self.stages.stage}
+        for side, features in seen.items():
+            spread, rank = feature_std(features), effective_rank(features)
+            row |= {f"{side}_std": spread, f"{side}_rank": rank}
+            warning = self.watch.update(self.step, side, spread, rank)
+            if warning:
+                self.log(f"warning: {warning}")
+        row["lr"] = rate
+        row["grad_norm"] = float(norm) if norm is not None else math.nan
+        row["peak_mib"] = round(peak_memory_mib(self.fabric.device), 1)
+        return row
+
+    def _text(self, values: dict[str, float]) -> str:
+        text = ", ".join(f"{name} {value:.3f}" for name, value in values.items() if "_" not in name)
+        if self.method.staged and self.stages.ratio is not None:
+            text += f", r {self.stages.ratio:.2f} {self.stages.stage}"
+        return text
+
+    @torch.no_grad()
+    def _picture(self, curves: Any) -> None:
+        """Tile, mask and reconstructions of the same crops each time."""
+        if not (self.main and self.spec.picture_every_steps and self.method.draws):
+            return
+        crops = self._crops()
+        items = [crops[number] for number in range(min(PICTURE_CROPS, len(crops)))]
+        device = self.fabric.device
+        batch = Batch(
+            torch.stack([item.clean for item in items]).to(device),
+            torch.stack([item.view for item in items]).to(device),
+            [item.number for item in items],
+        )
+        state = torch.get_rng_state()
+        self.method.eval()
+        losses = self.method(batch, self.stages.weights, draw=True)
+        self.method.train()
+        torch.set_rng_state(state)
+        path = self.out / "pictures" / f"step_{self.step:06d}.png"
+        image = write_picture(path, losses.pictures)
+        curves.tensorboard.add_image("reconstruction", image, self.step, dataformats="HWC")

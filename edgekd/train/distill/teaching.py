@@ -1,0 +1,108 @@
+"""Teachers of a run: made from the recipe, and answered from disk where a crop was seen before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgekd.contracts import registry
+from edgekd.contracts.artifacts import sha256_file
+from edgekd.contracts.recipe import Recipe
+from edgekd.contracts.schema import resolve_path
+from edgekd.errors import CheckpointError, InputError
+from edgekd.train.distill.cache import FeatureCache
+from edgekd.train.distill.methods.feature import Feature
+from edgekd.train.teachers._base import Teacher
+
+
+def build_teachers(recipe: Recipe, folder: Path) -> list[Teacher]:
+    """The recipe's teachers with their weights.
+
+    Args:
+        recipe: with ``teachers``.
+        folder: paths of weights are relative to it.
+
+    Raises:
+        InputError: no such variant.
+        CheckpointError: weights are missing, damaged, of another size, or not the named ones.
+        EnvironmentLacksError: a package with weights is not installed.
+    """
+    built = []
+    for number, spec in enumerate(recipe.teachers):
+        module = registry.load("edgekd.train.teachers", spec.name, "teacher")
+        if spec.variant is not None and spec.variant not in module.VARIANTS:
+            valid = [str(item) for item in module.VARIANTS]
+            raise InputError(
+                f"teachers[{number}].variant: {spec.name} has no '{spec.variant}'"
+                f"{registry.nearest(spec.variant, valid)} (valid: {', '.join(valid)})"
+            )
+        weights: str | Path = spec.weights
+        if weights not in ("random", "package"):
+            weights = resolve_path(spec.weights, folder)
+            if spec.sha256 is not None and weights.is_file():
+                found = sha256_file(weights)
+                if found != spec.sha256:
+                    raise CheckpointError(
+                        f"{weights} has sha256 {found[:12]}…, teachers[{number}].sha256 says "
+                        f"{spec.sha256[:12]}…; fetch the right file, or correct the recipe"
+                    )
+        teacher: Teacher = module.build(spec.variant, weights)
+        built.append(teacher)
+    return built
+
+
+class CachedTeachers:
+    """Features of frozen teachers, from disk where they are there.
+
+    What a teacher gives passes through the cache's precision before it is used, so that the first
+    sight of a crop gives the same features as later ones.
+
+    Args:
+        method: whose teachers are asked.
+        folder: of the cache; one below it for each teacher.
+        limit_mib: space for all teachers together.
+    """
+
+    def __init__(self, method: Feature, folder: Path, limit_mib: int) -> None:
+        share = max(1, limit_mib // len(method.teachers))
+        self._method = method
+        self._stores = [
+            FeatureCache(folder / str(number), share) for number in range(len(method.teachers))
+        ]
+
+    def features(self, pixels: Tensor, clean: Tensor) -> dict[int, list[Tensor]]:
+        """Teacher -> features ``(N, C, h, w)`` per tap of a batch.
+
+        Args:
+            pixels: crops ``(N, 3, H, W)`` uint8 on the CPU: what the keys are made of.
+            clean: the same on the device of the teachers.
+        """
+        return {
+            number: self._of(number, store, pixels, clean)
+            for number, store in enumerate(self._stores)
+        }
+
+    @property
+    def stats(self) -> list[dict[str, Any]]:
+        """Hits, misses, rejected entries and bytes of each teacher's cache."""
+        return [dict(store.stats) for store in self._stores]
+
+    def _of(self, number: int, store: FeatureCache, pixels: Tensor, clean: Tensor) -> list[Tensor]:
+        teacher = self._method.teachers[number]
+        taps = self._method.bridges[number].teacher_taps
+        keys = [store.key(teacher.weights_sha256, taps, item) for item in pixels]
+        found = [store.get(key) for key in keys]
+        missing = [index for index, item in enumerate(found) if item is None]
+        if missing:
+            maps = self._method.teacher_features(number, clean[missing])
+            for place, index in enumerate(missing):
+                features = [item[place].cpu() for item in maps]
+                store.put(keys[index], features)
+                found[index] = store.as_stored(features)
+        whole = [item for item in found if item is not None]
+        return [
+            torch.stack([item[tap] for item in whole]).to(clean.device) for tap in range(len(taps))
+        ]

@@ -1,0 +1,181 @@
+"""What every training run needs besides its loss: folder, precision, learning rate, curves."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import io
+import math
+import os
+import resource
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from edgekd.contracts.artifacts import publish_file
+from edgekd.errors import EnvironmentLacksError, InputError, OutputError
+
+
+@contextlib.contextmanager
+def only_one(out: Path) -> Iterator[None]:
+    """Hold the folder of a run; two runs in one folder would mix their checkpoints.
+
+    Raises:
+        InputError: another process holds it.
+        OutputError: the folder cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise OutputError(
+            f"the run's folder {out} cannot be made: {err.strerror}; choose another with -o"
+        ) from err
+    folder = os.open(out, os.O_RDONLY)  # the folder itself is locked: no file is left behind
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as err:
+        raise InputError(
+            f"another run works in {out}; wait for it or choose another folder with -o"
+        ) from err
+    finally:
+        os.close(folder)
+
+
+def make_room(out: Path, names: list[str], resumable: str, fresh: bool) -> None:
+    """Refuse a folder that holds a run, or empty it of that run.
+
+    Args:
+        out: folder of the run.
+        names: files that make a run.
+        resumable: the one of them from which a run can go on.
+        fresh: the earlier run may be lost.
+
+    Raises:
+        InputError: a run is in the way and ``fresh`` is False.
+    """
+    earlier = [name for name in names if (out / name).exists()]
+    if earlier and not fresh:
+        advice = "add --resume to go on with it, " if resumable in earlier else ""
+        raise InputError(
+            f"{out} already holds a run ({', '.join(earlier)}); {advice}add --fresh to start anew "
+            "in its place, or choose another folder with -o"
+        )
+    for name in earlier:
+        (out / name).unlink()
+
+
+def fabric_precision(asked: str, accelerator: str, key: str) -> Any:
+    """Fabric's name of a precision, refused where the device does not have it.
+
+    Args:
+        asked: ``32``, ``bf16`` or ``fp16``.
+        accelerator: Fabric's name of the device kind.
+        key: of the recipe, for the message.
+
+    Raises:
+        EnvironmentLacksError: the device has no such arithmetic.
+    """
+    if asked == "32":
+        return "32-true"
+    cuda = accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+    if asked == "bf16":
+        capable = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if cuda
+            else bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+        )
+        if capable:
+            return "bf16-mixed"
+    elif cuda:
+        return "16-mixed"
+    device = torch.cuda.get_device_name() if cuda else "this CPU"
+    raise EnvironmentLacksError(
+        f"{key} is {asked} and {device} has no {asked} arithmetic; set precision: 32"
+    )
+
+
+def learning_rate(step: int, steps: int, warmup_fraction: float, decay: str = "cosine") -> float:
+    """Factor of the learning rate at ``step`` (from 0): linear warm-up, then ``decay``.
+
+    ``cosine`` ends at 0 with the last step, ``none`` stays at 1.
+    """
+    warmup = max(1, round(warmup_fraction * steps)) if warmup_fraction else 0
+    if step < warmup:
+        return (step + 1) / warmup
+    if decay == "none":
+        return 1.0
+    part = (step - warmup) / max(1, steps - warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory held so far: of a CUDA device by torch, else resident memory of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+class Curves:
+    """Curves of a run: ``curves.csv``, one row per logged step, and TensorBoard beside it.
+
+    The CSV is what a resumed run goes on with: rows behind the checkpoint are cut off, so that
+    every step stands there once.
+
+    Args:
+        out: folder of the run.
+        columns: of the CSV besides ``step``; a value that is absent at a step stays empty.
+        after: step of the checkpoint that the run goes on from; 0 for a new run.
+    """
+
+    def __init__(self, out: Path, columns: list[str], after: int = 0) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._columns = ["step", *columns]
+        path = out / "curves.csv"
+        rows = [row for row in read_curves(path) if int(row["step"]) <= after] if after else []
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        with publish_file(path) as part:
+            part.write_text(text.getvalue())
+        self._file = path.open("a", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, self._columns, lineterminator="\n")
+        self.tensorboard: Any = SummaryWriter(str(out / "tensorboard"), purge_step=after or None)
+
+    def log(self, step: int, values: Mapping[str, float | str]) -> None:
+        """Append a row; text goes to the CSV only."""
+        self._writer.writerow({"step": step, **values})
+        self._file.flush()
+        for name, value in values.items():
+            if not isinstance(value, str):
+                self.tensorboard.add_scalar(name, value, step)
+
+    def __enter__(self) -> Curves:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self.tensorboard.close()
+
+
+def read_curves(path: Path) -> list[dict[str, str]]:
+    """Rows of a ``curves.csv``; a last row that a killed run left incomplete is dropped."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        text = stream.read()
+    rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    return [row for row in rows if None not in row.values()]

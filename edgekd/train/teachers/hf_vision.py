@@ -1,0 +1,388 @@
+"""Any vision model of ``transformers`` from a folder on this machine, such as DINOv2 or ConvNeXt.
+
+The folder is what ``save_pretrained`` writes or what a download from Hugging Face holds:
+``config.json``, the weights, and ``preprocessor_config.json`` for the normalisation. Nothing is
+taken from the network, and code that lies in the folder is not run.
+
+Taps are the model's hidden states from 1: blocks of a ViT, stages of a ConvNeXt or Swin (in Swin
+after the stage's merging of patches, so taps 1 and 2 have strides 8 and 16). The last one is
+taken before the final layer norm. Their layout (maps or tokens), width and stride are measured on a
+small image when the model is built. The whole model runs whatever the taps are, since where it
+could stop differs from model to model. ``weights_sha256`` is over the names that the installed
+``transformers`` gives to parameters: another version of it may give another value.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from edgekd.contracts.artifacts import read_json
+from edgekd.contracts.optional import require
+from edgekd.errors import CheckpointError, InputError
+from edgekd.train.teachers._base import Teacher
+from edgekd.train.teachers._weights import UNREADABLE, refuse_not_finite, state_sha256
+
+VARIANTS = (None,)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+#: most tokens (class, registers) in front of those of the patches.
+MOST_PREFIX = 16
+SEED = 0
+_MODEL_ERRORS = (ValueError, RuntimeError, TypeError, AttributeError, LookupError)
+
+
+class Tap(NamedTuple):
+    """How a hidden state becomes a map.
+
+    Attributes:
+        layout: ``first`` for ``(N, C, h, w)``, ``last`` for ``(N, h, w, C)``, ``tokens`` for
+            ``(N, prefix + h * w, C)``.
+        prefix: tokens in front that belong to no place.
+    """
+
+    layout: str
+    channels: int
+    stride: int
+    prefix: int = 0
+
+
+class HfVision(Teacher):
+    """A model of ``transformers`` with spatial hidden states; see :class:`Teacher`.
+
+    Args:
+        model: its ``forward`` takes ``pixel_values`` and gives hidden states.
+        taps: layout of each, from 1.
+        side_multiple: sides must be multiples of this many pixels.
+        only_side: the one side that the model takes, px; 0 where it takes any.
+    """
+
+    def __init__(
+        self, model: Any, taps: dict[int, Tap], side_multiple: int, only_side: int
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.taps = taps
+        self.name, self.variant = "hf_vision", str(model.config.model_type)
+        self.channels = {number: tap.channels for number, tap in taps.items()}
+        self.strides = {number: tap.stride for number, tap in taps.items()}
+        self.side_multiple = side_multiple
+        self.only_side = only_side
+        self.report = []
+
+    def features(self, image: Tensor, taps: Sequence[int]) -> list[Tensor]:
+        """Normalised image ``(N, 3, H, W)`` -> ``(N, C, H / stride, W / stride)`` per tap.
+
+        Raises:
+            InputError: no such tap, a side that the model does not take, or a hidden state that
+                does not form the expected grid.
+        """
+        self.check_taps(taps)
+        self.check_image(image)
+        height, width = int(image.shape[2]), int(image.shape[3])
+        if self.only_side and (height, width) != (self.only_side, self.only_side):
+            raise InputError(
+                f"teacher hf_vision ({self.variant}) takes {self.only_side} x {self.only_side} px "
+                f"only, received {height} x {width} px; set distill.crop_px: {self.only_side}"
+            )
+        states = hidden_states(self.model, image)
+        return [as_map(states[tap], self.taps[tap], height, width) for tap in taps]
+
+
+def hidden_states(model: Any, image: Tensor) -> Sequence[Tensor]:
+    """Hidden states of a model, the embedding first; as maps where the model offers them."""
+    asked: dict[str, Any] = {"output_hidden_states": True, "return_dict": True}
+    if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
+        asked["interpolate_pos_encoding"] = True
+    output = model(pixel_values=image, **asked)
+    states: Sequence[Tensor] | None = getattr(output, "reshaped_hidden_states", None)
+    if states is None:
+        states = getattr(output, "hidden_states", None)
+    if not states or len(states) < 2:
+        raise InputError(f"{type(model).__name__} gives no hidden states")
+    return states
+
+
+def as_map(state: Tensor, tap: Tap, height: int, width: int) -> Tensor:
+    """A hidden state as ``(N, C, height / stride, width / stride)``; sides in pixels.
+
+    Raises:
+        InputError: the state does not form that grid.
+    """
+    rows, columns = height // tap.stride, width // tap.stride
+    if tap.layout == "tokens":
+        if state.ndim == 3 and state.shape[1] == tap.prefix + rows * columns:
+            grid = state[:, tap.prefix :].transpose(1, 2)
+            return grid.reshape(state.shape[0], tap.channels, rows, columns)
+    else:
+        found = state if tap.layout == "first" else state.permute(0, 3, 1, 2)
+        if found.shape[1:] == (tap.channels, rows, columns):
+            return found
+    raise InputError(
+        f"teacher hf_vision: a hidden state {tuple(state.shape)} is no grid of {rows} x {columns} "
+        f"cells ({height} x {width} px, stride {tap.stride}, {tap.prefix} tokens in front)"
+    )
+
+
+def layouts(states: Sequence[Tensor], height: int, width: int, patch: int) -> dict[int, Tap]:
+    """Layout of each hidden state behind the embedding.
+
+    Args:
+        states: of an image of ``height`` x ``width`` px, the embedding first.
+        patch: side of the model's patches in pixels, 0 where it says none.
+
+    Raises:
+        InputError: a state is neither a map nor a grid of tokens.
+    """
+    return {
+        number: _layout(state, height, width, patch)
+        for number, state in enumerate(states)
+        if number > 0
+    }
+
+
+def _stride(height: int, width: int, rows: int, columns: int) -> int:
+    """Pixels per cell, or 0 where the sides do not give the same whole number."""
+    if rows < 1 or height % rows or columns * (height // rows) != width:
+        return 0
+    return height // rows
+
+
+def _layout(state: Tensor, height: int, width: int, patch: int) -> Tap:
+    shape = [int(side) for side in state.shape]
+    if len(shape) == 4:
+        if stride := _stride(height, width, shape[2], shape[3]):
+            return Tap("first", shape[1], stride)
+        if stride := _stride(height, width, shape[1], shape[2]):
+            return Tap("last", shape[3], stride)
+    if len(shape) == 3:
+        count, channels = shape[1], shape[2]
+        if patch:
+            prefix = count - (height // patch) * (width // patch)
+            if 0 <= prefix <= MOST_PREFIX:
+                return Tap("tokens", channels, patch, prefix)
+        rows = math.isqrt(count * height // width)
+        if rows * (rows * width // height) == count and (
+            stride := _stride(height, width, rows, rows * width // height)
+        ):
+            return Tap("tokens", channels, stride)
+    raise InputError(
+        f"a hidden state {tuple(shape)} of an image of {height} x {width} px is neither a map nor "
+        "a grid of tokens"
+    )
+
+
+def measure(model: Any) -> tuple[dict[int, Tap], int, int]:
+    """Run a small image and look at what comes out.
+
+    Returns:
+        Layout of each tap, the number of pixels of which sides must be multiples, and the only
+        side that the model takes (0: any).
+
+    Raises:
+        InputError: no image of a plain size passes, or the states are no maps.
+    """
+    config = model.config
+    patch = _side(getattr(config, "patch_size", 0))
+    image_side = _side(getattr(config, "image_size", 0))
+    small = 16 * patch if patch else 64
+    first = ""
+    for height, width in ((small, 2 * small), (image_side, image_side)):
+        if not height:
+            continue
+        try:
+            with torch.no_grad():
+                states = hidden_states(model, torch.zeros(1, 3, height, width))
+        except _MODEL_ERRORS as err:
+            first = first or " ".join(str(err).split())[:160]
+            continue
+        taps = layouts(states, height, width, patch)
+        multiple = max(tap.stride for tap in taps.values())
+        return taps, multiple, height if height == width else 0
+    raise InputError(f"an image of {small} x {2 * small} px does not pass: {first}")
+
+
+def _side(value: Any) -> int:
+    """A size of a configuration: a number, or a list of one number or two equal ones."""
+    if isinstance(value, list | tuple):
+        value = value[0] if len(set(value)) == 1 else 0
+    return value if isinstance(value, int) else 0
+
+
+def normalisation(
+    folder: Path, report: list[str]
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and deviation in units of 0-255 pixel values, from ``preprocessor_config.json``.
+
+    Without that file they are ImageNet's, and ``report`` says so.
+
+    Raises:
+        InputError: the file is damaged, or asks for what this teacher does not do.
+    """
+    path = folder / "preprocessor_config.json"
+    values: dict[str, Any] = {}
+    if path.is_file():
+        values = read_json(path)
+    else:
+        report.append("no preprocessor_config.json: mean and std of ImageNet")
+    if values.get("do_flip_channel_order"):
+        raise InputError(f"{path}: the model takes blue, green, red; this teacher gives RGB")
+    mean, std = values.get("image_mean", IMAGENET_MEAN), values.get("image_std", IMAGENET_STD)
+    if not values.get("do_normalize", True):
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    factor = values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 1.0
+    try:
+        (m0, m1, m2), (s0, s1, s2) = mean, std
+        full = 1 / float(factor)  # the pixel value that the model sees as 1
+        return (
+            (float(m0) * full, float(m1) * full, float(m2) * full),
+            (float(s0) * full, float(s1) * full, float(s2) * full),
+        )
+    except (TypeError, ValueError, ZeroDivisionError) as err:
+        raise InputError(f"{path} lacks image_mean and image_std of three channels") from err
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the table of missing keys that transformers logs; ``report`` has them."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def load(folder: Path, report: list[str]) -> tuple[Any, dict[str, Tensor]]:
+    """The model of a folder in float32, and the tensors of it that the folder lacks.
+
+    Whether features need what is missing is for :func:`check_missing` to see; what is superfluous
+    is counted in ``report``.
+
+    Raises:
+        CheckpointError: the folder is incomplete, damaged, or of another size than its config.
+        EnvironmentLacksError: transformers is not installed.
+    """
+    library = require("transformers", "train", "read the folder of teacher hf_vision")
+    raises = require("safetensors", "train", "read .safetensors files").SafetensorError
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds no config.json; give the folder of a model as save_pretrained writes "
+            "it (config.json and model.safetensors)"
+        )
+    try:
+        with _quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            model, found = library.AutoModel.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
+            )
+    except (*UNREADABLE, raises, ImportError) as err:
+        said = " ".join(str(err).split())[:240] or type(err).__name__
+        raise CheckpointError(
+            f"{folder} is damaged or no model that transformers reads; copy it again ({said})"
+        ) from err
+    model = model.float().eval()
+    state = model.state_dict()
+    missing = {name: state[name] for name in sorted(found["missing_keys"]) if name in state}
+    missing = {name: value for name, value in missing.items() if value.is_floating_point()}
+    if unexpected := sorted(found["unexpected_keys"]):
+        parts = ", ".join(sorted({name.split(".")[0] for name in unexpected}))
+        report.append(f"{len(unexpected)} tensors left out, no part of the encoder ({parts})")
+    return model, missing
+
+
+def check_missing(
+    model: Any, missing: dict[str, Tensor], taps: dict[int, Tap], side: int, folder: Path
+) -> list[str]:
+    """Zero what the folder lacks where no feature needs it, such as a pooler.
+
+    Two runs with different random values in those places must give the same bits. (NaN would not
+    show: PyTorch's fused attention turns a row of NaN into numbers.)
+
+    Args:
+        side: of a square image that the model takes, px.
+
+    Raises:
+        CheckpointError: some feature depends on one of the tensors.
+    """
+    if not missing:
+        return []
+    names = f"{len(missing)} tensors ({', '.join(list(missing)[:3])})"
+    generator = torch.Generator().manual_seed(SEED)
+    image = torch.randn(1, 3, side, side, generator=generator)
+    runs = []
+    for _ in range(2):
+        for value in missing.values():
+            value.copy_(torch.randn(value.shape, generator=generator))
+        with torch.no_grad():
+            runs.append(hidden_states(model, image))
+    spoilt = [tap for tap in taps if not torch.equal(runs[0][tap], runs[1][tap])]
+    if spoilt:
+        raise CheckpointError(
+            f"{folder} lacks {names}, and features from tap {spoilt[0]} on need them; copy it again"
+        )
+    for value in missing.values():
+        value.zero_()
+    return [f"{names} missing and set to 0, features do not need them"]
+
+
+def build(variant: str | None, weights: str | Path) -> HfVision:
+    """Make the teacher, in float32 on the CPU.
+
+    Args:
+        variant: must be None, the folder says what the model is.
+        weights: path of the folder.
+
+    Raises:
+        InputError: a variant, ``package`` or ``random``; or the model has no spatial features.
+        CheckpointError: the folder is missing, incomplete or damaged.
+        EnvironmentLacksError: transformers is not installed.
+    """
+    if variant is not None:
+        raise InputError(
+            f"teacher hf_vision got variant '{variant}', but its folder says what the model is; "
+            "remove the key"
+        )
+    if str(weights) in ("package", "random"):
+        raise InputError(
+            f"teacher hf_vision got weights: {weights}, but only a folder says what the model is; "
+            "give the path of one (config.json and model.safetensors)"
+        )
+    folder = Path(weights)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder} is no folder; give one with config.json and model.safetensors, e.g. a "
+            "download of facebook/dinov2-base from Hugging Face"
+        )
+    report: list[str] = []
+    model, missing = load(folder, report)
+    config = model.config
+    if getattr(config, "num_channels", 3) != 3:
+        raise InputError(f"{folder}: the model takes {config.num_channels} channels instead of 3")
+    try:
+        taps, multiple, only_side = measure(model)
+    except InputError as err:
+        raise InputError(f"{folder} ({config.model_type}) cannot be a teacher: {err}") from err
+    report += check_missing(model, missing, taps, only_side or 2 * multiple, folder)
+    refuse_not_finite(model.state_dict(), str(folder))
+    teacher = HfVision(model, taps, multiple, only_side)
+    teacher.mean, teacher.std = normalisation(folder, report)
+    teacher.report = report
+    settings = {
+        key: value
+        for key, value in config.to_dict().items()
+        if not key.startswith("_") and key not in ("transformers_version", "torch_dtype", "dtype")
+    }
+    about = {"teacher": "hf_vision", "config": settings, "mean": teacher.mean, "std": teacher.std}
+    teacher.weights_sha256 = state_sha256(model.state_dict(), about)
+    teacher.freeze()
+    return teacher
