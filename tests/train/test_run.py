@@ -1,0 +1,108 @@
+"""What every training run shares: learning rate, curves, folders, precision."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgekd.errors import EnvironmentLacksError, InputError
+from edgekd.train.run import (
+    Curves,
+    fabric_precision,
+    learning_rate,
+    make_room,
+    only_one,
+    peak_memory_mib,
+    read_curves,
+)
+
+
+@pytest.mark.parametrize(
+    ("step", "warmup", "decay", "expected"),
+    [
+        (0, 0.1, "cosine", 0.1),
+        (9, 0.1, "cosine", 1.0),
+        (10, 0.1, "cosine", 1.0),
+        (55, 0.1, "cosine", 0.5),
+        (99, 0.1, "cosine", 0.5 * (1 + math.cos(math.pi * 89 / 90))),
+        (0, 0.0, "cosine", 1.0),
+        (50, 0.0, "cosine", 0.5),
+        (0, 0.0, "none", 1.0),
+        (99, 0.0, "none", 1.0),
+        (4, 0.1, "none", 0.5),
+        (99, 0.1, "none", 1.0),
+    ],
+)
+def test_learning_rate(step: int, warmup: float, decay: str, expected: float) -> None:
+    assert learning_rate(step, 100, warmup, decay) == pytest.approx(expected)
+
+
+def test_curves_go_on_after_the_checkpoint(tmp_path: Path) -> None:
+    with Curves(tmp_path, ["loss", "stage"]) as curves:
+        for step in (1, 2, 3):
+            curves.log(step, {"loss": 1 / step, "stage": "early"})
+    with (tmp_path / "curves.csv").open("a") as stream:
+        stream.write("4,0.2")  # killed in the middle of a line
+    assert [row["step"] for row in read_curves(tmp_path / "curves.csv")] == ["1", "2", "3"]
+    with Curves(tmp_path, ["loss", "stage"], after=2) as curves:
+        curves.log(3, {"loss": 9.0})
+    rows = read_curves(tmp_path / "curves.csv")
+    assert [(row["step"], row["loss"]) for row in rows] == [
+        ("1", "1.0"),
+        ("2", "0.5"),
+        ("3", "9.0"),
+    ]
+    assert rows[0]["stage"] == "early" and rows[2]["stage"] == ""
+    with Curves(tmp_path, ["loss"]) as curves:  # a new run
+        pass
+    assert read_curves(tmp_path / "curves.csv") == []
+    assert read_curves(tmp_path / "nowhere.csv") == []
+
+
+def test_an_earlier_run_is_given_up_only_when_asked(tmp_path: Path) -> None:
+    names = ["best.ckpt", "last.ckpt"]
+    make_room(tmp_path, names, "last.ckpt", fresh=False)
+    (tmp_path / "best.ckpt").touch()
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(InputError, match=r"holds a run \(best.ckpt\); add --fresh"):
+        make_room(tmp_path, names, "last.ckpt", fresh=False)
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(InputError, match="add --resume to go on with it"):
+        make_room(tmp_path, names, "last.ckpt", fresh=False)
+    make_room(tmp_path, names, "last.ckpt", fresh=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_one_run_per_folder(tmp_path: Path) -> None:
+    with (
+        only_one(tmp_path / "run"),
+        pytest.raises(InputError, match="another run works in"),
+        only_one(tmp_path / "run"),
+    ):
+        pass
+    with only_one(tmp_path / "run"):
+        pass
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_precision_is_never_another_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fabric_precision("32", "cpu", "k") == "32-true"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert fabric_precision("bf16", "cpu", "k") == "bf16-mixed"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {})
+    with pytest.raises(EnvironmentLacksError, match=r"k is bf16 and this CPU has no bf16"):
+        fabric_precision("bf16", "cpu", "k")
+    with pytest.raises(EnvironmentLacksError, match=r"k is fp16 and this CPU has no fp16"):
+        fabric_precision("fp16", "cpu", "k")
+
+
+def test_peak_memory_only_rises() -> None:
+    before = peak_memory_mib(torch.device("cpu"))
+    block = torch.ones(64, 1 << 20)  # 256 MiB
+    assert block.sum() > 0
+    after = peak_memory_mib(torch.device("cpu"))
+    del block
+    assert after >= max(before, 256) and peak_memory_mib(torch.device("cpu")) >= after
