@@ -47,7 +47,9 @@ def only_one(out: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def make_room(out: Path, names: list[str], resumable: str, fresh: bool) -> None:
+def make_room(
+    out: Path, names: list[str], resumable: str, fresh: bool, look_only: bool = False
+) -> None:
     """Refuse a folder that holds a run, or empty it of that run.
 
     Args:
@@ -55,6 +57,7 @@ def make_room(out: Path, names: list[str], resumable: str, fresh: bool) -> None:
         names: files that make a run.
         resumable: the one of them from which a run can go on.
         fresh: the earlier run may be lost.
+        look_only: refuse and do no more.
 
     Raises:
         InputError: a run is in the way and ``fresh`` is False.
@@ -66,7 +69,7 @@ def make_room(out: Path, names: list[str], resumable: str, fresh: bool) -> None:
             f"{out} already holds a run ({', '.join(earlier)}); {advice}add --fresh to start anew "
             "in its place, or choose another folder with -o"
         )
-    for name in earlier:
+    for name in () if look_only else earlier:
         (out / name).unlink()
 
 

@@ -18,14 +18,13 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from edgekd.contracts import registry
 from edgekd.contracts.artifacts import canonical_json, publish_file, sha256_bytes, write_json
 from edgekd.contracts.recipe import Recipe
-from edgekd.errors import CheckpointError, InputError
+from edgekd.errors import CheckpointError, EdgeKDError, InputError
 from edgekd.train.checkpoint import (
     ENCODER_NAME,
     LAST_NAME,
@@ -118,16 +117,19 @@ def distill(
         accelerator=accelerator,
         devices=devices,
         num_nodes=nodes,
-        # Buffers are equal in all processes, or their own (batch statistics): sending them along
-        # fails where the first process drew a picture and made its table of positions before.
-        strategy=DDPStrategy(broadcast_buffers=False) if devices * nodes > 1 else "auto",
+        strategy="ddp" if devices * nodes > 1 else "auto",
         precision=fabric_precision(spec.precision, accelerator, "distill.precision"),
     )
     fabric.launch()
     lock = only_one(out) if fabric.is_global_zero else contextlib.nullcontext()
     with lock:
-        run = _Run(fabric, recipe, recipe_folder, roots, out, progress, say)
-        run.start(resume, fresh)
+        try:
+            run = _Run(fabric, recipe, recipe_folder, roots, out, progress, say)
+            run.start(resume, fresh)
+        except EdgeKDError as err:
+            if fabric.is_global_zero:
+                raise
+            raise SystemExit(err.exit_code) from err  # the first process says the same
         run.train()
         return run.finish()
 
@@ -251,12 +253,17 @@ class _Run:
 
     def start(self, resume: bool, fresh: bool) -> None:
         """Prepare the folder, or go on from its last checkpoint."""
+        names = [ENCODER_NAME, LAST_NAME]
         if resume:
             self._restore()
-        elif self.main:
-            make_room(self.out, [ENCODER_NAME, LAST_NAME], LAST_NAME, fresh)
-            for path in (self.out / "pictures").glob("step_*.png"):
-                path.unlink()
+        else:
+            make_room(self.out, names, LAST_NAME, fresh, look_only=True)
+        self.fabric.barrier()  # all have looked
+        if self.main and not resume:
+            make_room(self.out, names, LAST_NAME, fresh)
+            for pattern in ("pictures/step_*.png", "tensorboard/events.*", "log.txt"):
+                for old in self.out.glob(pattern):
+                    old.unlink()
             write_json(self.out / "recipe.json", self.recipe.plain())
         early, self._early = self._early or [], None
         for line in early:
@@ -542,8 +549,12 @@ class _Run:
 
     @torch.no_grad()
     def _picture(self, curves: Any) -> None:
-        """Tile, mask and reconstructions of the same crops each time."""
-        if not (self.main and self.spec.picture_every_steps and self.method.draws):
+        """Tile, mask and reconstructions of the same crops each time.
+
+        All processes compute it, so that what their networks keep (tables of positions) is the
+        same in all of them; the first one writes.
+        """
+        if not (self.spec.picture_every_steps and self.method.draws):
             return
         crops = self._crops()
         items = [crops[number] for number in range(min(PICTURE_CROPS, len(crops)))]
@@ -558,6 +569,8 @@ class _Run:
         losses = self.method(batch, self.stages.weights, draw=True)
         self.method.train()
         torch.set_rng_state(state)
+        if not self.main:
+            return
         path = self.out / "pictures" / f"step_{self.step:06d}.png"
         image = write_picture(path, losses.pictures)
         curves.tensorboard.add_image("reconstruction", image, self.step, dataformats="HWC")

@@ -331,6 +331,8 @@ def test_a_run_is_not_overwritten_and_not_mixed(tiles: Path, tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="nothing to resume"):
         run(distill_values("mae"), tiles, tmp_path / "new", resume=True)
     run(distill_values("mae", lr=2e-3), tiles, tmp_path, fresh=True)
+    assert (tmp_path / "log.txt").read_text().count("done: 6 steps") == 1
+    assert len(list((tmp_path / "tensorboard").glob("events.*"))) == 1
 
 
 @pytest.mark.parametrize(
