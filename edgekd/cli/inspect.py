@@ -9,12 +9,15 @@ import click
 
 from edgekd.cli._common import PathArgument, emit, percent, shared_options
 
+#: what ``edgekd distill`` leaves; the name of :mod:`edgekd.train.checkpoint`, which needs torch.
+ENCODER_NAME = "encoder.ckpt"
+
 
 @click.command("inspect")
-@click.argument("path", metavar="(BUNDLE|CHECKPOINT)", type=PathArgument)
+@click.argument("path", metavar="(BUNDLE|CHECKPOINT|ENCODER)", type=PathArgument)
 @shared_options
 def command(path: Path, as_json: bool) -> None:
-    """Show what a bundle or checkpoint holds, what it was made from and what was checked."""
+    """Show what a bundle, checkpoint or encoder holds, and what it was made from."""
     from edgekd.contracts.manifest import MANIFEST_NAME
     from edgekd.errors import InputError
 
@@ -22,6 +25,8 @@ def command(path: Path, as_json: bool) -> None:
         raise InputError(f"{path} does not exist; give a bundle folder or a checkpoint file")
     if path.is_dir() and (path / MANIFEST_NAME).is_file():
         payload, lines = _bundle(path)
+    elif path.name == ENCODER_NAME or (path / ENCODER_NAME).is_file():
+        payload, lines = _encoder(path)
     else:
         payload, lines = _checkpoint(path)
     emit(payload, lines, as_json)
@@ -53,6 +58,33 @@ def _bundle(path: Path) -> tuple[dict[str, Any], list[str]]:
         f"made {origin.created_utc} by edgekd {origin.edgekd_version}; every file is as sealed",
     ]
     return manifest.plain(), lines
+
+
+def _encoder(path: Path) -> tuple[dict[str, Any], list[str]]:
+    from edgekd.contracts.optional import require
+
+    require("torch", "train", "read encoders")
+    from edgekd.train.checkpoint import load_encoder
+
+    encoder = load_encoder(path)
+    student, done = encoder.student, encoder.distilled
+    payload = {
+        "student": student,
+        "data": encoder.data,
+        "distilled": done,
+        "recipe": encoder.recipe,
+    }
+    teachers = [f"{t['name']} {t['variant']} ({t['weights']})" for t in done["teachers"]]
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in done["losses"].items())
+    return payload, [
+        f"encoder of recipe '{encoder.recipe['name']}'",
+        f"student {student['name']} (options "
+        f"{', '.join(f'{key} {value}' for key, value in student['options'].items())})",
+        f"{done['method']}, {done['steps']} steps, {done['crops']:,} crops from "
+        f"{encoder.data['images']} images",
+        f"teachers: {', '.join(teachers) or 'none'}",
+        f"last losses: {losses}",
+    ]
 
 
 def _checkpoint(path: Path) -> tuple[dict[str, Any], list[str]]:

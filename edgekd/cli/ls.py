@@ -8,7 +8,10 @@ import click
 
 from edgekd.cli._common import emit, shared_options, table
 
-_KINDS = ("students", "heads", "targets", "recipes", "sensors", "backends", "builders")
+_KINDS = (
+    "students", "heads", "teachers", "methods", "targets", "recipes", "sensors", "backends",
+    "builders",
+)  # fmt: skip
 #: sides that every student takes
 _TILE_MULTIPLE_PX = 256
 
@@ -19,7 +22,7 @@ _TILE_MULTIPLE_PX = 256
               help="Tile side in px for the FLOPs of students.")  # fmt: skip
 @shared_options
 def command(kind: str | None, tile_px: int, as_json: bool) -> None:
-    """List students (with parameters and FLOPs), heads, targets, recipes and other parts."""
+    """List students (with parameters and FLOPs), heads, teachers, targets, recipes and more."""
     if kind == "students":
         if tile_px < 1 or tile_px % _TILE_MULTIPLE_PX:
             raise click.BadParameter(
@@ -57,6 +60,8 @@ def _names(kind: str) -> list[str]:
     packages = {
         "students": "edgekd.train.students",
         "heads": "edgekd.train.heads",
+        "teachers": "edgekd.train.teachers",
+        "methods": "edgekd.train.distill.methods",
         "sensors": "edgekd.telemetry.sensors",
         "backends": "edgekd.runtime.backends",
         "builders": "edgekd.deploy.builders",

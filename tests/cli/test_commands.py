@@ -12,11 +12,14 @@ import torch
 from edgekd.cli.main import _ORDER, main
 from edgekd.contracts import registry
 from edgekd.contracts.artifacts import sha256_file
+from edgekd.contracts.recipe import Recipe
 from edgekd.deploy.export.onnx_export import OnnxModel
 from edgekd.runtime.session import read_manifest
+from edgekd.train.distill.loop import distill
 from tests.conftest import ROOT
 from tests.helpers.line import Line, reuse
 from tests.helpers.rasters import smooth_image, write_raster
+from tests.helpers.unlabeled import distill_values, make_tiles
 
 RECIPES = sorted((ROOT / "engines").glob("*.yaml"))
 
@@ -100,11 +103,23 @@ def test_ls_students_counts_the_attention_products(call: Any, told: Any) -> None
 def test_ls(call: Any, told: Any) -> None:
     value = call("ls")
     assert set(value) == {
-        "students", "heads", "targets", "recipes", "sensors", "backends", "builders",
+        "students", "heads", "teachers", "methods", "targets", "recipes", "sensors", "backends",
+        "builders",
     }  # fmt: skip
+    assert value["teachers"] == ["efficientnet_lite", "hf_vision", "sam"]
+    assert value["methods"] == ["feature", "mae", "mask_cdkd"]
     assert value["recipes"] == sorted(path.stem for path in RECIPES)
     assert "x86-cpu" in value["targets"] and "onnxrt" in value["backends"]
-    for kind in ("heads", "targets", "recipes", "sensors", "backends", "builders"):
+    for kind in (
+        "heads",
+        "teachers",
+        "methods",
+        "targets",
+        "recipes",
+        "sensors",
+        "backends",
+        "builders",
+    ):
         assert call("ls", kind) == {kind: value[kind]}
         assert told("ls", kind)[0].split() == value[kind]
 
@@ -145,6 +160,19 @@ def test_inspect(call: Any, told: Any, line: Line, bundles: dict[str, Path]) -> 
     assert value["recipe"]["name"] == "levels"
     out, _ = told("inspect", line.checkpoints["levels"])
     assert "attention global" in out and "weights only" in out
+
+
+def test_inspect_an_encoder(call: Any, told: Any, tmp_path: Path) -> None:
+    recipe = Recipe.model_validate(distill_values("feature", steps=2))
+    tiles = make_tiles(tmp_path / "tiles")
+    distill(recipe, tmp_path, [tiles], tmp_path / "run", accelerator="cpu")
+    value = call("inspect", tmp_path / "run" / "encoder.ckpt")
+    assert value["distilled"]["method"] == "feature" and value["data"]["images"] == 6
+    assert value == call("inspect", tmp_path / "run")
+    out, _ = told("inspect", tmp_path / "run")
+    for word in ("encoder of recipe 'small'", "vit_nano", "feature, 2 steps", "6 images",
+                 "efficientnet_lite lite0 (random)"):  # fmt: skip
+        assert word in out
 
 
 @pytest.fixture
