@@ -29,7 +29,7 @@ from typing import Any
 import click
 import yaml
 
-from edgekd.contracts.artifacts import publish_file, sha256_file, write_json
+from edgekd.contracts.artifacts import publish_file, sha256_bytes, sha256_file, write_json
 from edgekd.telemetry.environment import read_environment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,6 +67,8 @@ class Arm:
         self.commands: list[str] = []
         self._list = out / "images.txt"
         self._changes = changes
+        said = [RECIPE.read_text(), *changes, self._list.read_text()]
+        self._made_from = sha256_bytes("\n".join(said).encode())
 
     @property
     def result(self) -> Path:
@@ -77,6 +79,12 @@ class Arm:
         """Do what is not done yet."""
         sets = [f"--set={text}" for text in self._changes]
         self.folder.mkdir(parents=True, exist_ok=True)
+        mark = self.folder / "made_from.txt"
+        if mark.exists() and mark.read_text() != self._made_from:
+            raise click.ClickException(
+                f"{self.folder} was made with another recipe, --set or images; give another -o"
+            )
+        mark.write_text(self._made_from)
         encoder = self.folder / "encoder"
         tuning = ["--encoder", "random"]
         if self.name != "scratch":
@@ -148,6 +156,7 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             arms[name] = {
                 "title": title,
                 "seeds": [run["seed"] for run in mine],
+                "val_miou_mean": statistics.fmean([run["val_miou"] for run in mine]),
                 "miou_mean": statistics.fmean(values),
                 "miou_sd": statistics.stdev(values) if len(values) > 1 else None,
                 "minutes_mean": statistics.fmean(
@@ -158,11 +167,12 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def verdict(arms: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Whether the better distilled arm beats MAE by more than the spread."""
+    """Whether the distilled arm that validates better beats MAE on the test tile by more than
+    the spread."""
     distilled = [name for name in ("feature", "feature-mae") if name in arms]
     if "mae" not in arms or not distilled:
         return {"passed": False, "why": "arms are missing"}
-    best = max(distilled, key=lambda name: arms[name]["miou_mean"])
+    best = max(distilled, key=lambda name: arms[name]["val_miou_mean"])
     gain = arms[best]["miou_mean"] - arms["mae"]["miou_mean"]
     spreads = [arms[name]["miou_sd"] for name in (best, "mae")]
     if None in spreads:

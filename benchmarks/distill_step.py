@@ -95,8 +95,8 @@ def run_steps(
 ) -> dict[str, Any]:
     """Take steps in this process; times of all but the first, and the peak memory."""
     values = load_recipe(_RECIPE).plain()
-    third = depth // 4
-    values["teachers"][0]["pairs"] = [[third, 3], [2 * third, 6], [3 * third, 9]]
+    quarter = depth // 4
+    values["teachers"][0]["pairs"] = [[quarter * part, 3 * part] for part in (1, 2, 3)]
     values["distill"] |= {"checkpointing": checkpointing, "batch": batch}
     from edgekd.contracts.recipe import Recipe
 

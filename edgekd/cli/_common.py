@@ -118,8 +118,13 @@ def run_folder(out: Path) -> Iterator[None]:
         )
     try:
         yield
-    except BaseException:
-        if out in missing and not any(out.glob("*.ckpt")):
+    except BaseException as err:
+        # What a person stopped is theirs to look at.
+        if (
+            not isinstance(err, KeyboardInterrupt)
+            and out in missing
+            and not any(out.glob("*.ckpt"))
+        ):
             shutil.rmtree(out, ignore_errors=True)
             with contextlib.suppress(OSError):  # a parent that another run uses by now stays
                 for folder in missing[1:]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -12,7 +13,7 @@ from edgekd.cli._common import PathArgument, emit, note, progress_bar, run_folde
 @click.command("distill")
 @click.argument("recipe_path", metavar="RECIPE", type=PathArgument)
 @click.option("-o", "--output", type=PathArgument,
-              help="Folder of the run; default runs/NAME-distill.")  # fmt: skip
+              help="Folder of the run; default runs/NAME[-PRESET]-distill.")  # fmt: skip
 @click.option("--data", type=PathArgument, multiple=True,
               help="Images in place of the recipe's: folder, image or list.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
@@ -54,7 +55,8 @@ def command(
             "--accelerator cuda: torch sees no CUDA device on this machine; leave it out or give "
             "cpu"
         )
-    out = output or Path("runs") / f"{recipe.name}-distill"
+    parts = [recipe.name, *([recipe.preset] if recipe.preset else []), "distill"]
+    out = output or Path("runs") / "-".join(parts)
     with run_folder(out), progress_bar("distill", "step") as update:
         result = distill(
             recipe,
@@ -82,4 +84,5 @@ def command(
         as_json,
     )
     if not as_json:
-        note(f"next: edgekd finetune {recipe_path} --encoder {out}")
+        sets = " ".join(f"--set {shlex.quote(text)}" for text in overrides)
+        note(f"next: edgekd finetune {recipe_path} --encoder {out} {sets}".rstrip())

@@ -36,7 +36,7 @@ class TeacherSpec(Document):
             ``mlp`` with one hidden layer.
         norm: of the teacher's features before they are compared: ``none``, ``layer`` (LayerNorm
             over channels, without gain), or ``standardize`` (zero mean and unit variance per
-            channel, over data seen so far).
+            channel, over data seen so far; with ``accumulate`` part by part).
     """
 
     name: str

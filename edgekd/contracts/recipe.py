@@ -277,6 +277,13 @@ class Recipe(Document):
         count = len(info.data["teachers"])
         if value.method == "mae" and count:
             raise ValueError("method mae learns without a teacher; leave teachers out")
+        if value.method == "mask_cdkd" and any(
+            item.norm == "standardize" for item in info.data["teachers"]
+        ):
+            raise ValueError(
+                "teachers[].norm standardize remembers all features seen, and with mask_cdkd the "
+                "teacher changes; take layer or none"
+            )
         if value.method != "mae" and not count:
             raise ValueError(f"method {value.method} needs a teacher; name one under teachers")
         return value

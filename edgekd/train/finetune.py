@@ -42,7 +42,13 @@ from edgekd.train.checkpoint import (
 from edgekd.train.datasets.crops import CropDataset
 from edgekd.train.evaluate import evaluate_model
 from edgekd.train.losses import balanced_weights, segmentation_loss
-from edgekd.train.run import fabric_precision, learning_rate, make_room, only_one
+from edgekd.train.run import (
+    check_normalization,
+    fabric_precision,
+    learning_rate,
+    make_room,
+    only_one,
+)
 from edgekd.train.students._base import Segmenter
 
 #: called with (step, steps, text) after every step
@@ -159,7 +165,8 @@ def _finetune(
         optimizer, lambda step: learning_rate(step, spec.steps, spec.warmup_fraction)
     )
     average = _Average(plain, spec.ema)
-    run = _Run(recipe, data, out, _fingerprint(recipe, data, start_from), _origin(start_from))
+    origin = _origin(start_from, random_encoder)
+    run = _Run(recipe, data, out, _fingerprint(recipe, data, origin), origin)
     first = run.restore(plain, optimizer, schedule, average) if resume else run.begin(fresh)
     loader = DataLoader(
         crops,
@@ -244,14 +251,7 @@ def _check_geometry(model: Segmenter, recipe: Recipe) -> None:
                 f"{what} is {side} px; student {model.name} takes multiples of "
                 f"{model.side_multiple} px"
             )
-    asked, trained = (*spec.mean, *spec.std), (*model.mean, *model.std)
-    if model.options.get("pretrained") and any(
-        abs(a - b) > 0.5 for a, b in zip(asked, trained, strict=True)
-    ):
-        raise InputError(
-            f"io.inputs[0] has mean {spec.mean} and std {spec.std}, but the weights of "
-            f"{model.name} were trained with mean {list(model.mean)} and std {list(model.std)}"
-        )
+    check_normalization(model, spec)
 
 
 def _class_weights(spec: FinetuneSpec, crops: CropDataset, fabric: Fabric) -> Tensor | None:
@@ -364,12 +364,14 @@ class _Swapped:
             self._model.load_state_dict(self._kept)
 
 
-def _origin(encoder: EncoderCheckpoint | None) -> dict[str, Any]:
-    """Where the encoder came from, for the checkpoint."""
-    return {} if encoder is None else {**encoder.distilled, "data": encoder.data}
+def _origin(encoder: EncoderCheckpoint | None, random: bool) -> dict[str, Any]:
+    """Where the encoder came from, for the checkpoint; a control says that it is one."""
+    if encoder is None:
+        return {"random": True} if random else {}
+    return {**encoder.distilled, "data": encoder.data}
 
 
-def _fingerprint(recipe: Recipe, data: LabelledSet, encoder: EncoderCheckpoint | None) -> str:
+def _fingerprint(recipe: Recipe, data: LabelledSet, origin: dict[str, Any]) -> str:
     """What must be the same for a run to be resumed: all but logging, workers and targets."""
     values = recipe.plain()
     for key in ("log_every_steps", "workers"):
@@ -379,7 +381,7 @@ def _fingerprint(recipe: Recipe, data: LabelledSet, encoder: EncoderCheckpoint |
     values["data"].pop("root")
     for key in ("distill", "teachers", "preset"):
         values.pop(key)
-    parts = {"recipe": values, "data": data.digest, "encoder": _origin(encoder)}
+    parts = {"recipe": values, "data": data.digest, "encoder": origin}
     return sha256_bytes(canonical_json(parts).encode())
 
 
@@ -439,8 +441,8 @@ class _Run:
         state = checkpoint.state
         if state.get("fingerprint") != self._fingerprint:
             raise CheckpointError(
-                f"{path} was made with another recipe or data set; resume with the same ones or "
-                "start anew without --resume"
+                f"{path} was made with another recipe, data set or encoder; resume with the same "
+                "ones or start anew without --resume"
             )
         model.load_state_dict(checkpoint.weights)
         optimizer.load_state_dict(state["optimizer"])

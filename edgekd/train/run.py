@@ -18,7 +18,9 @@ from typing import Any
 import torch
 
 from edgekd.contracts.artifacts import publish_file
+from edgekd.contracts.tensors import ImageInput
 from edgekd.errors import EnvironmentLacksError, InputError, OutputError
+from edgekd.train.students._base import Segmenter
 
 
 @contextlib.contextmanager
@@ -101,6 +103,22 @@ def fabric_precision(asked: str, accelerator: str, key: str) -> Any:
     raise EnvironmentLacksError(
         f"{key} is {asked} and {device} has no {asked} arithmetic; set precision: 32"
     )
+
+
+def check_normalization(model: Segmenter, spec: ImageInput) -> None:
+    """Weights that were trained elsewhere work only with the normalisation of that training.
+
+    Raises:
+        InputError: the recipe asks for another one.
+    """
+    asked, trained = (*spec.mean, *spec.std), (*model.mean, *model.std)
+    if model.options.get("pretrained") and any(
+        abs(a - b) > 0.5 for a, b in zip(asked, trained, strict=True)
+    ):
+        raise InputError(
+            f"io.inputs[0] has mean {spec.mean} and std {spec.std}, but the weights of "
+            f"{model.name} were trained with mean {list(model.mean)} and std {list(model.std)}"
+        )
 
 
 def learning_rate(step: int, steps: int, warmup_fraction: float, decay: str = "cosine") -> float:

@@ -318,6 +318,7 @@ distill: {method: mask_cdkd, data: {roots: [tiles]}, crop_px: 128, batch: 2, ste
     [
         ("steps: 4", "steps: 4, mask: {ratio: 0.5}", "ratio 0.5 leaves no such grid"),
         ("steps: 4", "steps: 4, mask: {kind: none}", "and mask.kind is none"),
+        ("weights: random", "weights: random, norm: standardize", "the teacher changes"),
         ("steps: 4", "steps: 4, epochs: 2", "give either steps or epochs"),
         (", steps: 4", "", "give either steps or epochs"),
         ("steps: 4", "steps: 4, cache: {mib: 5}", "can be cached with method feature only"),

@@ -70,10 +70,10 @@ def test_resumed_run_equals_an_uninterrupted_one(data: Path, tmp_path: Path) -> 
 
 def test_resume_refuses_another_recipe_or_data(data: Path, tmp_path: Path) -> None:
     finetune(Recipe.model_validate(recipe_values()), data, tmp_path, accelerator="cpu")
-    with pytest.raises(CheckpointError, match="another recipe or data set"):
+    with pytest.raises(CheckpointError, match="another recipe, data set or encoder"):
         finetune(changed(recipe_values(), lr=5e-4), data, tmp_path, resume=True)
     other = make_set(tmp_path / "other", count=5)
-    with pytest.raises(CheckpointError, match="another recipe or data set"):
+    with pytest.raises(CheckpointError, match="another recipe, data set or encoder"):
         finetune(Recipe.model_validate(recipe_values()), other, tmp_path, resume=True)
     with pytest.raises(CheckpointError, match="nothing to resume"):
         finetune(Recipe.model_validate(recipe_values()), data, tmp_path / "none", resume=True)

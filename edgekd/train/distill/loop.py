@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from edgekd.contracts import registry
 from edgekd.contracts.artifacts import canonical_json, publish_file, sha256_bytes, write_json
@@ -35,6 +36,7 @@ from edgekd.train.checkpoint import (
     save_encoder,
 )
 from edgekd.train.datasets.unlabeled import Crop, UnlabeledCrops, UnlabeledSet, open_unlabeled
+from edgekd.train.distill.feeding import Numbers, next_batch
 from edgekd.train.distill.measures import CollapseWatch, effective_rank, feature_std
 from edgekd.train.distill.methods._base import Batch, Losses, Method
 from edgekd.train.distill.methods.feature import Feature
@@ -43,6 +45,7 @@ from edgekd.train.distill.schedule import StageMachine
 from edgekd.train.distill.teaching import CachedTeachers, build_teachers
 from edgekd.train.run import (
     Curves,
+    check_normalization,
     fabric_precision,
     learning_rate,
     make_room,
@@ -113,6 +116,12 @@ def distill(
     spec = recipe.distill
     if spec is None:
         raise InputError(f"recipe '{recipe.name}' has no distill section")
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and devices * nodes == 1:
+        raise InputError(
+            f"{started} processes were started (WORLD_SIZE), and --devices x --nodes is 1; give "
+            "--devices PROCESSES_PER_NODE and --nodes NODES, as the launcher has them"
+        )
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,
@@ -121,9 +130,12 @@ def distill(
         precision=fabric_precision(spec.precision, accelerator, "distill.precision"),
     )
     fabric.launch()
-    lock = only_one(out) if fabric.is_global_zero else contextlib.nullcontext()
-    with lock:
+    with contextlib.ExitStack() as stack:
         try:
+            # One lock per node would do; all processes of a node ask, the first of them holds it.
+            if fabric.is_global_zero:
+                stack.enter_context(only_one(out))
+            fabric.barrier()
             run = _Run(fabric, recipe, recipe_folder, roots, out, progress, say)
             run.start(resume, fresh)
         except EdgeKDError as err:
@@ -132,23 +144,6 @@ def distill(
             raise SystemExit(err.exit_code) from err  # the first process says the same
         run.train()
         return run.finish()
-
-
-class _Numbers(Sampler[int]):
-    """Numbers of the crops that this process prepares, from step ``first`` on."""
-
-    def __init__(self, first: int, steps: int, parts: int, rank: int, world: int, batch: int):
-        self._steps, self._parts = range(first, steps), parts
-        self._rank, self._world, self._batch = rank, world, batch
-
-    def __iter__(self) -> Iterator[int]:
-        for step in self._steps:
-            for part in range(self._parts):
-                start = ((step * self._parts + part) * self._world + self._rank) * self._batch
-                yield from range(start, start + self._batch)
-
-    def __len__(self) -> int:
-        return len(self._steps) * self._parts * self._batch
 
 
 class _Run:
@@ -177,6 +172,7 @@ class _Run:
             head=recipe.student.head,
             pretrained=recipe.student.pretrained,
         )
+        check_normalization(self.student, recipe.io.inputs[0])
         self.teachers = build_teachers(recipe, recipe_folder)
         module = registry.load("edgekd.train.distill.methods", self.spec.method, "method")
         self.method: Method = module.build(recipe, self.student, self.teachers)
@@ -220,11 +216,16 @@ class _Run:
         return max(1, math.ceil(self.spec.epochs * len(self.data) / per_step))
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        """AdamW on what is trained; no weight decay on biases, norms and tokens."""
-        trained = [item for item in self.method.parameters() if item.requires_grad]
+        """AdamW on what is trained; no weight decay on biases, norms and mask tokens."""
+        decayed: list[nn.Parameter] = []
+        free: list[nn.Parameter] = []
+        for name, item in self.method.named_parameters():
+            if item.requires_grad:
+                plain = item.ndim <= 1 or name.endswith("mask_token")
+                (free if plain else decayed).append(item)
         groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.spec.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": decayed, "weight_decay": self.spec.weight_decay},
+            {"params": free, "weight_decay": 0.0},
         ]
         return torch.optim.AdamW([g for g in groups if g["params"]], lr=self.spec.lr)
 
@@ -342,6 +343,7 @@ class _Run:
             "stages": self.stages.state_dict(),
             "watch": self.watch.state_dict(),
             "rng": torch.get_rng_state(),
+            "precision": self.fabric.strategy.precision.state_dict(),  # the scale of fp16
             "seconds": self.seconds,
             "losses": self.last,
         }
@@ -367,6 +369,7 @@ class _Run:
         self.stages.load_state_dict(state["stages"])
         self.watch.load_state_dict(state["watch"])
         torch.set_rng_state(state["rng"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.step, self.seconds_before = int(state["step"]), float(state["seconds"])
         self.last = dict(state["losses"])
 
@@ -379,7 +382,9 @@ class _Run:
         cache = None
         if spec.cache.mib:
             assert isinstance(self.method, Feature)
-            cache = CachedTeachers(self.method, self.out / "features", spec.cache.mib)
+            cache = CachedTeachers(
+                self.method, self.out / "features", spec.cache.mib, spec.precision
+            )
         loader = self._loader()
         batches = iter(loader)
         self.method.train()
@@ -443,7 +448,7 @@ class _Run:
         losses: Losses | None = None
         self.optimizer.zero_grad(set_to_none=True)
         for part in range(self.spec.accumulate):
-            batch = self._batch(next(batches), cache)
+            batch = self._batch(next_batch(batches), cache)
             last = part == self.spec.accumulate - 1
             with self.fabric.no_backward_sync(self.wrapped, enabled=not last):
                 losses = self.wrapped(batch, self.stages.weights, inspect=inspect and last)
@@ -480,7 +485,10 @@ class _Run:
         device = self.fabric.device
         clean = crop.clean.to(device, non_blocking=True)
         view = crop.view.to(device, non_blocking=True)
-        features = cache.features(crop.clean, clean) if cache is not None else None
+        features = None
+        if cache is not None:
+            with self.fabric.autocast():
+                features = cache.features(crop.clean, clean)
         return Batch(clean, view, numbers, features)
 
     def _crops(self) -> UnlabeledCrops:
@@ -491,7 +499,7 @@ class _Run:
 
     def _loader(self) -> Any:
         spec, fabric = self.spec, self.fabric
-        numbers = _Numbers(
+        numbers = Numbers(
             self.step, self.steps, spec.accumulate, fabric.global_rank, fabric.world_size,
             spec.batch,
         )  # fmt: skip

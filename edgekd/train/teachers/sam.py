@@ -346,7 +346,7 @@ def check_fits(
         found = (int(embed.shape[0]), max(blocks) + 1)
         named = [v for v, other in SIZES.items() if (other.dim, other.depth) == found]
         if found[0] != size.dim or (named and named[0] != variant):
-            hint = f"; set teachers[0].variant: {named[0]}" if named else ""
+            hint = f"; set teachers[].variant: {named[0]}" if named else ""
             raise CheckpointError(
                 f"{path.name} holds {described(*found)}, the recipe asks for {variant} "
                 f"({size.depth} blocks, width {size.dim}){hint}"

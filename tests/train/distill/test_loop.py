@@ -343,6 +343,7 @@ def test_a_run_is_not_overwritten_and_not_mixed(tiles: Path, tmp_path: Path) -> 
         ({"teachers": [SAM | {"pairs": [[6, 9]]}]}, "the student has the blocks 1 to 6"),
         ({"teachers": [SAM | {"variant": "vit_x"}]}, "sam has no 'vit_x'.*valid: vit_l"),
         ({"teachers": [LITE]}, "needs teachers of transformer blocks"),
+        ({"teachers": [SAM | {"sha256": "0" * 64}]}, r"sha256 is that of a file, and weights is"),
         ({"crop_px": 144}, "distill.crop_px is 144 px.*multiples of 32 px"),
         ({"crop_px": 192}, "tile00.png is 160 x 160 px, smaller than the crop of 192 px"),
         ({"student": {"name": "vit_nano", "attention": "windowed"}}, "multiples of 512 px"),
@@ -357,6 +358,70 @@ def test_what_does_not_fit_is_said_in_one_line(
     with pytest.raises(EdgeKDError, match=words) as caught:
         run(values, tiles, tmp_path / "run")
     assert "\n" not in str(caught.value)
+
+
+def test_no_part_of_the_encoder_stays_random_unsaid(tiles: Path, tmp_path: Path) -> None:
+    values = distill_values("feature")
+    values["teachers"] = [LITE | {"pairs": [[5, 4]]}]
+    with pytest.raises(InputError, match="block in teachers.* is 4 of 6: what lies behind"):
+        run(values, tiles, tmp_path / "short")
+    values["distill"]["mae"]["weight"] = 1.0  # the branch reaches the last block
+    run(values, tiles, tmp_path / "branch")
+
+
+def test_weights_of_a_student_want_their_normalisation(tiles: Path, tmp_path: Path) -> None:
+    values = distill_values("feature", mask={"kind": "none"})
+    values["student"] = {"name": "lite0", "pretrained": True}
+    with pytest.raises(InputError, match="the weights of lite0 were trained with mean"):
+        run(values, tiles, tmp_path)
+
+
+def test_mask_tokens_are_not_decayed(tiles: Path, tmp_path: Path) -> None:
+    """With a learning rate of nothing but decay, only what is decayed shrinks."""
+    kept = {}
+    original = loop._Run._optimizer
+
+    def look(self: Any) -> Any:
+        optimizer = original(self)
+        names = {id(value): name for name, value in self.method.named_parameters()}
+        for group in optimizer.param_groups:
+            for value in group["params"]:
+                kept[names[id(value)]] = group["weight_decay"]
+        return optimizer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Run, "_optimizer", look)
+        run(distill_values(steps=1), tiles, tmp_path)
+    assert kept["masked.branch.mask_token"] == 0 == kept["sides.0.branch.mask_token"]
+    assert kept["student.norm.weight"] == 0 == kept["student.blocks.0.mlp.0.bias"]
+    assert kept["student.blocks.0.mlp.0.weight"] == 0.01 == kept["student.patch_embed.weight"]
+    assert not any(name.startswith("teachers.") for name in kept)
+
+
+def test_cached_features_are_those_of_the_teacher(tiles: Path, tmp_path: Path) -> None:
+    """Up to float16: the same run with and without the cache, on the same few crops."""
+    from edgekd.train.distill.teaching import CachedTeachers
+
+    values = distill_values("feature", cache={"mib": 50, "crops": 4}, steps=4, augment={})
+    run(values, tiles, tmp_path / "cache")
+
+    class Uncached(CachedTeachers):
+        def features(self, pixels: torch.Tensor, clean: torch.Tensor) -> Any:
+            return {0: self._method.teacher_features(0, clean)}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "CachedTeachers", Uncached)
+        run(values, tiles, tmp_path / "none")
+    for a, b in zip(curves(tmp_path / "cache"), curves(tmp_path / "none"), strict=True):
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=2e-3)
+
+
+def test_processes_that_a_launcher_started_are_not_ignored(
+    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="2 processes were started .* --devices"):
+        run(distill_values("mae"), tiles, tmp_path)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tiles: Path, tmp_path: Path) -> None:

@@ -193,9 +193,9 @@ def hollow(variant: str) -> State:
     [
         ("vit_b", "vit_l",
          "holds SAM ViT-B (12 blocks, width 768), the recipe asks for vit_l (24 blocks, width "
-         "1024); set teachers[0].variant: vit_b"),
+         "1024); set teachers[].variant: vit_b"),
         ("vit_h", None, "holds SAM ViT-H (32 blocks, width 1280), the recipe asks for vit_l"),
-        ("vit_l", "tiny", "(6 blocks, width 96); set teachers[0].variant: vit_l"),
+        ("vit_l", "tiny", "(6 blocks, width 96); set teachers[].variant: vit_l"),
     ],
 )  # fmt: skip
 def test_another_size_is_named(tmp_path: Path, stored: str, asked: str | None, said: str) -> None:

@@ -25,6 +25,7 @@ from edgekd.errors import InputError
 from edgekd.train.distill.mae import MaeBranch, patches, reconstruction_loss, unpatch
 from edgekd.train.distill.masking import batch_index, hidden_mask
 from edgekd.train.distill.measures import Projector, TeacherNorm
+from edgekd.train.distill.mmoa import MMoA
 from edgekd.train.students._base import Segmenter
 from edgekd.train.students._vit import Block, ViT
 from edgekd.train.teachers._base import Teacher
@@ -153,7 +154,7 @@ class Method(nn.Module):
     def compile_blocks(self) -> None:
         """Let torch compile each transformer block and adapter on its own."""
         for module in list(self.modules()):
-            if isinstance(module, Block) or type(module).__name__ == "MMoA":
+            if isinstance(module, (Block, MMoA)):
                 module.compile()
 
     def train(self, mode: bool = True) -> Method:

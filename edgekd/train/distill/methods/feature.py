@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from edgekd.contracts.recipe import Recipe
+from edgekd.errors import InputError
 from edgekd.train.distill.masking import take_positions, take_visible
 from edgekd.train.distill.measures import kd_loss
 from edgekd.train.distill.methods._base import (
@@ -58,6 +59,14 @@ class Feature(Method):
                     item.channels, dims)
             for number, (spec, item) in enumerate(zip(recipe.teachers, teachers, strict=True))
         )  # fmt: skip
+
+        deepest = max(tap for bridge in self.bridges for tap in bridge.student_taps)
+        if deepest < max(dims) and not self.draws:
+            raise InputError(
+                f"the deepest student block in teachers[].pairs is {deepest} of {max(dims)}: what "
+                "lies behind it would stay random; compare the last one too, or add a MAE branch "
+                "with distill.mae.weight and a mask"
+            )
 
     @torch.no_grad()
     def teacher_features(self, number: int, clean: Tensor) -> list[Tensor]:
