@@ -131,11 +131,15 @@ def distill(
     )
     fabric.launch()
     with contextlib.ExitStack() as stack:
-        try:
-            # One lock per node would do; all processes of a node ask, the first of them holds it.
-            if fabric.is_global_zero:
+        held: EdgeKDError | None = None
+        if fabric.is_global_zero:
+            try:
                 stack.enter_context(only_one(out))
-            fabric.barrier()
+            except EdgeKDError as err:
+                held = err
+        if fabric.broadcast(held is not None):
+            raise held if held is not None else SystemExit(EdgeKDError.exit_code)
+        try:
             run = _Run(fabric, recipe, recipe_folder, roots, out, progress, say)
             run.start(resume, fresh)
         except EdgeKDError as err:
