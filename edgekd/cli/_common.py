@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -154,6 +155,11 @@ def parse_nodata(context: click.Context, parameter: click.Parameter, value: str)
         raise click.BadParameter(
             f"expected auto, declared, none or a number, received '{value}'"
         ) from err
+
+
+def repeated(overrides: tuple[str, ...]) -> str:
+    """`` --set ...`` for the command that comes next, quoted for a shell; empty without any."""
+    return "".join(f" --set {shlex.quote(text)}" for text in overrides)
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import click
 
-from edgekd.cli._common import PathArgument, emit, note, progress_bar, run_folder, shared_options
+from edgekd.cli._common import (
+    PathArgument,
+    emit,
+    note,
+    progress_bar,
+    repeated,
+    run_folder,
+    shared_options,
+)
 
 
 @click.command("distill")
@@ -84,5 +91,4 @@ def command(
         as_json,
     )
     if not as_json:
-        sets = " ".join(f"--set {shlex.quote(text)}" for text in overrides)
-        note(f"next: edgekd finetune {recipe_path} --encoder {out} {sets}".rstrip())
+        note(f"next: edgekd finetune {recipe_path} --encoder {out}{repeated(overrides)}")

@@ -12,6 +12,7 @@ from edgekd.cli._common import (
     note,
     percent,
     progress_bar,
+    repeated,
     run_folder,
     shared_options,
 )
@@ -84,4 +85,4 @@ def command(
     )
     if not as_json:
         note(f"next: edgekd build {recipe_path} --target {recipe.targets[-1]} "
-             f"--checkpoint {result.best}")  # fmt: skip
+             f"--checkpoint {result.best}{repeated(overrides)}")  # fmt: skip

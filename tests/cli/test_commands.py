@@ -17,6 +17,7 @@ from edgekd.deploy.export.onnx_export import OnnxModel
 from edgekd.runtime.session import read_manifest
 from edgekd.train.distill.loop import distill
 from tests.conftest import ROOT
+from tests.helpers.labelled import write_recipe
 from tests.helpers.line import Line, reuse
 from tests.helpers.rasters import smooth_image, write_raster
 from tests.helpers.unlabeled import distill_values, make_tiles
@@ -160,6 +161,19 @@ def test_inspect(call: Any, told: Any, line: Line, bundles: dict[str, Path]) -> 
     assert value["recipe"]["name"] == "levels"
     out, _ = told("inspect", line.checkpoints["levels"])
     assert "attention global" in out and "weights only" in out
+
+
+def test_the_next_command_keeps_what_was_set(told: Any, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, distill_values("mae", steps=9))
+    tiles = make_tiles(tmp_path / "tiles", count=2)
+    name = "title=two words"
+    _, err = told("distill", recipe, "--data", tiles, "-o", tmp_path / "run", "--accelerator",
+                  "cpu", "--set", "distill.steps=1", "--set", name)  # fmt: skip
+    expected = (
+        f"next: edgekd finetune {recipe} --encoder {tmp_path / 'run'} "
+        "--set distill.steps=1 --set 'title=two words'"
+    )
+    assert expected in err
 
 
 def test_inspect_an_encoder(call: Any, told: Any, tmp_path: Path) -> None:
