@@ -121,6 +121,33 @@ def check_normalization(model: Segmenter, spec: ImageInput) -> None:
         )
 
 
+def check_finite(
+    losses: Mapping[str, float], norm: Any, step: int, precision: str, section: str = "distill"
+) -> None:
+    """Stop before NaN or infinity gets into the weights.
+
+    Args:
+        losses: of the step.
+        norm: of the gradient, or None.
+        step: counted from 1.
+        precision: with ``fp16`` an infinite gradient is part of finding the scale, and the step is
+            left out.
+        section: of the recipe, for the message.
+
+    Raises:
+        InputError: names what became what, and what to change.
+    """
+    found = {f"the loss {name}": value for name, value in losses.items()}
+    if norm is not None and precision != "fp16":
+        found["the gradient"] = float(norm)
+    for name, value in found.items():
+        if not math.isfinite(value):
+            raise InputError(
+                f"{name} became {value} at step {step}; lower {section}.lr, or use precision 32; "
+                "the last checkpoint is kept"
+            )
+
+
 def learning_rate(step: int, steps: int, warmup_fraction: float, decay: str = "cosine") -> float:
     """Factor of the learning rate at ``step`` (from 0): linear warm-up, then ``decay``.
 

@@ -58,6 +58,8 @@ _SAMPLE_PX = 1 << 20
 BROKEN_SHARE = 0.05
 AREA_CROPS = 16
 _TRIES = 20
+#: keeps a file that turned out broken for all processes; returns all that are known.
+Noted = Callable[[Path, str], list[tuple[Path, str]]]
 _PLACE, _COLOUR = 1, 2  # which stream of random numbers
 
 
@@ -109,6 +111,7 @@ class UnlabeledSet:
         self._files = sorted(files, key=lambda file: (_identity(file), str(file.path)))
         self._total = len(files) + len(broken)
         self.broken = list(broken)
+        self.noted: Noted | None = None
         self.channels = channels
         self.max_nodata = spec.max_nodata
         self.digest = sha256_bytes(canonical_json([_identity(f) for f in self._files]).encode())
@@ -166,7 +169,7 @@ class UnlabeledSet:
         return np.broadcast_to(pixels, shape), valid
 
     def drop(self, index: int, why: str) -> None:
-        """Count a file that turned out broken; it is named in a warning, once per process.
+        """Count a file that turned out broken (``noted`` tells the other processes).
 
         Raises:
             DatasetError: more than 5 % of the files are broken.
@@ -174,7 +177,7 @@ class UnlabeledSet:
         path = self._files[index].path
         if any(path == known for known, _ in self.broken):
             return
-        self.broken.append((path, why))
+        self.broken = self.noted(path, why) if self.noted else [*self.broken, (path, why)]
         warnings.warn(f"skipped a broken file: {why}", RuntimeWarning, stacklevel=2)
         _check_broken(self.broken, self._total)
 

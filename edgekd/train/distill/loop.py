@@ -36,7 +36,7 @@ from edgekd.train.checkpoint import (
     save_encoder,
 )
 from edgekd.train.datasets.unlabeled import Crop, UnlabeledCrops, UnlabeledSet, open_unlabeled
-from edgekd.train.distill.feeding import Numbers, next_batch
+from edgekd.train.distill.feeding import BrokenFiles, Numbers, next_batch
 from edgekd.train.distill.measures import CollapseWatch, effective_rank, feature_std
 from edgekd.train.distill.methods._base import Batch, Losses, Method
 from edgekd.train.distill.methods.feature import Feature
@@ -45,6 +45,7 @@ from edgekd.train.distill.schedule import StageMachine
 from edgekd.train.distill.teaching import CachedTeachers, build_teachers
 from edgekd.train.run import (
     Curves,
+    check_finite,
     check_normalization,
     fabric_precision,
     learning_rate,
@@ -183,6 +184,9 @@ class _Run:
         self.data: UnlabeledSet = open_unlabeled(
             roots, self.spec.data, self.spec.crop_px, recipe.io.inputs[0].channel_count, self.log
         )
+        self.broken = BrokenFiles(out / "broken.jsonl", self.data.broken)
+        self.data.noted = self.broken
+        self._told = 0
         self.steps = self._length()
         self.stages = StageMachine(self.spec.stages)
         self.watch = CollapseWatch()
@@ -266,7 +270,12 @@ class _Run:
         self.fabric.barrier()  # all have looked
         if self.main and not resume:
             make_room(self.out, names, LAST_NAME, fresh)
-            for pattern in ("pictures/step_*.png", "tensorboard/events.*", "log.txt"):
+            for pattern in (
+                "pictures/step_*.png",
+                "tensorboard/events.*",
+                "log.txt",
+                "broken.jsonl",
+            ):
                 for old in self.out.glob(pattern):
                     old.unlink()
             write_json(self.out / "recipe.json", self.recipe.plain())
@@ -409,7 +418,7 @@ class _Run:
                     max_norm=spec.grad_clip,
                     error_if_nonfinite=False,
                 )
-                self._check_finite(values, norm, number)
+                check_finite(values, norm, number, spec.precision)
                 self.optimizer.step()
                 rate = self.optimizer.param_groups[0]["lr"]
                 self.schedule.step()
@@ -425,6 +434,7 @@ class _Run:
                         )
                 self.last = values
                 if logged:
+                    self._tell_broken()
                     row = self._row(values, seen, rate, norm)
                     row["images_per_s"] = (
                         done * spec.batch * spec.accumulate * self.fabric.world_size
@@ -460,21 +470,6 @@ class _Run:
             parts.append({"loss": losses.total.detach(), **losses.parts})
         assert losses is not None
         return parts, losses.features
-
-    def _check_finite(self, values: dict[str, float], norm: Any, number: int) -> None:
-        """Raise InputError before NaN or infinity gets into the weights."""
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise InputError(
-                    f"the loss {name} became {value} at step {number}; lower distill.lr, or use "
-                    "precision 32; the last checkpoint is kept"
-                )
-        # With fp16 an infinite gradient is part of finding the scale, and that step is left out.
-        if norm is not None and self.spec.precision != "fp16" and not math.isfinite(float(norm)):
-            raise InputError(
-                f"the gradient became {float(norm)} at step {number}; lower distill.lr, or use "
-                "precision 32; the last checkpoint is kept"
-            )
 
     def _mean_parts(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
         """Losses averaged over parts of the step and processes; the same in all of them."""
@@ -533,6 +528,11 @@ class _Run:
         for side in ["student", *(f"teacher{n or ''}" for n in range(count))]:
             names += [f"{side}_std", f"{side}_rank"]
         return [*names, "lr", "grad_norm", "images_per_s", "peak_mib"]
+
+    def _tell_broken(self) -> None:
+        for why in self.broken.since(self._told):
+            self._told += 1
+            self.log(f"skipped a broken file: {why}")
 
     def _row(
         self, values: dict[str, float], seen: dict[str, Tensor], rate: float, norm: Any

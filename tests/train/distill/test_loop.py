@@ -416,6 +416,34 @@ def test_cached_features_are_those_of_the_teacher(tiles: Path, tmp_path: Path) -
         assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=2e-3)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_breaks_during_a_run_is_logged_once_and_too_many_end_it(
+    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    from edgekd.errors import DatasetError, ImageError
+    from edgekd.train.datasets.unlabeled import UnlabeledSet
+
+    folder = make_tiles(tmp_path / "many", count=30)
+    original = UnlabeledSet.read
+    bad = {"tile03.png"}
+
+    def read(self: UnlabeledSet, index: int, window: Any) -> Any:
+        path = self._files[index].path
+        if path.name in bad:
+            raise ImageError(f"{path} is damaged: torn in the middle")
+        return original(self, index, window)
+
+    monkeypatch.setattr(UnlabeledSet, "read", read)
+    values = distill_values("mae", workers=workers, steps=30, picture_every_steps=0)
+    run(values, folder, tmp_path / "one")
+    log = (tmp_path / "one" / "log.txt").read_text()
+    assert log.count("skipped a broken file") == 1 and "tile03.png is damaged" in log
+    bad |= {"tile05.png", "tile07.png"}
+    with pytest.raises(DatasetError, match=r"2 of 30 files are broken, more than 5%") as caught:
+        run(values, folder, tmp_path / "two")
+    assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
+
+
 def test_processes_that_a_launcher_started_are_not_ignored(
     tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
