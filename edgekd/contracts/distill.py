@@ -11,6 +11,7 @@ from edgekd.contracts.schema import Document
 
 Positive = Annotated[float, pydantic.Field(gt=0)]
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
+Range = Annotated[list[float], pydantic.Field(min_length=2, max_length=2)]
 Three = Annotated[list[Positive], pydantic.Field(min_length=3, max_length=3)]
 #: (teacher block or stage, student block), both counted from 1
 Pair = Annotated[list[int], pydantic.Field(min_length=2, max_length=2)]
@@ -64,7 +65,7 @@ class UnlabeledSpec(Document):
 
     roots: list[str] = pydantic.Field(min_length=1)
     bands: list[Annotated[int, pydantic.Field(ge=1)]] | None = None
-    range: Annotated[list[float], pydantic.Field(min_length=2, max_length=2)] | None = None
+    range: Range | None = None
     max_nodata: Fraction = 0.5
 
     @pydantic.field_validator("range")
@@ -173,12 +174,13 @@ class JitterSpec(Document):
     Attributes:
         flip, quarter_turn: mirror with probability 0.5; turn by 0, 90, 180 or 270 degrees.
         scale: smallest and largest magnification, drawn log-uniformly; limited by the image.
-        brightness, contrast, saturation: as in ``finetune.augment``.
+        brightness, contrast, saturation: 1 +- at most this, as a factor on the pixel, on its
+            distance from the crop's mean, and on its distance from grey.
     """
 
     flip: bool = True
     quarter_turn: bool = True
-    scale: Annotated[list[float], pydantic.Field(min_length=2, max_length=2)] = [1.0, 1.0]
+    scale: Range = [1.0, 1.0]
     brightness: Fraction = 0.0
     contrast: Fraction = 0.0
     saturation: Fraction = 0.0

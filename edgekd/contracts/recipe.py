@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pydantic
 
 from edgekd.contracts import registry
-from edgekd.contracts.distill import DistillSpec, TeacherSpec
+from edgekd.contracts.distill import (
+    DistillSpec,
+    Fraction,
+    JitterSpec,
+    Positive,
+    TeacherSpec,
+)
 from edgekd.contracts.schema import (
     FROM_COMMAND,
     Document,
@@ -25,10 +31,6 @@ from edgekd.contracts.schema import (
 from edgekd.contracts.tensors import Classes, ImageInput, LogitsOutput
 from edgekd.contracts.windows import Blend
 from edgekd.errors import InputError, RecipeError
-
-Positive = Annotated[float, pydantic.Field(gt=0)]
-Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
-Range = Annotated[list[float], pydantic.Field(min_length=2, max_length=2)]
 
 
 class StudentSpec(Document):
@@ -105,31 +107,14 @@ class DataSpec(Document):
     split: SplitRule | None = None
 
 
-class AugmentSpec(Document):
+class AugmentSpec(JitterSpec):
     """Random changes of a training crop, drawn anew for every crop.
 
     Attributes:
-        flip, quarter_turn: mirror with probability 0.5; turn by 0, 90, 180 or 270 degrees.
-        scale: smallest and largest magnification, drawn log-uniformly.
-        brightness, contrast, saturation: 1 +- at most this, as a factor on the pixel, on its
-            distance from the crop's mean, and on its distance from grey.
         tint: at most this part of 255, added to each channel on its own.
     """
 
-    flip: bool = True
-    quarter_turn: bool = True
-    scale: Range = [1.0, 1.0]
-    brightness: Fraction = 0.0
-    contrast: Fraction = 0.0
-    saturation: Fraction = 0.0
     tint: Fraction = 0.0
-
-    @pydantic.field_validator("scale")
-    @classmethod
-    def _ordered(cls, value: list[float]) -> list[float]:
-        if not 0.25 <= value[0] <= value[1] <= 4.0:
-            raise ValueError(f"scale must be [low, high] with 0.25 <= low <= high <= 4: {value}")
-        return value
 
 
 class FinetuneSpec(Document):

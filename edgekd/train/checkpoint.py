@@ -199,13 +199,7 @@ def check_same_input(encoder: EncoderCheckpoint, recipe: Recipe, source: str) ->
     Raises:
         CheckpointError: names what differs.
     """
-    trained, asked = encoder.recipe["io"]["inputs"][0], recipe.io.inputs[0]
-    for key in ("channels", "mean", "std"):
-        if trained[key] != getattr(asked, key):
-            raise CheckpointError(
-                f"{source} was distilled with io.inputs[0].{key} {trained[key]}, the recipe "
-                f"'{recipe.name}' has {getattr(asked, key)}; the weights only fit the first"
-            )
+    _check_input(encoder.recipe, recipe, f"{source} was distilled")
 
 
 def build_student(
@@ -280,10 +274,15 @@ def check_matches(checkpoint: Checkpoint, recipe: Recipe, source: str) -> None:
             f"{source} was tuned for the classes {[name for _, name in theirs]}, the recipe "
             f"'{recipe.name}' has {[name for _, name in ours]}"
         )
-    trained, asked_input = checkpoint.recipe["io"]["inputs"][0], recipe.io.inputs[0]
+    _check_input(checkpoint.recipe, recipe, f"{source} was tuned")
+
+
+def _check_input(trained: dict[str, Any], recipe: Recipe, said: str) -> None:
+    """Raise CheckpointError where channels or normalisation of two recipes differ."""
+    before, now = trained["io"]["inputs"][0], recipe.io.inputs[0]
     for key in ("channels", "mean", "std"):
-        if trained[key] != getattr(asked_input, key):
+        if before[key] != getattr(now, key):
             raise CheckpointError(
-                f"{source} was tuned with io.inputs[0].{key} {trained[key]}, the recipe "
-                f"'{recipe.name}' has {getattr(asked_input, key)}; the weights only fit the first"
+                f"{said} with io.inputs[0].{key} {before[key]}, the recipe '{recipe.name}' has "
+                f"{getattr(now, key)}; the weights only fit the first"
             )

@@ -184,27 +184,6 @@ def effective_rank(features: Tensor, tokens: int = 1024) -> float:
 
 
 @torch.no_grad()
-def unexplained(student: Tensor, teacher: Tensor) -> float:
-    """Part of the teacher's variance that the student does not give, 1 - R².
-
-    Summed squared error over the summed squared deviation of the teacher from its channel means:
-    0 is a perfect student, 1 one that knows the channel means only; may exceed 1. Where the
-    teacher does not vary: 0 for a perfect student, else infinite.
-
-    Args:
-        student, teacher: ``(..., C)`` of one shape.
-
-    Raises:
-        InputError: shapes differ.
-    """
-    error = float(kd_loss(student, teacher))
-    rows = _wide(teacher).reshape(-1, teacher.shape[-1])
-    variance = float(rows.var(dim=0, unbiased=False).mean())
-    if variance == 0.0:
-        return 0.0 if error == 0.0 else math.inf
-    return error / variance
-
-
 class CollapseWatch:
     """Remembers the largest deviation and rank of every feature, and says when they are lost.
 

@@ -20,7 +20,6 @@ from edgekd.train.distill.measures import (
     effective_rank,
     feature_std,
     kd_loss,
-    unexplained,
 )
 
 
@@ -228,23 +227,6 @@ def test_effective_rank_without_variation_or_numbers():
     assert rounding.std() > 0
     assert effective_rank(rounding) == 0.0
     assert math.isnan(effective_rank(torch.full((2, 4), math.nan)))
-
-
-def test_unexplained():
-    teacher = 5 + normal(0, 2, 8, 8, 4) * torch.tensor([1.0, 2.0, 3.0, 4.0])
-    means = teacher.mean((0, 1, 2)).expand_as(teacher)
-    assert unexplained(teacher, teacher) == 0.0
-    assert unexplained(means, teacher) == pytest.approx(1.0, rel=1e-5)
-    assert unexplained((teacher + means) / 2, teacher) == pytest.approx(0.25, rel=1e-4)
-    assert unexplained(torch.zeros_like(teacher), teacher) > 1
-    # channels are summed before the division: one lost channel of four counts by its variance
-    without = teacher.clone()
-    without[..., 3] = means[..., 3]
-    variance = teacher.var((0, 1, 2), unbiased=False)
-    assert unexplained(without, teacher) == pytest.approx(float(variance[3] / variance.sum()))
-    flat = torch.ones(1, 2, 2, 3)
-    assert unexplained(flat, flat) == 0.0
-    assert unexplained(flat + 1, flat) == math.inf
 
 
 def test_the_watch_warns_once_with_the_reason():
