@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,16 @@ def data_folder() -> tuple[Path, str]:
         f"EDGEKD_TEST_DATA={given}" if given else "EDGEKD_TEST_DATA is not set and ../shared/data"
     )
     return folder, f"{said} is no folder: real test data absent"
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    """What a test sets for torch ends with it: the last bit of a sum depends on the threads."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 0
+    yield
+    if torch and torch.get_num_threads() != before:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

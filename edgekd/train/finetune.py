@@ -1,7 +1,8 @@
 """Supervised tuning of a student on labelled crops, whole on one page.
 
 Crops are a function of the seed and their number, and the CPU's random state is kept, so on the
-CPU a run that was stopped and resumed gives the same weights as one that ran through, bit for bit.
+CPU a run that was stopped and resumed with as many threads gives the same weights as one that ran
+through, bit for bit.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The loop that all methods of distillation share, whole on one page.
 
 Crops and masks are functions of the seed and the crop's number, and the random state is kept, so on
-the CPU a run that was stopped and resumed gives the same weights as one that ran through, bit for
-bit. Crop numbers do not depend on the number of processes either: with ``N`` processes and batch
+the CPU a run that was stopped and resumed with as many threads gives the same weights as one that
+ran through, bit for bit. Crop numbers do not depend on the number of processes either: with ``N`` processes and batch
 ``b`` a step sees the crops that one process with batch ``N b`` sees.
 """
 

@@ -183,7 +183,6 @@ def effective_rank(features: Tensor, tokens: int = 1024) -> float:
     return math.exp(float(torch.special.entr(part).sum()))
 
 
-@torch.no_grad()
 class CollapseWatch:
     """Remembers the largest deviation and rank of every feature, and says when they are lost.
 
