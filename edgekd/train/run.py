@@ -9,18 +9,58 @@ import io
 import math
 import os
 import resource
+import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import distributed
 
 from edgekd.contracts.artifacts import publish_file
 from edgekd.contracts.tensors import ImageInput
-from edgekd.errors import EnvironmentLacksError, InputError, OutputError
+from edgekd.errors import EdgeKDError, EnvironmentLacksError, InputError, OutputError
 from edgekd.train.students._base import Segmenter
+
+Result = TypeVar("Result")
+
+
+def together(work: Callable[[], Result]) -> Result:
+    """Do something in every process of a run; where one fails, all end, and the first says why.
+
+    Without this a process that fails alone (a node without the weights, say) is heard of by the
+    others as a lost connection. ``work`` must not wait for other processes.
+
+    Raises:
+        EdgeKDError: of this process, or in the first process that of another, with its place.
+        SystemExit: in other processes, with the exit code that the first one ends with.
+    """
+    result: Result | None = None
+    own: EdgeKDError | None = None
+    try:
+        result = work()
+    except EdgeKDError as err:
+        own = err
+    if not (distributed.is_available() and distributed.is_initialized()):
+        if own is not None:
+            raise own
+        return result  # type: ignore[return-value]
+    said = own and (own.exit_code, f"on {socket.gethostname()}: {own}")
+    found: list[tuple[int, str] | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, said)
+    failed = [(rank, item) for rank, item in enumerate(found) if item is not None]
+    if not failed:
+        return result  # type: ignore[return-value]
+    rank, (code, text) = failed[0]
+    if distributed.get_rank() != 0:
+        raise SystemExit(code)
+    if own is not None:
+        raise own
+    error = EdgeKDError(f"process {rank} of {len(found)} {text}")
+    error.exit_code = code
+    raise error
 
 
 @contextlib.contextmanager

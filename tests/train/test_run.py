@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgekd.errors import EnvironmentLacksError, InputError
+from edgekd.errors import CheckpointError, EdgeKDError, EnvironmentLacksError, InputError
 from edgekd.train.run import (
     Curves,
     fabric_precision,
@@ -17,7 +17,9 @@ from edgekd.train.run import (
     only_one,
     peak_memory_mib,
     read_curves,
+    together,
 )
+from tests.helpers.ranks import in_two_processes
 
 
 @pytest.mark.parametrize(
@@ -106,3 +108,46 @@ def test_peak_memory_only_rises() -> None:
     after = peak_memory_mib(torch.device("cpu"))
     del block
     assert after >= max(before, 256) and peak_memory_mib(torch.device("cpu")) >= after
+
+
+def _work(failing: tuple[int, ...], rank: int) -> tuple[str, int | str, str]:
+    def work() -> str:
+        if rank == 0 and rank in failing:
+            raise CheckpointError("the file is damaged")
+        if rank in failing:
+            raise EnvironmentLacksError("no weights here")
+        return f"result {rank}"
+
+    try:
+        return "returned", together(work), ""
+    except EdgeKDError as err:
+        return type(err).__name__, err.exit_code, str(err)
+    except SystemExit as err:
+        return "SystemExit", str(err.code), ""
+
+
+def _nobody_fails(rank: int) -> tuple[str, int | str, str]:
+    return _work((), rank)
+
+
+def _the_second_fails(rank: int) -> tuple[str, int | str, str]:
+    return _work((1,), rank)
+
+
+def _both_fail(rank: int) -> tuple[str, int | str, str]:
+    return _work((0, 1), rank)
+
+
+def test_where_one_process_fails_all_end_and_the_first_says_why() -> None:
+    assert in_two_processes(_nobody_fails) == [("returned", f"result {n}", "") for n in (0, 1)]
+    first, second = in_two_processes(_the_second_fails)
+    assert first[:2] == ("EdgeKDError", 3) and second[:2] == ("SystemExit", "3")
+    assert first[2].startswith("process 1 of 2 on ") and first[2].endswith(": no weights here")
+    first, second = in_two_processes(_both_fail)
+    assert first == ("CheckpointError", 2, "the file is damaged")
+    assert second[:2] == ("SystemExit", "2")
+
+
+def test_one_process_alone_raises_its_own_error() -> None:
+    assert _work((), 0)[:2] == ("returned", "result 0")
+    assert _work((0,), 0) == ("CheckpointError", 2, "the file is damaged")

@@ -2,8 +2,8 @@
 
 Crops and masks are functions of the seed and the crop's number, and the random state is kept, so on
 the CPU a run that was stopped and resumed with as many threads gives the same weights as one that
-ran through, bit for bit. Crop numbers do not depend on the number of processes either: with ``N`` processes and batch
-``b`` a step sees the crops that one process with batch ``N b`` sees.
+ran through, bit for bit. Crop numbers do not depend on the number of processes either: with ``N``
+processes and batch ``b`` a step sees the crops that one process with batch ``N b`` sees.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from edgekd.contracts import registry
 from edgekd.contracts.artifacts import canonical_json, publish_file, sha256_bytes, write_json
 from edgekd.contracts.recipe import Recipe
-from edgekd.errors import CheckpointError, EdgeKDError, InputError
+from edgekd.errors import CheckpointError, InputError
 from edgekd.train.checkpoint import (
     ENCODER_NAME,
     LAST_NAME,
@@ -52,6 +52,7 @@ from edgekd.train.run import (
     make_room,
     only_one,
     peak_memory_mib,
+    together,
 )
 
 #: called with (step, steps, text) after every step
@@ -132,21 +133,11 @@ def distill(
     )
     fabric.launch()
     with contextlib.ExitStack() as stack:
-        held: EdgeKDError | None = None
-        if fabric.is_global_zero:
-            try:
-                stack.enter_context(only_one(out))
-            except EdgeKDError as err:
-                held = err
-        if fabric.broadcast(held is not None):
-            raise held if held is not None else SystemExit(EdgeKDError.exit_code)
-        try:
-            run = _Run(fabric, recipe, recipe_folder, roots, out, progress, say)
-            run.start(resume, fresh)
-        except EdgeKDError as err:
-            if fabric.is_global_zero:
-                raise
-            raise SystemExit(err.exit_code) from err  # the first process says the same
+        hold = only_one(out) if fabric.is_global_zero else contextlib.nullcontext()
+        together(lambda: stack.enter_context(hold))
+        run = together(lambda: _Run(fabric, recipe, recipe_folder, roots, out, progress, say))
+        run.connect()
+        run.start(resume, fresh)
         run.train()
         return run.finish()
 
@@ -193,9 +184,12 @@ class _Run:
         self.step = 0
         self.seconds_before = 0.0
         self.last: dict[str, float] = {}
+
+    def connect(self) -> None:
+        """Join the networks of all processes, and make what trains them."""
         if self.spec.compile:
             self.method.compile_blocks()
-        self.wrapped, self.optimizer = fabric.setup(self.method, self._optimizer())
+        self.wrapped, self.optimizer = self.fabric.setup(self.method, self._optimizer())
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer,
             lambda step: learning_rate(
@@ -264,10 +258,9 @@ class _Run:
         """Prepare the folder, or go on from its last checkpoint."""
         names = [ENCODER_NAME, LAST_NAME]
         if resume:
-            self._restore()
+            together(self._restore)
         else:
-            make_room(self.out, names, LAST_NAME, fresh, look_only=True)
-        self.fabric.barrier()  # all have looked
+            together(lambda: make_room(self.out, names, LAST_NAME, fresh, look_only=True))
         if self.main and not resume:
             make_room(self.out, names, LAST_NAME, fresh)
             for pattern in (
@@ -396,8 +389,9 @@ class _Run:
         if spec.cache.mib:
             assert isinstance(self.method, Feature)
             cache = CachedTeachers(
-                self.method, self.out / "features", spec.cache.mib, spec.precision
-            )
+                self.method, self.out / "features", spec.cache.mib, spec.precision,
+                spec.cache.crops, self.log,
+            )  # fmt: skip
         loader = self._loader()
         batches = iter(loader)
         self.method.train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +72,26 @@ class CachedTeachers:
         folder: of the cache; one below it for each teacher.
         limit_mib: space for all teachers together.
         precision: what the teachers compute in; part of the keys.
+        crops: number of different crops that will be asked for.
+        say: told at once when they will not all fit.
     """
 
     def __init__(
-        self, method: Feature, folder: Path, limit_mib: int, precision: str = "32"
+        self,
+        method: Feature,
+        folder: Path,
+        limit_mib: int,
+        precision: str = "32",
+        crops: int = 0,
+        say: Callable[[str], None] | None = None,
     ) -> None:
-        share = max(1, limit_mib // len(method.teachers))
+        self._share = max(1, limit_mib // len(method.teachers))
+        self._looked: set[int] = set()
         self._method, self._precision = method, precision
+        self._crops, self._say = crops, say
         self._stores = [
-            FeatureCache(folder / str(number), share) for number in range(len(method.teachers))
+            FeatureCache(folder / str(number), self._share)
+            for number in range(len(method.teachers))
         ]
 
     def features(self, pixels: Tensor, clean: Tensor) -> dict[int, list[Tensor]]:
@@ -93,6 +105,19 @@ class CachedTeachers:
             number: self._of(number, store, pixels, clean)
             for number, store in enumerate(self._stores)
         }
+
+    def _look(self, number: int, features: list[Tensor]) -> None:
+        """Say once, at a teacher's first crop, when the pool is larger than its cache."""
+        if self._say is None or number in self._looked:
+            return
+        self._looked.add(number)
+        need = self._crops * sum(2 * item.numel() for item in features) / 2**20  # float16
+        if need > self._share:
+            self._say(
+                f"warning: the features that teacher {number} gives for {self._crops} crops take "
+                f"{need:.0f} MiB and its share of the cache is {self._share} MiB: the rest is "
+                "computed at every sight; raise distill.cache.mib or lower distill.cache.crops"
+            )
 
     @property
     def stats(self) -> list[dict[str, Any]]:
@@ -111,6 +136,7 @@ class CachedTeachers:
             maps = self._method.teacher_features(number, clean[missing])
             for place, index in enumerate(missing):
                 features = [item[place].cpu() for item in maps]
+                self._look(number, features)
                 store.put(keys[index], features)
                 found[index] = store.as_stored(features)
         whole = [item for item in found if item is not None]

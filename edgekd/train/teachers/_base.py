@@ -60,6 +60,9 @@ class Teacher(nn.Module):
         self.requires_grad_(False)
         self.train()
 
+    def compile_blocks(self) -> None:
+        """Let torch compile what is run; nothing where a teacher does not offer it."""
+
     def check_taps(self, taps: Sequence[int]) -> None:
         """Raise unless ``taps`` are known, at least one, and rising.
 

@@ -7,23 +7,24 @@ taken from the network, and code that lies in the folder is not run.
 Taps are the model's hidden states from 1: blocks of a ViT, stages of a ConvNeXt or Swin (in Swin
 after the stage's merging of patches, so taps 1 and 2 have strides 8 and 16). The last one is
 taken before the final layer norm. Their layout (maps or tokens), width and stride are measured on a
-small image when the model is built. The whole model runs whatever the taps are, since where it
-could stop differs from model to model. ``weights_sha256`` is over the names that the installed
-``transformers`` gives to parameters: another version of it may give another value.
+small image when the model is built, and so is the module that each of them comes out of: nothing
+behind the deepest tap is run, unless a hidden state is no module's output. ``weights_sha256`` is
+over the names that the installed ``transformers`` gives to parameters: another version of it may
+give another value.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgekd.contracts.artifacts import read_json
 from edgekd.contracts.optional import require
@@ -63,14 +64,20 @@ class HfVision(Teacher):
         taps: layout of each, from 1.
         side_multiple: sides must be multiples of this many pixels.
         only_side: the one side that the model takes, px; 0 where it takes any.
+        places: tap -> name of the module that it comes out of, and its layout there.
     """
 
     def __init__(
-        self, model: Any, taps: dict[int, Tap], side_multiple: int, only_side: int
+        self,
+        model: Any,
+        taps: dict[int, Tap],
+        side_multiple: int,
+        only_side: int,
+        places: dict[int, tuple[str, Tap]],
     ) -> None:
         super().__init__()
         self.model = model
-        self.taps = taps
+        self.taps, self.places = taps, places
         self.name, self.variant = "hf_vision", str(model.config.model_type)
         self.channels = {number: tap.channels for number, tap in taps.items()}
         self.strides = {number: tap.stride for number, tap in taps.items()}
@@ -93,15 +100,82 @@ class HfVision(Teacher):
                 f"teacher hf_vision ({self.variant}) takes {self.only_side} x {self.only_side} px "
                 f"only, received {height} x {width} px; set distill.crop_px: {self.only_side}"
             )
+        if taps[-1] < max(self.taps) and all(tap in self.places for tap in taps):
+            outputs = self._until(image, taps)
+            return [as_map(outputs[tap], self.places[tap][1], height, width) for tap in taps]
         states = hidden_states(self.model, image)
         return [as_map(states[tap], self.taps[tap], height, width) for tap in taps]
+
+    def _until(self, image: Tensor, taps: Sequence[int]) -> dict[int, Tensor]:
+        """What comes out of the taps' modules; the model is left behind the last of them."""
+        states: dict[int, Tensor] = {}
+
+        def keep(tap: int) -> Any:
+            def hook(module: nn.Module, given: Any, output: Any) -> None:
+                states[tap] = _first(output)
+                if tap == taps[-1]:
+                    raise _Enough
+
+            return hook
+
+        with contextlib.ExitStack() as stack:
+            for tap in taps:
+                module = self.model.get_submodule(self.places[tap][0])
+                stack.callback(module.register_forward_hook(keep(tap)).remove)
+            with contextlib.suppress(_Enough):
+                self.model(pixel_values=image, return_dict=True, **_resized(self.model))
+        return states
+
+
+class _Enough(Exception):
+    """The deepest tap is known."""
+
+
+def _first(output: Any) -> Any:
+    return output[0] if isinstance(output, tuple) and output else output
+
+
+def _resized(model: Any) -> dict[str, bool]:
+    """What a ViT wants to be told to take an image of another size."""
+    name = "interpolate_pos_encoding"
+    return {name: True} if name in inspect.signature(model.forward).parameters else {}
+
+
+def places(model: Any, taps: dict[int, Tap], size: tuple[int, int]) -> dict[int, tuple[str, Tap]]:
+    """Tap -> name of the module whose output is its hidden state, and the output's layout.
+
+    Tried on an image of ``size`` (height, width), px. A tap whose hidden state is made outside of
+    a module is left out.
+    """
+    outputs: list[tuple[str, Any]] = []
+    with contextlib.ExitStack() as stack:
+        for name, module in model.named_modules():
+
+            def hook(module: nn.Module, given: Any, output: Any, name: str = name) -> None:
+                outputs.append((name, _first(output)))
+
+            stack.callback(module.register_forward_hook(hook).remove)
+        generator = torch.Generator().manual_seed(SEED)
+        with torch.no_grad():
+            states = hidden_states(model, torch.randn(1, 3, *size, generator=generator))
+    patch = _side(getattr(model.config, "patch_size", 0))
+    found: dict[int, tuple[str, Tap]] = {}
+    for tap, told in taps.items():
+        state = as_map(states[tap], told, *size)
+        for name, output in outputs:
+            if not name or not isinstance(output, Tensor) or output.numel() < state.numel():
+                continue
+            with contextlib.suppress(InputError):
+                layout = _layout(output, *size, patch)
+                if torch.equal(as_map(output, layout, *size), state):
+                    found[tap] = name, layout
+                    break
+    return found
 
 
 def hidden_states(model: Any, image: Tensor) -> Sequence[Tensor]:
     """Hidden states of a model, the embedding first; as maps where the model offers them."""
-    asked: dict[str, Any] = {"output_hidden_states": True, "return_dict": True}
-    if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
-        asked["interpolate_pos_encoding"] = True
+    asked: dict[str, Any] = {"output_hidden_states": True, "return_dict": True, **_resized(model)}
     output = model(pixel_values=image, **asked)
     states: Sequence[Tensor] | None = getattr(output, "reshaped_hidden_states", None)
     if states is None:
@@ -180,12 +254,12 @@ def _layout(state: Tensor, height: int, width: int, patch: int) -> Tap:
     )
 
 
-def measure(model: Any) -> tuple[dict[int, Tap], int, int]:
+def measure(model: Any) -> tuple[dict[int, Tap], int, int, tuple[int, int]]:
     """Run a small image and look at what comes out.
 
     Returns:
-        Layout of each tap, the number of pixels of which sides must be multiples, and the only
-        side that the model takes (0: any).
+        Layout of each tap, the number of pixels of which sides must be multiples, the only side
+        that the model takes (0: any), and height and width of the image that passed, px.
 
     Raises:
         InputError: no image of a plain size passes, or the states are no maps.
@@ -206,7 +280,7 @@ def measure(model: Any) -> tuple[dict[int, Tap], int, int]:
             continue
         taps = layouts(states, height, width, patch)
         multiple = max(tap.stride for tap in taps.values())
-        return taps, multiple, height if height == width else 0
+        return taps, multiple, height if height == width else 0, (height, width)
     raise InputError(f"an image of {small} x {2 * small} px does not pass: {first}")
 
 
@@ -250,7 +324,7 @@ def normalisation(
         raise InputError(f"{path} lacks image_mean and image_std of three channels") from err
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the table of missing keys that transformers logs; ``report`` has them."""
     logger = logging.getLogger("transformers")
@@ -301,7 +375,11 @@ def load(folder: Path, report: list[str]) -> tuple[Any, dict[str, Tensor]]:
 
 
 def check_missing(
-    model: Any, missing: dict[str, Tensor], taps: dict[int, Tap], side: int, folder: Path
+    model: Any,
+    missing: dict[str, Tensor],
+    taps: dict[int, Tap],
+    size: tuple[int, int],
+    folder: Path,
 ) -> list[str]:
     """Zero what the folder lacks where no feature needs it, such as a pooler.
 
@@ -309,7 +387,7 @@ def check_missing(
     show: PyTorch's fused attention turns a row of NaN into numbers.)
 
     Args:
-        side: of a square image that the model takes, px.
+        size: height and width of an image that the model takes, px.
 
     Raises:
         CheckpointError: some feature depends on one of the tensors.
@@ -318,7 +396,7 @@ def check_missing(
         return []
     names = f"{len(missing)} tensors ({', '.join(list(missing)[:3])})"
     generator = torch.Generator().manual_seed(SEED)
-    image = torch.randn(1, 3, side, side, generator=generator)
+    image = torch.randn(1, 3, *size, generator=generator)
     runs = []
     for _ in range(2):
         for value in missing.values():
@@ -369,12 +447,12 @@ def build(variant: str | None, weights: str | Path) -> HfVision:
     if getattr(config, "num_channels", 3) != 3:
         raise InputError(f"{folder}: the model takes {config.num_channels} channels instead of 3")
     try:
-        taps, multiple, only_side = measure(model)
+        taps, multiple, only_side, size = measure(model)
     except InputError as err:
         raise InputError(f"{folder} ({config.model_type}) cannot be a teacher: {err}") from err
-    report += check_missing(model, missing, taps, only_side or 2 * multiple, folder)
+    report += check_missing(model, missing, taps, size, folder)
     refuse_not_finite(model.state_dict(), str(folder))
-    teacher = HfVision(model, taps, multiple, only_side)
+    teacher = HfVision(model, taps, multiple, only_side, places(model, taps, size))
     teacher.mean, teacher.std = normalisation(folder, report)
     teacher.report = report
     settings = {

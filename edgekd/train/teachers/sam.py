@@ -157,6 +157,31 @@ def from_windows(windows: Tensor, height: int, width: int) -> Tensor:
     return split.reshape(-1, rows * window, columns * window, dim)[:, :height, :width]
 
 
+def block_parts(
+    layer: Any, tokens: Tensor, window: int, heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A block up to where an adapter comes in.
+
+    Args:
+        layer: of ``transformers.SamVisionEncoder``; only its parameters and layer norms are used.
+        tokens: ``(N, h, w, D)``.
+        window: side of its windows in tokens; 0 where attention is global.
+        heads: number of attention heads.
+
+    Returns:
+        Tokens after attention, these normalised, and what the perceptron gives for the normalised
+        ones, each ``(N, h, w, D)``.
+    """
+    normed = layer.layer_norm1(tokens)
+    if window:
+        mixed = attend(layer.attn, to_windows(normed, window), heads)
+        tokens = tokens + from_windows(mixed, tokens.shape[1], tokens.shape[2])
+    else:
+        tokens = tokens + attend(layer.attn, normed, heads)
+    normed = layer.layer_norm2(tokens)
+    return tokens, normed, layer.mlp.lin2(functional.gelu(layer.mlp.lin1(normed)))
+
+
 class SamEncoder(TransformerTeacher):
     """SAM's image encoder without its neck; see :class:`TransformerTeacher` for the interface.
 
@@ -182,6 +207,7 @@ class SamEncoder(TransformerTeacher):
             0 if block in size.globals else size.window for block in range(1, size.depth + 1)
         ]
         self.report = []
+        self._parts = block_parts
 
     def patchify(self, image: Tensor) -> Tensor:
         """Normalised image ``(N, 3, H, W)`` -> tokens ``(N, H / 16, W / 16, D)`` with positions.
@@ -206,15 +232,12 @@ class SamEncoder(TransformerTeacher):
         ``adapter`` takes the place of the perceptron's output, see :meth:`run_blocks`.
         """
         layer, window = self.encoder.layers[index], self.windows[index]
-        normed = layer.layer_norm1(tokens)
-        if window:
-            mixed = attend(layer.attn, to_windows(normed, window), self.heads)
-            tokens = tokens + from_windows(mixed, tokens.shape[1], tokens.shape[2])
-        else:
-            tokens = tokens + attend(layer.attn, normed, self.heads)
-        normed = layer.layer_norm2(tokens)
-        update = layer.mlp.lin2(functional.gelu(layer.mlp.lin1(normed)))
+        tokens, normed, update = self._parts(layer, tokens, window, self.heads)
         return tokens + (update if adapter is None else adapter(normed, update))
+
+    def compile_blocks(self) -> None:
+        """See :meth:`Teacher.compile_blocks`; adapters are compiled by who owns them."""
+        self._parts = torch.compile(block_parts)
 
     def run_blocks(
         self,

@@ -286,12 +286,16 @@ def test_cached_features_change_nothing_but_the_teachers_work(
     run(values, tiles, tmp_path / "cold")
     assert sum(seen) == 4, "each of the four crops goes through the teacher once"
     log = (tmp_path / "cold" / "log.txt").read_text()
-    assert "feature cache" in log
+    assert "feature cache" in log and "share of the cache" not in log
     seen.clear()
     (tmp_path / "warm").mkdir()
     (tmp_path / "cold" / "features").rename(tmp_path / "warm" / "features")
     run(values, tiles, tmp_path / "warm")
     assert not seen, "all of them are on disk"
+    few = distill_values("feature", cache={"mib": 1, "crops": 4000}, steps=2)
+    run(few, tiles, tmp_path / "few")
+    log = (tmp_path / "few" / "log.txt").read_text()
+    assert log.count("for 4000 crops take") == 1 and "raise distill.cache.mib" in log
     assert same(last(tmp_path / "cold")["method"], last(tmp_path / "warm")["method"])
 
 

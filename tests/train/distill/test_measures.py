@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import socket
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
-from torch import distributed
 
 from edgekd.errors import InputError
 from edgekd.train.distill.measures import (
@@ -21,6 +18,7 @@ from edgekd.train.distill.measures import (
     feature_std,
     kd_loss,
 )
+from tests.helpers.ranks import in_two_processes
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
@@ -132,32 +130,16 @@ def test_standardize_is_saved_and_passes_gradients():
     )
 
 
-def _rank(rank: int, port: int, queue) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+def _observe(rank: int) -> tuple[int, list[float], list[float]]:
     norm = TeacherNorm(3, "standardize")
     for step in range(2):
         norm.observe(100 + normal(10 * step + rank, 1, 2, 2 + 3 * rank, 3))
-    queue.put((rank, int(norm.count), norm.mean.tolist(), norm.squares.tolist()))
-    distributed.destroy_process_group()
+    return int(norm.count), norm.mean.tolist(), norm.squares.tolist()
 
 
 def test_ranks_agree_and_have_seen_everything():
     """Two processes with batches of different size against one that sees all of it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = mp.get_context("spawn")
-    queue = context.SimpleQueue()
-    processes = [context.Process(target=_rank, args=(rank, port, queue)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0]
-    (_, *first), (_, *second) = queue.get(), queue.get()
+    first, second = in_two_processes(_observe)
     assert first == second
     rows = torch.cat(
         [

@@ -44,6 +44,29 @@ def picture(teacher: hf_vision.HfVision, rows: int = 2, columns: int = 3) -> tor
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_nothing_behind_the_deepest_tap_is_run(tmp_path: Path, kind: str) -> None:
+    save_model(tmp_path, kind)
+    teacher = hf_vision.build(None, tmp_path)
+    image, taps = picture(teacher), list(teacher.channels)
+    whole = teacher.features(image, taps)
+    hooked = sum(len(module._forward_hooks) for module in teacher.modules())
+    assert list(teacher.places) == taps
+    for tap in taps[:-1]:
+        ran: list[str] = []
+        hooks = [
+            module.register_forward_hook(lambda *_, name=name, ran=ran: ran.append(name))
+            for name, module in teacher.model.named_modules()
+        ]
+        found = teacher.features(image, taps[:tap])
+        for hook in hooks:
+            hook.remove()
+        assert ran and not [name for name in ran if name.startswith(teacher.places[tap + 1][0])]
+        for item, expected in zip(found, whole, strict=False):
+            assert torch.equal(item, expected)
+    assert sum(len(module._forward_hooks) for module in teacher.modules()) == hooked
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_maps_hold_what_the_model_gives(tmp_path: Path, kind: str) -> None:
     model = save_model(tmp_path, kind)
     teacher = hf_vision.build(None, tmp_path)

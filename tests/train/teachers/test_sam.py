@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from typing import Any
@@ -348,3 +349,20 @@ def test_lower_precision_keeps_its_type_and_stays_near(teacher: sam.SamEncoder) 
     with torch.autocast("cpu", torch.bfloat16):
         mixed = teacher.features(image, [6])[0]
     assert (mixed.float() - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+
+def test_compiled_blocks_are_one_graph_each_and_give_the_same(
+    teacher: sam.SamEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dynamo's eager backend: what is captured, without the time of a compiler."""
+    monkeypatch.setattr(teacher, "_parts", teacher._parts)
+    whole = functools.partial(torch.compile, backend="eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", whole)
+    tokens = torch.randn(1, 16, 16, teacher.dim)
+    expected = teacher.run_blocks(tokens, [teacher.depth])[0]
+    torch._dynamo.reset()
+    teacher.compile_blocks()
+    found = teacher.run_blocks(tokens, [teacher.depth])[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2, "windowed and global"
+    torch._dynamo.reset()

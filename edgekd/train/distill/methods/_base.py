@@ -152,7 +152,9 @@ class Method(nn.Module):
         self.load_state_dict({**state, **frozen}, strict=True)
 
     def compile_blocks(self) -> None:
-        """Let torch compile each transformer block and adapter on its own."""
+        """Let torch compile each transformer block and adapter on its own, teachers' too."""
+        for teacher in self.teachers:
+            teacher.compile_blocks()
         for module in list(self.modules()):
             if isinstance(module, (Block, MMoA)):
                 module.compile()
