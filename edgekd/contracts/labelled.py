@@ -95,6 +95,17 @@ class LabelledSet:
             )
         return chosen
 
+    def size(self, sample: Sample) -> tuple[int, int]:
+        """Height and width of a sample, px, without reading its pixels.
+
+        Raises:
+            ImageError: the image cannot be opened.
+        """
+        if sample.region is not None:
+            return sample.region.y1 - sample.region.y0, sample.region.x1 - sample.region.x0
+        with Raster(sample.image) as image:
+            return image.height, image.width
+
     def load(self, sample: Sample) -> tuple[UInt8Array, UInt8Array]:
         """Pixels ``(H, W, 3)`` uint8 and targets ``(H, W)`` uint8 of a sample.
 

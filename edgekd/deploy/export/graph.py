@@ -11,6 +11,7 @@ import ast
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
@@ -25,6 +26,16 @@ _IR_VERSION = 8
 FORBIDDEN = frozenset(
     {"Attention", "Gelu", "GroupNormalization", "Sin", "Cos", "Shape", "If", "Loop"}
 )
+#: opset in which Q/DQ takes FP16 scales; TensorRT reads it from 10.0 on.
+LIFTED_OPSET = 19
+_LIFTED_IR_VERSION = 9
+#: got types or optional attributes between the two opsets, and mean the same without them.
+_SAME_IN_LIFTED = frozenset(
+    {
+        "AveragePool", "Cast", "Constant", "DequantizeLinear", "Equal", "Identity", "Pad",
+        "QuantizeLinear", "Reshape", "Resize", "Shape", "Split",
+    }
+)  # fmt: skip
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -122,6 +133,39 @@ def _lower_node(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) ->
             f"the export holds a {node.op_type} ({node.name}) that opset {OPSET} cannot say; "
             "write the student without it, or add a rule in edgekd/deploy/export/graph.py"
         )
+
+
+def lift(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Opset 17 to 19, in which scales of Q/DQ may be FP16.
+
+    Returns:
+        A new model.
+
+    Raises:
+        GateError: an operator for which there is no rule.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    graph = result.graph
+    for node in graph.node:
+        since = onnx.defs.get_schema(node.op_type, LIFTED_OPSET).since_version
+        if since <= OPSET or node.op_type in _SAME_IN_LIFTED:
+            continue
+        axes = [item for item in node.attribute if item.name == "axes"]
+        if not node.op_type.startswith("Reduce") or len(node.input) != 1 or len(axes) > 1:
+            raise GateError(
+                f"{node.op_type} ({node.name}) changed between opset {OPSET} and {LIFTED_OPSET}; "
+                "add a rule in edgekd/deploy/export/graph.py"
+            )
+        for item in axes:
+            values = numpy_helper.from_array(np.array(item.ints, np.int64), f"{node.name}/axes")
+            graph.initializer.append(values)
+            node.input.append(values.name)
+            node.attribute.remove(item)
+    del result.opset_import[:]
+    result.opset_import.append(helper.make_opsetid("", LIFTED_OPSET))
+    result.ir_version = _LIFTED_IR_VERSION
+    return result
 
 
 def _has(node: onnx.NodeProto, name: str) -> bool:

@@ -1,0 +1,47 @@
+"""Running a graph on the build host exactly as it is written, to see what its precision costs.
+
+ONNX Runtime's fused INT8 kernels add pairs of products in 16 bits on x86 without VNNI and saturate;
+its optimiser also rewrites Q/DQ. Neither says anything about the target, so both are off here:
+values are quantised and dequantised where the graph says, and products are made in float32. FP16
+tensors are rounded to FP16 after each operator; sums inside one are float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+
+from edgekd.contracts.optional import require
+from edgekd.deploy.parity import FloatArray, Model
+
+
+def open_graph(proto: onnx.ModelProto, threads: int = 0, optimize: bool = False) -> Any:
+    """An ONNX Runtime session on the CPU.
+
+    Args:
+        proto: below 2 GiB.
+        threads: 0 takes all cores.
+        optimize: let ONNX Runtime rewrite the graph.
+    """
+    ort = require("onnxruntime", "deploy", "run models on the build host")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def emulate(proto: onnx.ModelProto, threads: int = 0, optimize: bool = False) -> Model:
+    """The graph as a function: normalised ``(N, C, H, W)`` -> logits, both float32."""
+    session = open_graph(proto, threads, optimize)
+    name = session.get_inputs()[0].name
+
+    def run(tensor: FloatArray) -> FloatArray:
+        result: FloatArray = session.run(None, {name: tensor})[0]
+        return result
+
+    return run

@@ -1,0 +1,163 @@
+"""What a lower precision costs: the same tiles through FP32 and through a candidate.
+
+Accuracy is measured on single tiles of labelled images, brought to pixels as the runtime does
+(softmax on cells, bilinear), without overlap. FP32 is measured the same way, so the difference
+is that of the precision alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from edgekd.contracts.imageio import UInt8Array
+from edgekd.contracts.labelled import IGNORE, LabelledSet
+from edgekd.contracts.metrics import Confusion
+from edgekd.contracts.preprocess import Normalizer
+from edgekd.contracts.windows import plan
+from edgekd.deploy.parity import FloatArray, Model
+
+
+@dataclass(frozen=True)
+class JudgedTile:
+    """A tile to compare on.
+
+    Attributes:
+        name: image and place.
+        pixels: ``(tile, tile, C)`` uint8.
+        target: ``(tile, tile)`` uint8 channel numbers, IGNORE where nothing is known; None where
+            there are no labels.
+    """
+
+    name: str
+    pixels: UInt8Array
+    target: UInt8Array | None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A candidate beside FP32.
+
+    Attributes:
+        miou: of the candidate on the labelled tiles, 0-1; None without labels.
+        agreement: part of the cells with FP32's class, 0-1.
+        noise: root of the mean squared difference of the logits, over the deviation of FP32's.
+        max_abs: largest difference of a logit.
+        tiles: number of tiles.
+    """
+
+    miou: float | None
+    agreement: float
+    noise: float
+    max_abs: float
+    tiles: int
+
+
+class Judge:
+    """Compares candidates with FP32 on fixed tiles.
+
+    Args:
+        reference: the FP32 model.
+        tiles: at least one.
+        normalize: of the model's input.
+        classes: number of channels of the logits.
+    """
+
+    def __init__(
+        self, reference: Model, tiles: Sequence[JudgedTile], normalize: Normalizer, classes: int
+    ) -> None:
+        if not tiles:
+            raise ValueError("no tile to compare on")
+        self._tiles, self._normalize, self._classes = list(tiles), normalize, classes
+        self._answers = [reference(normalize(tile.pixels)[None]) for tile in self._tiles]
+        self.reference = self._quality(self._answers)
+
+    def __call__(self, candidate: Model, most: int | None = None) -> Quality:
+        """Run a candidate on the tiles, or on the first ``most``."""
+        tiles = self._tiles[:most]
+        return self._quality([candidate(self._normalize(tile.pixels)[None]) for tile in tiles])
+
+    def _quality(self, answers: Sequence[FloatArray]) -> Quality:
+        confusion = Confusion(self._classes)
+        same, cells, squares, spread, worst = 0, 0, 0.0, 0.0, 0.0
+        labelled = False
+        for tile, want, have in zip(self._tiles, self._answers, answers, strict=False):
+            difference = have.astype(np.float64) - want
+            finite = bool(np.isfinite(difference).all())
+            squares += float(np.square(difference).mean()) if finite else np.inf
+            worst = max(worst, float(np.abs(difference).max())) if finite else np.inf
+            spread += float(want.var())
+            same += int((want.argmax(1) == have.argmax(1)).sum()) if finite else 0
+            cells += int(want[:, 0].size)
+            if tile.target is not None:
+                labelled = True
+                confusion.add(tile.target, _classes(have[0], tile.target.shape))
+        noise = float(np.sqrt(squares / spread)) if spread > 0 else float(np.sqrt(squares))
+        return Quality(
+            miou=confusion.miou() if labelled else None,
+            agreement=same / cells,
+            noise=noise,
+            max_abs=worst,
+            tiles=len(answers),
+        )
+
+
+def _classes(logits: FloatArray, shape: tuple[int, ...]) -> UInt8Array:
+    """Logits ``(K, h, w)`` of one tile -> class per pixel ``(H, W)``."""
+    shifted = np.exp(logits - logits.max(axis=0))
+    probabilities = np.nan_to_num(shifted / shifted.sum(axis=0)).astype(np.float32)
+    size = (shape[1], shape[0])
+    best = np.zeros(shape, np.uint8)
+    top: npt.NDArray[np.float32] | None = None
+    for number, plane in enumerate(probabilities):
+        wide = cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR)
+        if top is None:
+            top = wide
+            continue
+        better = wide > top
+        best[better] = number
+        np.maximum(top, wide, out=top)
+    return best
+
+
+def labelled_tiles(data: LabelledSet, split: str, tile_px: int, count: int) -> list[JudgedTile]:
+    """Tiles of a split, spread evenly over its images and places.
+
+    Images smaller than a tile are mirrored to full size; what was mirrored has no label.
+    """
+    places: list[tuple[int, int]] = []
+    samples = data.split(split)
+    windows = []
+    for number, sample in enumerate(samples):
+        region = data.size(sample)
+        mine = [w for row in plan(region[0], region[1], tile_px, 0) for w in row]
+        windows.append(mine)
+        places += [(number, place) for place in range(len(mine))]
+    picks = np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int))
+    tiles = []
+    held: tuple[int, UInt8Array, UInt8Array] | None = None
+    for pick in picks:
+        number, place = places[pick]
+        if held is None or held[0] != number:
+            pixels, target = data.load(samples[number])
+            height, width = target.shape
+            more = ((0, max(0, tile_px - height)), (0, max(0, tile_px - width)))
+            held = (
+                number,
+                np.pad(pixels, (*more, (0, 0)), mode="symmetric"),
+                np.pad(target, more, constant_values=IGNORE),
+            )
+        window = windows[number][place]
+        cut = (slice(window.y0, window.y1), slice(window.x0, window.x1))
+        tiles.append(
+            JudgedTile(
+                name=f"{samples[number].id} at row {window.y0} column {window.x0}",
+                pixels=np.ascontiguousarray(held[1][cut]),
+                target=np.ascontiguousarray(held[2][cut]),
+            )
+        )
+    return tiles
