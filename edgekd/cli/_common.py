@@ -96,7 +96,7 @@ def progress_bar(title: str, unit: str) -> Iterator[Update]:
 
 @contextlib.contextmanager
 def run_folder(out: Path) -> Iterator[None]:
-    """Make the run's folder at once, and take it away again if the run leaves no checkpoint.
+    """Make the run's folder at once, and take it away again if the run did not begin.
 
     A place that cannot be written must be found before hours of work, not after them.
 
@@ -120,12 +120,9 @@ def run_folder(out: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as err:
-        # What a person stopped is theirs to look at.
-        if (
-            not isinstance(err, KeyboardInterrupt)
-            and out in missing
-            and not any(out.glob("*.ckpt"))
-        ):
+        # What a person stopped is theirs to look at, and so are curves of a run that had begun.
+        begun = any(out.glob("*.ckpt")) or any(out.glob("curves.csv"))
+        if not isinstance(err, KeyboardInterrupt) and out in missing and not begun:
             shutil.rmtree(out, ignore_errors=True)
             with contextlib.suppress(OSError):  # a parent that another run uses by now stays
                 for folder in missing[1:]:

@@ -256,6 +256,16 @@ class DistillSpec(Document):
     seed: int = pydantic.Field(default=0, ge=0)
     workers: int = pydantic.Field(default=0, ge=0)
 
+    def unused(self) -> list[str]:
+        """Keys that were written and that this method does not look at."""
+        used = {
+            "adapter": self.method == "mask_cdkd",
+            "stages": self.method == "mask_cdkd",
+            "detach_teacher": self.method == "mask_cdkd",
+            "mae": self.method != "feature" or self.mae.weight > 0,
+        }
+        return [f"distill.{key}" for key in used if key in self.model_fields_set and not used[key]]
+
     @pydantic.field_validator("precision", mode="before")
     @classmethod
     def _number(cls, value: object) -> object:

@@ -329,12 +329,19 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     value, lines = read_yaml(path)
     chosen = [text for text in overrides or [] if text.partition("=")[0] == "preset"]
     for text in chosen:
-        lines[_override(value, text)] = FROM_COMMAND
+        _mark(lines, _override(value, text))
     _apply_preset(value, lines, path)
     for text in overrides or []:
         if text not in chosen:
-            lines[_override(value, text)] = FROM_COMMAND
+            _mark(lines, _override(value, text))
     return parse_document(Recipe, value, lines, str(path))
+
+
+def _mark(lines: dict[Place, int], place: Place) -> None:
+    """This value, and all inside it, came from the command line."""
+    for inner in [other for other in lines if other[: len(place)] == place]:
+        del lines[inner]
+    lines[place] = FROM_COMMAND
 
 
 def _apply_preset(value: dict[str, Any], lines: dict[Place, int], path: Path) -> None:

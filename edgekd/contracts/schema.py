@@ -120,7 +120,7 @@ def parse_document(kind: type[D], value: dict[str, Any], lines: dict[Place, int]
     except pydantic.ValidationError as err:
         faults: list[tuple[int, str]] = []
         for fault in err.errors():
-            line, text = _describe(kind, dict(fault), lines)
+            line, text = _describe(kind, dict(fault), lines, value)
             if lines:
                 text = f"{'--set' if line == FROM_COMMAND else f'line {line}'}: {text}"
             if (line, text) not in faults:
@@ -135,14 +135,15 @@ def load_document(kind: type[D], path: Path) -> D:
 
 
 def _describe(
-    kind: type[Document], fault: dict[str, Any], lines: dict[Place, int]
+    kind: type[Document], fault: dict[str, Any], lines: dict[Place, int], value: Any
 ) -> tuple[int, str]:
     place: Place = tuple(fault["loc"])
+    written = _written(value, place)
     while place and place not in lines and fault["type"] != "missing":
         place = place[:-1]
     parent = place[:-1] if fault["type"] == "missing" else place
     line = lines.get(place) or lines.get(parent) or 1
-    dotted = ".".join(str(part) for part in (place if lines else fault["loc"]))
+    dotted = ".".join(str(part) for part in (written if lines else fault["loc"]))
     where = ".".join(str(part) for part in fault["loc"][:-1]) or "the document"
     key = str(fault["loc"][-1]) if fault["loc"] else ""
     if fault["type"] == "extra_forbidden":
@@ -163,6 +164,20 @@ def _describe(
         return line, f"{dotted}: {message}" if dotted else message
     message = message[0].lower() + message[1:]
     return line, f"{dotted} is {fault['input']!r}, but {message}"
+
+
+def _written(value: Any, place: Place) -> Place:
+    """The part of a fault's place that stands in the document; pydantic adds names of its own."""
+    found: list[str | int] = []
+    for part in place:
+        inside = isinstance(value, dict) and part in value
+        if not inside and isinstance(value, list) and isinstance(part, int):
+            inside = part < len(value)
+        if not inside:
+            break
+        value = value[part]
+        found.append(part)
+    return tuple(found)
 
 
 def _fields(kind: Any, place: Place) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from edgekd.contracts import registry
 from edgekd.contracts.artifacts import publish_file
 from edgekd.contracts.recipe import Recipe, parse_recipe
-from edgekd.errors import CheckpointError
+from edgekd.errors import CheckpointError, OutputError
 from edgekd.train.students._base import Segmenter
 
 FORMAT = 1
@@ -24,6 +25,13 @@ _UNREADABLE = (
     LookupError, ValueError, AttributeError, TypeError,
 )  # fmt: skip
 ENCODER_FORMAT = 1
+#: mark of a file -> what it is, in words.
+KINDS = {
+    "edgekd_checkpoint": "it is a checkpoint of edgekd finetune",
+    "edgekd_encoder": "it is an encoder of edgekd distill",
+    "edgekd_distill": "edgekd distill --resume goes on from it; the encoder will be beside it, in "
+    "encoder.ckpt, when the run is done",
+}
 BEST_NAME = "best.ckpt"
 ENCODER_NAME = "encoder.ckpt"
 LAST_NAME = "last.ckpt"
@@ -69,10 +77,27 @@ def describe_student(model: Segmenter) -> dict[str, Any]:
     }
 
 
+def save_torch(value: dict[str, Any], path: Path) -> None:
+    """``torch.save`` to a file that appears whole.
+
+    Raises:
+        OutputError: it cannot be written; torch itself hides the system's reason.
+    """
+    with publish_file(path) as part:
+        try:
+            torch.save(value, part)
+        except RuntimeError as err:
+            free = shutil.disk_usage(part.parent).free / 2**20
+            raise OutputError(
+                f"{path} cannot be written ({free:.0f} MiB are free on its disk); make room, then "
+                "go on from the last checkpoint with --resume (or start again with --fresh where "
+                "there is none)"
+            ) from err
+
+
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint so that ``path`` appears whole or keeps what it had."""
-    with publish_file(path) as part:
-        torch.save({"edgekd_checkpoint": FORMAT, **asdict(checkpoint)}, part)
+    save_torch({"edgekd_checkpoint": FORMAT, **asdict(checkpoint)}, path)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -117,7 +142,7 @@ def read_torch(path: Path, mark: str, version: int, command: str) -> dict[str, A
         ) from err
     if not isinstance(value, dict) or mark not in value:
         known = [key for key in value if str(key).startswith("edgekd_")] if value else []
-        kind = f"it is a file of kind {known[0]}" if known else "it lacks its format mark"
+        kind = KINDS.get(known[0], known[0]) if known else "it lacks its format mark"
         raise CheckpointError(
             f"{path} is not what is needed here ({kind}); make one with: {command}"
         )
@@ -147,8 +172,7 @@ class EncoderCheckpoint:
 
 def save_encoder(path: Path, encoder: EncoderCheckpoint) -> None:
     """Write an encoder so that ``path`` appears whole or keeps what it had."""
-    with publish_file(path) as part:
-        torch.save({"edgekd_encoder": ENCODER_FORMAT, **asdict(encoder)}, part)
+    save_torch({"edgekd_encoder": ENCODER_FORMAT, **asdict(encoder)}, path)
 
 
 def load_encoder(path: Path) -> EncoderCheckpoint:

@@ -6,11 +6,13 @@ import contextlib
 import csv
 import fcntl
 import io
+import logging
 import math
 import os
 import resource
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -61,6 +63,36 @@ def together(work: Callable[[], Result]) -> Result:
     error = EdgeKDError(f"process {rank} of {len(found)} {text}")
     error.exit_code = code
     raise error
+
+
+@contextlib.contextmanager
+def quiet_launch() -> Iterator[None]:
+    """Without Fabric's banners of each process, and for good without a word on memory layouts that
+    DistributedDataParallel says once per process of 1 x 1 convolutions."""
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    logger = logging.getLogger("lightning_fabric")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say which file could not be written, and that nothing of the run is lost.
+
+    Raises:
+        OutputError: the disk is full, for example.
+    """
+    try:
+        yield
+    except OSError as err:
+        raise OutputError(
+            f"{path} cannot be written: {err.strerror or err}; make room, then go on from the last "
+            "checkpoint with --resume (or start again with --fresh where there is none)"
+        ) from err
 
 
 @contextlib.contextmanager
@@ -157,7 +189,8 @@ def check_normalization(model: Segmenter, spec: ImageInput) -> None:
     ):
         raise InputError(
             f"io.inputs[0] has mean {spec.mean} and std {spec.std}, but the weights of "
-            f"{model.name} were trained with mean {list(model.mean)} and std {list(model.std)}"
+            f"{model.name} were trained with mean {list(model.mean)} and std {list(model.std)}; "
+            "write these in the recipe"
         )
 
 
@@ -177,14 +210,15 @@ def check_finite(
     Raises:
         InputError: names what became what, and what to change.
     """
-    found = {f"the loss {name}": value for name, value in losses.items()}
+    found = {f"the loss {name}".removesuffix(" loss"): item for name, item in losses.items()}
     if norm is not None and precision != "fp16":
         found["the gradient"] = float(norm)
     for name, value in found.items():
         if not math.isfinite(value):
+            exact = "" if precision == "32" else f", or set {section}.precision: 32"
             raise InputError(
-                f"{name} became {value} at step {step}; lower {section}.lr, or use precision 32; "
-                "the last checkpoint is kept"
+                f"{name} became {value} at step {step}; lower {section}.lr{exact}; curves and log "
+                "of the run are kept, and so is its last checkpoint if there was one"
             )
 
 
@@ -226,7 +260,7 @@ class Curves:
         from tensorboardX import SummaryWriter
 
         self._columns = ["step", *columns]
-        path = out / "curves.csv"
+        self._path = path = out / "curves.csv"
         rows = [row for row in read_curves(path) if int(row["step"]) <= after] if after else []
         text = io.StringIO()
         writer = csv.DictWriter(text, self._columns, lineterminator="\n", extrasaction="ignore")
@@ -240,8 +274,9 @@ class Curves:
 
     def log(self, step: int, values: Mapping[str, float | str]) -> None:
         """Append a row; text goes to the CSV only."""
-        self._writer.writerow({"step": step, **values})
-        self._file.flush()
+        with writing(self._path):
+            self._writer.writerow({"step": step, **values})
+            self._file.flush()
         for name, value in values.items():
             if not isinstance(value, str):
                 self.tensorboard.add_scalar(name, value, step)

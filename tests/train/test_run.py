@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import resource
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from edgekd.errors import CheckpointError, EdgeKDError, EnvironmentLacksError, InputError
+from edgekd.errors import (
+    CheckpointError,
+    EdgeKDError,
+    EnvironmentLacksError,
+    InputError,
+    OutputError,
+)
+from edgekd.train.checkpoint import save_torch
 from edgekd.train.run import (
     Curves,
+    check_finite,
     fabric_precision,
     learning_rate,
     make_room,
@@ -151,3 +163,47 @@ def test_where_one_process_fails_all_end_and_the_first_says_why() -> None:
 def test_one_process_alone_raises_its_own_error() -> None:
     assert _work((), 0)[:2] == ("returned", "result 0")
     assert _work((0,), 0) == ("CheckpointError", 2, "the file is damaged")
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As on a full disk: a file cannot grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_names_the_file_and_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    save_torch({"step": torch.tensor(1)}, path)
+    with (
+        files_of_at_most(1 << 20),
+        pytest.raises(OutputError, match=r"last\.ckpt cannot be written"),
+    ):
+        save_torch({"step": torch.zeros(1 << 20)}, path)
+    assert int(torch.load(path, weights_only=True)["step"]) == 1
+    assert [item.name for item in tmp_path.iterdir()] == ["last.ckpt"]
+    curves = Curves(tmp_path, ["loss"])
+    with files_of_at_most(8), pytest.raises(OutputError, match=r"curves\.csv cannot .* --resume"):
+        curves.log(1, {"loss": 0.123456789})
+
+
+@pytest.mark.parametrize(
+    ("values", "norm", "precision", "said"),
+    [
+        ({"loss": math.nan}, 1.0, "32", "the loss became nan at step 7; lower distill.lr; "),
+        ({"kd": math.inf}, 1.0, "bf16", "the loss kd became inf .*, or set distill.precision: 32"),
+        ({"loss": 1.0}, math.nan, "32", "the gradient became nan"),
+    ],
+)
+def test_what_is_not_finite_is_named(
+    values: dict[str, float], norm: float, precision: str, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        check_finite(values, norm, 7, precision)
+    check_finite({"loss": 1.0}, math.inf, 7, "fp16")

@@ -15,10 +15,10 @@ Rules, which :attr:`UnlabeledSet.rules` repeats in words for the files at hand:
   crop's others (0 where there are none).
 * A file is drawn with probability in proportion to its area, counted up to that of 16 crops, so
   that one scene among many tiles is not all that is seen. The place in it is uniform.
-* Broken files are left out, counted and named; more than 5 % of them are refused. Small files and
-  those that cannot be read in part (PNG, JPEG, WebP, BMP) are decoded whole when the set is opened;
-  of large GeoTIFFs, windows on a grid are. What shows later counts too, and its crops are drawn
-  anew in a way that depends on nothing but the files.
+* Broken files, and files without any data, are left out, counted and named; more than 5 % of them
+  are refused. Small files and those that cannot be read in part (PNG, JPEG, WebP, BMP) are decoded
+  whole when the set is opened; of large GeoTIFFs, windows on a grid are. What shows later counts
+  too, and its crops are drawn anew in a way that depends on nothing but the files.
 """
 
 from __future__ import annotations
@@ -37,17 +37,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from edgekd.contracts.artifacts import canonical_json, read_text, sha256_bytes
+from edgekd.contracts.artifacts import canonical_json, sha256_bytes
 from edgekd.contracts.distill import JitterSpec, UnlabeledSpec
 from edgekd.contracts.imageio import BoolArray, Raster, UInt8Array, gdal_environment, open_quietly
 from edgekd.contracts.windows import Window
 from edgekd.errors import DatasetError, ImageError, InputError
+from edgekd.train.datasets._find import SEQUENTIAL, find_images
 from edgekd.train.datasets._recolour import draw_window, filled, recolour, resized, to_bytes, turned
 
-#: looked for in folders; a VRT only counts where it is named, because it repeats other files.
-_SEQUENTIAL = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_SUFFIXES = (".tif", ".tiff", ".jp2", *_SEQUENTIAL)
-_LISTS = (".txt", ".lst", ".list")
 _DTYPES = ("uint8", "uint16", "int16", "float32")
 #: files of at most this many pixels are decoded whole, and kept decoded up to CACHE_BYTES.
 _WHOLE_PX = 1024 * 1024
@@ -351,7 +348,7 @@ def open_unlabeled(
     say = log or (lambda line: None)
     named: dict[Path, tuple[str, Path]] = {}
     for root in roots:
-        for name, path in _find(Path(root)):
+        for name, path in find_images(Path(root)):
             named.setdefault(path.resolve(), (name, path))
     if not named:
         raise DatasetError("distill.data.roots is empty; name a folder with images")
@@ -371,61 +368,6 @@ def open_unlabeled(
     for rule in data.rules:
         say(rule)
     return data
-
-
-def _find(root: Path) -> list[tuple[str, Path]]:
-    """Name and path of every image at ``root``, in the order of names."""
-    try:
-        if root.is_dir():
-            found = sorted((path.relative_to(root).as_posix(), path) for path in _walk(root))
-        elif not root.exists():
-            raise InputError(f"{root} does not exist; correct distill.data.roots")
-        elif root.suffix.lower() in _LISTS:
-            found = list(_listed(root))
-        elif root.suffix.lower() in (*_SUFFIXES, ".vrt"):
-            return [(root.name, root)]
-        else:
-            raise InputError(
-                f"{root} is neither a folder, nor an image ({', '.join(_SUFFIXES)}, .vrt), nor a "
-                f"list of images ({', '.join(_LISTS)}); correct distill.data.roots"
-            )
-    except OSError as err:
-        raise InputError(f"{err.filename or root} cannot be searched: {err.strerror}") from err
-    if not found:
-        raise DatasetError(
-            f"{root} holds no image ({', '.join(_SUFFIXES)}); correct distill.data.roots"
-        )
-    return found
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    def stop(err: OSError) -> None:
-        raise err
-
-    seen = set()
-    for place, folders, names in os.walk(folder, onerror=stop, followlinks=True):
-        real = Path(place).resolve()
-        # a link back to a folder above would never end
-        folders[:] = [] if real in seen else [name for name in folders if name[0] != "."]
-        for name in () if real in seen else names:
-            if name[0] != "." and name.lower().endswith(_SUFFIXES):
-                yield Path(place, name)
-        seen.add(real)
-
-
-def _listed(path: Path) -> Iterator[tuple[str, Path]]:
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        text = line.strip()
-        if not text or text.startswith("#"):
-            continue
-        entry = path.parent / text
-        if not entry.exists():
-            raise InputError(f"{path} line {number}: {entry} does not exist; correct the list")
-        if entry.suffix.lower() in _LISTS:
-            raise InputError(f"{path} line {number}: a list may not name another list")
-        inside = _find(entry)
-        for name, file in inside:
-            yield (f"{text}/{name}" if entry.is_dir() else text), file
 
 
 def _open(path: Path) -> Raster:
@@ -450,16 +392,21 @@ def _inspect(path: Path, name: str, spec: UnlabeledSpec, channels: int) -> _File
                 f"gdal_translate -ot UInt16 {path.name} converted.tif"
             )
         area = raster.height * raster.width
-        sequential = path.suffix.lower() in _SEQUENTIAL
+        sequential = path.suffix.lower() in SEQUENTIAL
         whole = area <= (_WHOLE_SEQUENTIAL_PX if sequential else _WHOLE_PX)
         asked = spec.range is None and dtype != "uint8"
         sample = [
             _valid_values(raster, window, bands)
             for window in _probes(raster.height, raster.width, whole, asked)
         ]
+        if not whole and not any(len(part) for part in sample):  # look closer before saying so
+            windows = _probes(raster.height, raster.width, whole, many=True)
+            sample = [_valid_values(raster, window, bands) for window in windows]
+        if not any(len(part) for part in sample):
+            raise ImageError(f"{path} holds no pixel with data where it was looked at")
         low, high = spec.range or (0.0, 255.0)
         if asked:
-            low, high = _percentiles(path, sample)
+            low, high = _percentiles(sample)
     shape = (raster.height, raster.width, raster.count)
     return _File(path, name, path.stat().st_size, *shape, dtype, tuple(bands), low, high, whole)
 
@@ -536,11 +483,8 @@ def _valid_values(raster: Raster, window: Window, bands: Sequence[int]) -> npt.N
     return values.reshape(-1, len(bands)) if valid is None else values[valid[::step, ::step]]
 
 
-def _percentiles(path: Path, sample: list[npt.NDArray[Any]]) -> tuple[float, float]:
-    values = np.concatenate(sample)
-    if values.size == 0:
-        raise ImageError(f"{path} holds no pixel with data where it was looked at")
-    low, high = (float(value) for value in np.percentile(values, [2, 98]))
+def _percentiles(sample: list[npt.NDArray[Any]]) -> tuple[float, float]:
+    low, high = (float(value) for value in np.percentile(np.concatenate(sample), [2, 98]))
     return (low, high) if low < high else (low, low + 1.0)
 
 
@@ -570,7 +514,7 @@ def _rules(
     area = sum(file.height * file.width for file in files) / 1e6
     scaled = [file for file in files if file.dtype != "uint8"]
     single = [file for file in files if len(file.bands) < channels]
-    slow = [f for f in files if not f.whole and f.path.suffix.lower() in _SEQUENTIAL]
+    slow = [f for f in files if not f.whole and f.path.suffix.lower() in SEQUENTIAL]
     yield (
         f"images: {len(files)} with {area:.1f} megapixels; each is drawn in proportion to its "
         f"area, counted up to {AREA_CROPS} crops of {crop_px} px"

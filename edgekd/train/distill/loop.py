@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from edgekd.contracts import registry
-from edgekd.contracts.artifacts import canonical_json, publish_file, sha256_bytes, write_json
+from edgekd.contracts.artifacts import canonical_json, sha256_bytes, write_json
 from edgekd.contracts.recipe import Recipe
 from edgekd.errors import CheckpointError, InputError
 from edgekd.train.checkpoint import (
@@ -34,6 +34,7 @@ from edgekd.train.checkpoint import (
     describe_student,
     read_torch,
     save_encoder,
+    save_torch,
 )
 from edgekd.train.datasets.unlabeled import Crop, UnlabeledCrops, UnlabeledSet, open_unlabeled
 from edgekd.train.distill.feeding import BrokenFiles, Numbers, next_batch
@@ -52,7 +53,9 @@ from edgekd.train.run import (
     make_room,
     only_one,
     peak_memory_mib,
+    quiet_launch,
     together,
+    writing,
 )
 
 #: called with (step, steps, text) after every step
@@ -124,6 +127,13 @@ def distill(
             f"{started} processes were started (WORLD_SIZE), and --devices x --nodes is 1; give "
             "--devices PROCESSES_PER_NODE and --nodes NODES, as the launcher has them"
         )
+    if nodes > 1 and started == 1 and "SLURM_NTASKS" not in os.environ:
+        raise InputError(
+            f"--nodes is {nodes} and neither torchrun nor SLURM started this process: the others "
+            f"would never come; on every node type: torchrun --nnodes {nodes} --nproc-per-node "
+            f"{devices} --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m edgekd distill RECIPE "
+            f"--nodes {nodes} --devices {devices}"
+        )
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,
@@ -131,7 +141,8 @@ def distill(
         strategy="ddp" if devices * nodes > 1 else "auto",
         precision=fabric_precision(spec.precision, accelerator, "distill.precision"),
     )
-    fabric.launch()
+    with quiet_launch():
+        fabric.launch()
     with contextlib.ExitStack() as stack:
         hold = only_one(out) if fabric.is_global_zero else contextlib.nullcontext()
         together(lambda: stack.enter_context(hold))
@@ -205,7 +216,7 @@ class _Run:
             self._early.append(text)
             return
         self.out.mkdir(parents=True, exist_ok=True)
-        with (self.out / "log.txt").open("a", encoding="utf-8") as stream:
+        with writing(path := self.out / "log.txt"), path.open("a", encoding="utf-8") as stream:
             stream.write(text + "\n")
         if self._say is not None:
             self._say(text)
@@ -275,6 +286,8 @@ class _Run:
         early, self._early = self._early or [], None
         for line in early:
             self.log(line)
+        if unused := self.spec.unused():
+            self.log(f"set and not used by method {self.spec.method}: {', '.join(unused)}")
         for teacher in self.teachers:
             for line in teacher.report:
                 self.log(f"teacher {teacher.name}: {line}")
@@ -353,8 +366,7 @@ class _Run:
             "seconds": self.seconds,
             "losses": self.last,
         }
-        with publish_file(self.out / LAST_NAME) as part:
-            torch.save(state, part)
+        save_torch(state, self.out / LAST_NAME)
 
     def _restore(self) -> None:
         path = self.out / LAST_NAME
@@ -539,7 +551,9 @@ class _Run:
         for side, features in seen.items():
             spread, rank = feature_std(features), effective_rank(features)
             row |= {f"{side}_std": spread, f"{side}_rank": rank}
-            warning = self.watch.update(self.step, side, spread, rank)
+            # A frozen teacher cannot collapse; it is mask_cdkd's that learns along.
+            learns = side == "student" or self.method.staged
+            warning = self.watch.update(self.step, side, spread, rank) if learns else None
             if warning:
                 self.log(f"warning: {warning}")
         row["lr"] = rate

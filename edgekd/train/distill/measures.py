@@ -7,6 +7,7 @@ give them. Maps ``(N, C, h, w)`` have to be permuted first.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ PROJECTORS = ("linear", "mlp")
 COLLAPSED_PART = 0.1
 #: ... for the rank only if it is also below this: good features may well lose rank as they learn.
 COLLAPSED_RANK = 4.0
+#: measurements that their median is taken of.
+COLLAPSED_OVER = 5
 #: features that vary less than this part of their size do not vary at all (float32 rounding).
 CONSTANT = 1e-6
 
@@ -186,14 +189,16 @@ def effective_rank(features: Tensor, tokens: int = 1024) -> float:
 class CollapseWatch:
     """Remembers the largest deviation and rank of every feature, and says when they are lost.
 
-    A feature has collapsed when its standard deviation falls below 10 % of the largest seen
-    (all tokens become equal), or its effective rank below 10 % of the largest seen and below 4
-    (tokens differ along a few directions only; a rank that was never above 10 cannot fall so
-    far), or when one of the two is not finite. Bidirectional distillation can end there: a
-    constant teacher is easy to follow.
+    Both are taken as the median of the last five measurements, for single batches of plain images
+    have little deviation. A feature has collapsed when its standard deviation falls below 10 % of
+    the largest seen (all tokens become equal), or its effective rank below 10 % of the largest
+    seen and below 4 (tokens differ along a few directions only; a rank that was never above 10
+    cannot fall so far), or when one of the two is not finite. It is said once, and again after it
+    had recovered. Bidirectional distillation can end there: a constant teacher is easy to follow.
     """
 
     def __init__(self) -> None:
+        self._last: dict[str, list[tuple[float, float]]] = {}
         self._largest: dict[str, tuple[float, float]] = {}
         self._warned: set[str] = set()
 
@@ -206,20 +211,26 @@ class CollapseWatch:
             std: :func:`feature_std`. rank: :func:`effective_rank`.
 
         Returns:
-            One sentence with the reason, the first time that this feature has collapsed; else
-            None.
+            One sentence with the reason when this feature has collapsed and that was not said
+            yet; else None.
         """
-        most_std, most_rank = self._largest.get(name, (0.0, 0.0))
         reason = None
         if not (math.isfinite(std) and math.isfinite(rank)):
             reason = f"its values are not finite (deviation {std}, effective rank {rank})"
         else:
-            most_std, most_rank = max(most_std, std), max(most_rank, rank)
-            self._largest[name] = (most_std, most_rank)
-            if std < COLLAPSED_PART * most_std:
-                reason = f"its deviation over tokens fell from {most_std:.3g} to {std:.3g}"
-            elif rank < min(COLLAPSED_PART * most_rank, COLLAPSED_RANK):
-                reason = f"its effective rank fell from {most_rank:.3g} to {rank:.3g}"
+            last = [*self._last.get(name, []), (std, rank)][-COLLAPSED_OVER:]
+            self._last[name] = last
+            if len(last) == COLLAPSED_OVER:
+                std, rank = (statistics.median(values) for values in zip(*last, strict=True))
+                most_std, most_rank = self._largest.get(name, (0.0, 0.0))
+                most_std, most_rank = max(most_std, std), max(most_rank, rank)
+                self._largest[name] = (most_std, most_rank)
+                if std < COLLAPSED_PART * most_std:
+                    reason = f"its deviation over tokens fell from {most_std:.3g} to {std:.3g}"
+                elif rank < min(COLLAPSED_PART * most_rank, COLLAPSED_RANK):
+                    reason = f"its effective rank fell from {most_rank:.3g} to {rank:.3g}"
+                elif std > 2 * COLLAPSED_PART * most_std:
+                    self._warned.discard(name)
         if reason is None or name in self._warned:
             return None
         self._warned.add(name)
@@ -228,6 +239,7 @@ class CollapseWatch:
     def state_dict(self) -> dict[str, Any]:
         """Plain values, exact through JSON."""
         return {
+            "last": {name: [list(pair) for pair in pairs] for name, pairs in self._last.items()},
             "largest": {name: list(values) for name, values in self._largest.items()},
             "warned": sorted(self._warned),
         }
@@ -244,12 +256,16 @@ class CollapseWatch:
                 for name, (std, rank) in state["largest"].items()
             }
             warned = {str(name) for name in state["warned"]}
+            last = {
+                str(name): [(float(std), float(rank)) for std, rank in pairs]
+                for name, pairs in state["last"].items()
+            }
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"this is not the state of a collapse watch ({type(error).__name__}: {error}); "
-                "expected largest and warned"
+                "expected last, largest and warned"
             ) from error
-        self._largest, self._warned = largest, warned
+        self._largest, self._warned, self._last = largest, warned, last
 
 
 def _over_ranks(values: Tensor) -> Tensor:

@@ -49,7 +49,10 @@ def read_state(path: Path, where: str) -> dict[str, Tensor]:
         CheckpointError: missing, damaged, or no state dict.
     """
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist; get the weights from {where}")
+        raise CheckpointError(
+            f"{path} does not exist; get the weights from {where}, and give their place in the "
+            "recipe or with --set teachers.0.weights=FILE"
+        )
     if not path.is_dir():
         return _read_file(path)
     for name in FOLDER_FILES:

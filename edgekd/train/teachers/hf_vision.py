@@ -16,6 +16,7 @@ give another value.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import logging
 import math
@@ -61,28 +62,25 @@ class HfVision(Teacher):
 
     Args:
         model: its ``forward`` takes ``pixel_values`` and gives hidden states.
-        taps: layout of each, from 1.
-        side_multiple: sides must be multiples of this many pixels.
-        only_side: the one side that the model takes, px; 0 where it takes any.
+        measured: what a small image told about it.
         places: tap -> name of the module that it comes out of, and its layout there.
     """
 
     def __init__(
         self,
         model: Any,
-        taps: dict[int, Tap],
-        side_multiple: int,
-        only_side: int,
+        measured: Measured,
         places: dict[int, tuple[str, Tap]],
     ) -> None:
         super().__init__()
         self.model = model
+        taps = measured.taps
         self.taps, self.places = taps, places
         self.name, self.variant = "hf_vision", str(model.config.model_type)
         self.channels = {number: tap.channels for number, tap in taps.items()}
         self.strides = {number: tap.stride for number, tap in taps.items()}
-        self.side_multiple = side_multiple
-        self.only_side = only_side
+        self.side_multiple = measured.multiple
+        self.only_side, self.least_side = measured.only_side, measured.least_side
         self.report = []
 
     def features(self, image: Tensor, taps: Sequence[int]) -> list[Tensor]:
@@ -99,6 +97,11 @@ class HfVision(Teacher):
             raise InputError(
                 f"teacher hf_vision ({self.variant}) takes {self.only_side} x {self.only_side} px "
                 f"only, received {height} x {width} px; set distill.crop_px: {self.only_side}"
+            )
+        if min(height, width) < self.least_side:
+            raise InputError(
+                f"teacher hf_vision ({self.variant}) takes sides of {self.least_side} px or more, "
+                f"received {height} x {width} px; raise distill.crop_px"
             )
         if taps[-1] < max(self.taps) and all(tap in self.places for tap in taps):
             outputs = self._until(image, taps)
@@ -254,12 +257,26 @@ def _layout(state: Tensor, height: int, width: int, patch: int) -> Tap:
     )
 
 
-def measure(model: Any) -> tuple[dict[int, Tap], int, int, tuple[int, int]]:
-    """Run a small image and look at what comes out.
+class Measured(NamedTuple):
+    """What a small image told about a model; sides in pixels.
 
-    Returns:
-        Layout of each tap, the number of pixels of which sides must be multiples, the only side
-        that the model takes (0: any), and height and width of the image that passed, px.
+    Attributes:
+        taps: layout of each.
+        multiple: sides must be multiples of it.
+        only_side: the one side that the model takes; 0 where it takes any.
+        least_side: smaller sides do not pass.
+        size: height and width of the image that passed.
+    """
+
+    taps: dict[int, Tap]
+    multiple: int
+    only_side: int
+    least_side: int
+    size: tuple[int, int]
+
+
+def measure(model: Any) -> Measured:
+    """Run a small image and look at what comes out; larger ones where it does not pass.
 
     Raises:
         InputError: no image of a plain size passes, or the states are no maps.
@@ -269,19 +286,29 @@ def measure(model: Any) -> tuple[dict[int, Tap], int, int, tuple[int, int]]:
     image_side = _side(getattr(config, "image_size", 0))
     small = 16 * patch if patch else 64
     first = ""
-    for height, width in ((small, 2 * small), (image_side, image_side)):
+    for height, width in ((small, 2 * small), (image_side, 2 * image_side), (image_side,) * 2):
         if not height:
             continue
         try:
+            # A copy: some models (Swin) change themselves when an image is too small for them.
+            tried = copy.deepcopy(model)
             with torch.no_grad():
-                states = hidden_states(model, torch.zeros(1, 3, height, width))
+                states = hidden_states(tried, torch.zeros(1, 3, height, width))
         except _MODEL_ERRORS as err:
             first = first or " ".join(str(err).split())[:160]
             continue
         taps = layouts(states, height, width, patch)
         multiple = max(tap.stride for tap in taps.values())
-        return taps, multiple, height if height == width else 0, (height, width)
-    raise InputError(f"an image of {small} x {2 * small} px does not pass: {first}")
+        only = height if height == width else 0
+        least = 1 if height == small else height
+        return Measured(taps, multiple, only, least, (height, width))
+    vision = (
+        "; it is a model of images and text: save the part for images alone, e.g. "
+        "CLIPVisionModel.from_pretrained(FOLDER).save_pretrained(OTHER)"
+        if hasattr(config, "vision_config")
+        else ""
+    )
+    raise InputError(f"an image of {small} x {2 * small} px does not pass: {first}{vision}")
 
 
 def _side(value: Any) -> int:
@@ -326,14 +353,18 @@ def normalisation(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the table of missing keys that transformers logs; ``report`` has them."""
+    """Without the bars and the table of missing keys that transformers shows; ``report`` has it."""
+    shown = require("transformers.utils.logging", "train", "read the folder of teacher hf_vision")
     logger = logging.getLogger("transformers")
-    level = logger.level
+    level, bars = logger.level, shown.is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)
+    shown.disable_progress_bar()
     try:
         yield
     finally:
         logger.setLevel(level)
+        if bars:
+            shown.enable_progress_bar()
 
 
 def load(folder: Path, report: list[str]) -> tuple[Any, dict[str, Tensor]]:
@@ -447,12 +478,12 @@ def build(variant: str | None, weights: str | Path) -> HfVision:
     if getattr(config, "num_channels", 3) != 3:
         raise InputError(f"{folder}: the model takes {config.num_channels} channels instead of 3")
     try:
-        taps, multiple, only_side, size = measure(model)
+        found = measure(model)
     except InputError as err:
         raise InputError(f"{folder} ({config.model_type}) cannot be a teacher: {err}") from err
-    report += check_missing(model, missing, taps, size, folder)
+    report += check_missing(model, missing, found.taps, found.size, folder)
     refuse_not_finite(model.state_dict(), str(folder))
-    teacher = HfVision(model, taps, multiple, only_side, places(model, taps, size))
+    teacher = HfVision(model, found, places(model, found.taps, found.size))
     teacher.mean, teacher.std = normalisation(folder, report)
     teacher.report = report
     settings = {

@@ -18,7 +18,7 @@ On a grid other than the one of 1024 x 1024 pixels the absolute positions are in
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +76,16 @@ RENAMED = (
     (re.compile(r"^neck\.1\."), "neck.layer_norm1."),
     (re.compile(r"^neck\.2\."), "neck.conv2."),
     (re.compile(r"^neck\.3\."), "neck.layer_norm2."),
+)
+# And back, to name what a file of Meta lacks.
+TO_META = (
+    (re.compile(r"^patch_embed\.projection\."), "patch_embed.proj."),
+    (re.compile(r"^layers\.(\d+)\.layer_norm(\d)\."), r"blocks.\1.norm\2."),
+    (re.compile(r"^layers\."), "blocks."),
+    (re.compile(r"^neck\.conv1\."), "neck.0."),
+    (re.compile(r"^neck\.layer_norm1\."), "neck.1."),
+    (re.compile(r"^neck\.conv2\."), "neck.2."),
+    (re.compile(r"^neck\.layer_norm2\."), "neck.3."),
 )
 
 
@@ -304,18 +314,22 @@ def container(variant: str) -> Any:
         return library.SamVisionEncoder(config)
 
 
-def sorted_out(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def sorted_out(
+    state: dict[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
     """The image encoder's tensors under the names of transformers, and a word on all others.
 
     Args:
         state: as stored: Meta's names or those of transformers, with the encoder's prefix or bare.
 
     Returns:
-        Name -> tensor, and one counted line for each part that was left out.
+        Name -> tensor, name -> name in the file, and one counted line for each part that was left
+        out.
     """
     prefixes = [p for p in ENCODERS if any(key.startswith(p) for key in state)]
     prefix = prefixes[0] if prefixes else ""
     inside: dict[str, Tensor] = {}
+    original: dict[str, str] = {}
     outside: dict[str, int] = {}
     for key, value in state.items():
         part = key.split(".")[0]
@@ -325,13 +339,13 @@ def sorted_out(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         name = key[len(prefix) :]
         for pattern, new in RENAMED:
             name = pattern.sub(new, name)
-        inside[name] = value
+        inside[name], original[name] = value, key
     report = [
         f"{part}: {count} tensors left out, "
         + ("not needed for features" if part in LEFT_OUT else "no part of SAM")
         for part, count in sorted(outside.items())
     ]
-    return inside, report
+    return inside, original, report
 
 
 def described(dim: int, depth: int) -> str:
@@ -341,27 +355,47 @@ def described(dim: int, depth: int) -> str:
     return f"{called[known[0]] if known else 'an encoder'} ({depth} blocks, width {dim})"
 
 
+def _in_the_file(name: str, original: Mapping[str, str]) -> str:
+    """What a parameter is called in the file, or would be."""
+    if name in original:
+        return original[name]
+    metas = any("blocks." in other for other in original.values())
+    prefixes = [p for p in ENCODERS if any(other.startswith(p) for other in original.values())]
+    if metas:
+        for pattern, new in TO_META:
+            name = pattern.sub(new, name)
+    return (prefixes[0] if prefixes else "") + name
+
+
 def _several(names: Iterable[str]) -> str:
     listed = sorted(names)
     return f"{len(listed)} ({', '.join(listed[:3])}{', …' if len(listed) > 3 else ''})"
 
 
 def check_fits(
-    own: dict[str, Tensor], given: dict[str, Tensor], variant: str, path: Path, first: str
+    own: dict[str, Tensor],
+    given: dict[str, Tensor],
+    original: Mapping[str, str],
+    variant: str,
+    path: Path,
+    first: str,
 ) -> None:
     """Raise unless ``given`` are exactly the parameters ``own`` of a variant.
 
     Args:
+        original: name -> name in the file.
         first: a key as stored, to show where the file is no image encoder at all.
 
     Raises:
-        CheckpointError: of another size, or names and counts of what does not fit.
+        CheckpointError: of another size, or names and counts of what does not fit; its cause names
+            every one.
     """
     embed = given.get("patch_embed.projection.weight")
     blocks = {int(m[1]) for key in given if (m := re.match(r"layers\.(\d+)\.", key))}
     if embed is None and not blocks:
         raise CheckpointError(
-            f"{path} holds no image encoder of SAM (its first tensor is {first or 'missing'}); "
+            f"{path} holds no image encoder of SAM "
+            f"({f'its first tensor is {first}' if first else 'it holds no tensors'}); "
             f"get the weights from {where(variant)}"
         )
     size = SIZES[variant]
@@ -374,17 +408,24 @@ def check_fits(
                 f"{path.name} holds {described(*found)}, the recipe asks for {variant} "
                 f"({size.depth} blocks, width {size.dim}){hint}"
             )
-    faults = {
+    names = {
         "missing": own.keys() - given.keys(),
         "unexpected": given.keys() - own.keys(),
         "of another shape": {k for k in own.keys() & given if own[k].shape != given[k].shape},
     }
-    said = ", ".join(f"{_several(names)} {kind}" for kind, names in faults.items() if names)
-    if said:
+    faults = {
+        kind: [_in_the_file(name, original) for name in sorted(found)]
+        for kind, found in names.items()
+        if found
+    }
+    if faults:
+        said = ", ".join(f"{_several(found)} {kind}" for kind, found in faults.items())
+        many = any(len(found) > 3 for found in faults.values())
+        every = "\n".join(f"{kind}: {name}" for kind, found in faults.items() for name in found)
         raise CheckpointError(
             f"{path} does not fit the image encoder of SAM {variant}: {said}; every parameter must "
-            "fit, or the features are noise"
-        )
+            f"fit, or the features are noise{' (--debug names them all)' if many else ''}"
+        ) from LookupError(every)
 
 
 def where(variant: str) -> str:
@@ -420,9 +461,10 @@ def build(variant: str | None, weights: str | Path) -> SamEncoder:
     else:
         path = Path(weights)
         state = read_state(path, where(variant))
-        given, report = sorted_out(state)
+        given, original, report = sorted_out(state)
         encoder = container(variant)
-        check_fits(encoder.state_dict(), given, variant, path, next(iter(state), ""))
+        first = next(iter(state), "")
+        check_fits(encoder.state_dict(), given, original, variant, path, first)
         refuse_not_finite(given, str(path))
         encoder = encoder.to_empty(device="cpu")
         encoder.load_state_dict(given, strict=True)  # copies, so the file may go away

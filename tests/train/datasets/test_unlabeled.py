@@ -270,6 +270,28 @@ def test_a_flat_file_and_one_without_any_data(tmp_path: Path) -> None:
         opened(empty)
 
 
+def test_an_8_bit_file_without_any_data_is_left_out_and_named(tmp_path: Path) -> None:
+    tiles(tmp_path / "t", 30)
+    nothing = np.zeros((48, 48, 3), np.uint8)
+    write_raster(tmp_path / "t" / "void.tif", nothing, nodata=0)
+    lines: list[str] = []
+    data = open_unlabeled([tmp_path / "t"], spec(), 32, log=lines.append)
+    assert len(data) == 30 and [path.name for path, _ in data.broken] == ["void.tif"]
+    assert any("void.tif holds no pixel with data" in line for line in lines)
+    assert len(opened(write_raster(tmp_path / "dark.tif", nothing))) == 1, "black is data here"
+
+
+def test_a_large_file_with_data_in_one_corner_only_is_whole(tmp_path: Path) -> None:
+    """Nine looks miss it, sixty-four do not."""
+    image = np.zeros((1500, 1500, 3), np.uint8)
+    image[200:260, 200:260] = 90
+    path = write_raster(tmp_path / "a.tif", image, nodata=0, tiled=True)
+    assert len(opened(path)) == 1
+    empty = write_raster(tmp_path / "b.tif", np.zeros_like(image), nodata=0, tiled=True)
+    with pytest.raises(DatasetError, match="b.tif holds no pixel with data"):
+        opened(empty)
+
+
 @pytest.mark.parametrize("dtype", ["int32", "uint32", "float64", "int8", "complex64"])
 def test_other_types_are_refused(tmp_path: Path, dtype: str) -> None:
     path = write_raster(tmp_path / "a.tif", np.ones((40, 40, 3), dtype))

@@ -464,3 +464,36 @@ def test_processes_that_a_launcher_started_are_not_ignored(
 def test_a_loss_that_is_no_number_stops_the_run(tiles: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the loss \w+ became .* at step"):
         run(distill_values("mae", lr=1e30, grad_clip=1e30, steps=20), tiles, tmp_path)
+
+
+def test_nodes_without_a_launcher_are_refused_at_once(tiles: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="neither torchrun nor SLURM .* torchrun --nnodes 2"):
+        run(distill_values(), tiles, tmp_path, nodes=2)
+
+
+def test_what_a_method_does_not_look_at_is_said(tiles: Path, tmp_path: Path) -> None:
+    values = distill_values("feature", adapter={"gate": "sum"}, detach_teacher=True, steps=1)
+    run(values, tiles, tmp_path)
+    log = (tmp_path / "log.txt").read_text()
+    line = next(line for line in log.splitlines() if line.startswith("set and not used by "))
+    assert {"distill.adapter", "distill.detach_teacher"} <= {*line.replace(",", "").split()}
+    run(distill_values(adapter={"gate": "sum"}, steps=1), tiles, tmp_path / "used")
+    assert "not used" not in (tmp_path / "used" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("method", "watched"), [("mask_cdkd", ["student", "teacher"]), ("feature", ["student"])]
+)
+def test_only_what_learns_is_watched_for_collapse(
+    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, watched: list[str]
+) -> None:
+    names: set[str] = set()
+    original = loop.CollapseWatch.update
+
+    def keep(self: Any, step: int, name: str, std: float, rank: float) -> str | None:
+        names.add(name)
+        return original(self, step, name, std, rank)
+
+    monkeypatch.setattr(loop.CollapseWatch, "update", keep)
+    run(distill_values(method, steps=2), tiles, tmp_path)
+    assert sorted(names) == watched

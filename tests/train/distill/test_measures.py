@@ -11,6 +11,7 @@ import torch
 
 from edgekd.errors import InputError
 from edgekd.train.distill.measures import (
+    COLLAPSED_OVER,
     CollapseWatch,
     Projector,
     TeacherNorm,
@@ -211,15 +212,30 @@ def test_effective_rank_without_variation_or_numbers():
     assert math.isnan(effective_rank(torch.full((2, 4), math.nan)))
 
 
-def test_the_watch_warns_once_with_the_reason():
+def shown(watch, name, std, rank, step=0, times=COLLAPSED_OVER):
+    """The same measurement several times; the first warning."""
+    said = [watch.update(step, name, std, rank) for _ in range(times)]
+    return next((text for text in said if text), None)
+
+
+def test_the_watch_warns_once_with_the_reason_and_again_after_a_recovery():
     watch = CollapseWatch()
-    assert watch.update(1, "teacher block 6", 2.0, 30.0) is None
-    assert watch.update(2, "teacher block 6", 0.21, 30.0) is None
-    warning = watch.update(3, "teacher block 6", 0.19, 30.0)
+    assert shown(watch, "teacher block 6", 2.0, 30.0) is None
+    assert shown(watch, "teacher block 6", 0.21, 30.0) is None
+    warning = shown(watch, "teacher block 6", 0.19, 30.0, step=3)
     assert warning == (
         "step 3: teacher block 6 has collapsed: its deviation over tokens fell from 2 to 0.19"
     )
-    assert watch.update(4, "teacher block 6", 0.01, 1.0) is None
+    assert shown(watch, "teacher block 6", 0.01, 1.0) is None
+    assert shown(watch, "teacher block 6", 1.0, 30.0) is None
+    assert "has collapsed" in shown(watch, "teacher block 6", 0.1, 30.0, step=9)
+
+
+def test_a_batch_of_plain_images_is_no_collapse():
+    watch = CollapseWatch()
+    for step in range(40):
+        plain = step % 5 in (1, 2)
+        assert watch.update(step, "student", 0.01 if plain else 1.0, 2.0 if plain else 40) is None
 
 
 @pytest.mark.parametrize(
@@ -235,8 +251,8 @@ def test_the_watch_warns_once_with_the_reason():
 )
 def test_the_watch_and_the_rank(most, now, warns):
     watch = CollapseWatch()
-    watch.update(0, "student", 1.0, most)
-    warning = watch.update(7, "student", 1.0, now)
+    shown(watch, "student", 1.0, most)
+    warning = shown(watch, "student", 1.0, now, step=7)
     assert (warning is not None) == warns
     if warning:
         assert warning.startswith("step 7: student has collapsed: its effective rank fell")
@@ -244,30 +260,31 @@ def test_the_watch_and_the_rank(most, now, warns):
 
 def test_the_watch_keeps_names_apart():
     watch = CollapseWatch()
-    watch.update(0, "a", 1.0, 10.0)
-    assert watch.update(0, "b", 0.01, 10.0) is None
-    assert watch.update(1, "a", 0.01, 10.0)
-    assert watch.update(1, "b", 0.0001, 10.0)
+    shown(watch, "a", 1.0, 10.0)
+    assert shown(watch, "b", 0.01, 10.0) is None
+    assert shown(watch, "a", 0.01, 10.0)
+    assert shown(watch, "b", 0.0001, 10.0)
 
 
 def test_the_watch_and_what_is_not_finite():
     watch = CollapseWatch()
-    watch.update(0, "a", 1.0, 10.0)
-    assert "not finite" in watch.update(1, "a", math.nan, 10.0)
-    watch.update(0, "b", 1.0, 10.0)
+    shown(watch, "a", 1.0, 10.0)
+    assert "not finite" in watch.update(1, "a", math.nan, 10.0), "at once"
+    shown(watch, "b", 1.0, 10.0)
     assert "not finite" in watch.update(1, "b", math.inf, 10.0)
     assert watch.state_dict()["largest"]["b"] == [1.0, 10.0]
 
 
 def test_the_watch_survives_a_checkpoint():
     watch = CollapseWatch()
-    watch.update(0, "a", 1.0, 10.0)
-    watch.update(0, "b", 1.0, 10.0)
-    assert watch.update(1, "a", 0.01, 10.0)
+    shown(watch, "a", 1.0, 10.0)
+    shown(watch, "b", 1.0, 10.0)
+    assert shown(watch, "a", 0.01, 10.0)
+    shown(watch, "b", 0.01, 10.0, times=2)
     other = CollapseWatch()
     other.load_state_dict(json.loads(json.dumps(watch.state_dict())))
     assert other.state_dict() == watch.state_dict()
-    assert other.update(2, "a", 0.001, 10.0) is None  # warned before
-    assert other.update(2, "b", 0.01, 10.0)  # the largest is remembered
+    assert shown(other, "a", 0.001, 10.0) is None  # warned before
+    assert other.update(2, "b", 0.01, 10.0)  # the third of five; the largest is remembered
     with pytest.raises(InputError, match="not the state of a collapse watch"):
-        other.load_state_dict({"largest": {"a": [1.0]}, "warned": []})
+        other.load_state_dict({"last": {}, "largest": {"a": [1.0]}, "warned": []})

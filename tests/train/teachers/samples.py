@@ -31,17 +31,18 @@ def save_model(folder: Path, kind: str, seed: int = 0, **changes: Any) -> Any:
         "Dinov2WithRegisters": {"image_size": 56, "patch_size": 14, "num_hidden_layers": 2},
         "ConvNextV2": {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 2, 1]},
         "Swin": {"image_size": 64, "embed_dim": 8, "depths": [1, 2, 1], "num_heads": [1, 2, 4]},
+        "Swin4": {"image_size": 128, "embed_dim": 8, "depths": [1] * 4, "num_heads": [1, 1, 2, 2]},
     }
     options = {**small[kind], **changes}
     if "embed_dim" not in options and "depths" not in options:
         options |= {"hidden_size": 24, "num_attention_heads": 2, "intermediate_size": 48}
-    if kind == "Swin":
+    if kind.startswith("Swin"):
         options |= {"window_size": 4}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = getattr(transformers, kind + "Model")(
-            getattr(transformers, kind + "Config")(**options)
-        ).eval()
+        name = kind.rstrip("4")
+        config = getattr(transformers, name + "Config")(**options)
+        model = getattr(transformers, name + "Model")(config).eval()
         for value in model.parameters():  # the usual small values hide mistakes
             value.data += 0.1 * torch.randn(value.shape)
     model.save_pretrained(folder)

@@ -25,6 +25,7 @@ KINDS: dict[str, tuple[list[int], list[int], int]] = {
     "Dinov2WithRegisters": ([14, 14], [24] * 2, 5),
     "ConvNextV2": ([4, 8, 16, 32], [8, 12, 16, 24], 0),
     "Swin": ([8, 16, 16], [16, 32, 32], 0),
+    "Swin4": ([8, 16, 32, 32], [16, 32, 64, 64], 0),
 }
 
 
@@ -39,6 +40,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def picture(teacher: hf_vision.HfVision, rows: int = 2, columns: int = 3) -> torch.Tensor:
     side = teacher.side_multiple * (4 if teacher.side_multiple < 32 else 2)
+    side *= max(1, teacher.least_side // (side * min(rows, columns)) + 1)
     generator = torch.Generator().manual_seed(3)
     return torch.randn(1, 3, rows * side, columns * side, generator=generator)
 
@@ -268,3 +270,33 @@ def test_a_model_of_one_side_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match="takes 64 x 64 px only"):
         teacher.features(torch.zeros(1, 3, 128, 64), [1])
     monkeypatch.setattr(hf_vision.inspect, "signature", real)
+
+
+def test_a_model_that_breaks_on_small_images_is_asked_with_larger_ones(tmp_path: Path) -> None:
+    """Four stages as in Swin-T: the last grid of a small image is smaller than the window, and
+    transformers' model then keeps the smaller window for good."""
+    model = save_model(tmp_path, "Swin4")
+    teacher = hf_vision.build(None, tmp_path)
+    assert (teacher.only_side, teacher.least_side, teacher.side_multiple) == (0, 128, 32)
+    image = torch.randn(1, 3, 256, 128)
+    with torch.no_grad():
+        expected = model(image, output_hidden_states=True).reshaped_hidden_states[2]
+    torch.testing.assert_close(teacher.features(image, [2])[0], expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match="sides of 128 px or more, received 64 x 64 px"):
+        teacher.features(image[:, :, :64, :64], [2])
+    torch.testing.assert_close(teacher.features(image, [2])[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_of_images_and_text_says_which_part_to_take(tmp_path: Path) -> None:
+    import transformers
+
+    small = {"hidden_size": 24, "num_attention_heads": 2, "num_hidden_layers": 1,
+             "intermediate_size": 24}  # fmt: skip
+    config = transformers.CLIPConfig(
+        text_config={**small, "vocab_size": 50},
+        vision_config={**small, "image_size": 32, "patch_size": 8},
+        projection_dim=8,
+    )
+    transformers.CLIPModel(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"CLIPVisionModel.from_pretrained\(FOLDER\)"):
+        hf_vision.build(None, tmp_path)

@@ -166,12 +166,12 @@ def misshapen(state: State) -> State:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (without("blocks.3.norm1"), r"2 \(layers.3.layer_norm1.bias, .*weight\) missing"),
-        (without("attn.qkv"), r"12 \(layers.0.attn.qkv.bias, .*…\) missing"),
-        (without("neck"), r"6 \(neck.conv1.weight, .*…\) missing"),
-        (without("blocks.5"), r"14 \(layers.5.attn.proj.bias, .*…\) missing"),
-        (with_extra, r"1 \(layers.0.attn.gate\) unexpected"),
-        (misshapen, r"1 \(layers.0.attn.rel_pos_h\) of another shape"),
+        (without("blocks.3.norm1"), r"2 \(image_encoder.blocks.3.norm1.bias, .*weight\) missing"),
+        (without("attn.qkv"), r"12 \(image_encoder.blocks.0.attn.qkv.bias, .*…\) missing"),
+        (without("neck"), r"6 \(image_encoder.neck.0.weight, .*…\) missing"),
+        (without("blocks.5"), r"14 \(image_encoder.blocks.5.attn.proj.bias, .*…\) missing"),
+        (with_extra, r"1 \(image_encoder.blocks.0.attn.gate\) unexpected"),
+        (misshapen, r"1 \(image_encoder.blocks.0.attn.rel_pos_h\) of another shape"),
     ],
 )
 def test_faults_inside_the_encoder_are_refused(
@@ -180,6 +180,21 @@ def test_faults_inside_the_encoder_are_refused(
     path = pth(tmp_path, change(meta(teacher.encoder.state_dict())))
     with pytest.raises(CheckpointError, match=rf"sam\.pth does not fit .* SAM tiny: {said}"):
         sam.build("tiny", path)
+
+
+def test_every_fault_is_named_under_its_name_in_the_file(
+    teacher: sam.SamEncoder, tmp_path: Path
+) -> None:
+    """Three in the sentence, all in its cause, which --debug prints."""
+    whole = meta(teacher.encoder.state_dict())
+    state = with_extra(without("blocks.5", "neck.1")(whole))
+    with pytest.raises(CheckpointError, match="--debug names them all") as caught:
+        sam.build("tiny", pth(tmp_path, state))
+    lost = {key for key in whole if "blocks.5" in key or "neck.1" in key}
+    named = str(caught.value.__cause__.args[0]).splitlines()
+    expected = {f"missing: {key}" for key in lost if key.startswith("image_encoder.")}
+    assert set(named) == expected | {"unexpected: image_encoder.blocks.0.attn.gate"}
+    assert len(named) == len(expected) + 1 == 17
 
 
 def hollow(variant: str) -> State:
@@ -250,7 +265,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        ({}, "its first tensor is missing"),
+        ({}, "it holds no tensors"),
         ({"conv.weight": torch.zeros(2)}, "its first tensor is conv.weight"),
         (META_OTHERS, "holds no image encoder of SAM"),
     ],

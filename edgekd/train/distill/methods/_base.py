@@ -11,6 +11,7 @@ same for all methods. Files that begin with an underscore are shared parts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -115,9 +116,15 @@ class Method(nn.Module):
         crop = self.spec.crop_px
         for number, teacher in enumerate(teachers):
             if crop % teacher.side_multiple:
+                unit = math.lcm(
+                    *(item.side_multiple for item in teachers),
+                    getattr(student.encoder, "side_multiple", 1)
+                    * (1 if self.spec.mask.kind == "none" else self.spec.mask.cell),
+                )
                 raise InputError(
                     f"distill.crop_px is {crop} px; teachers[{number}] ({teacher.name}) takes "
-                    f"multiples of {teacher.side_multiple} px"
+                    f"multiples of {teacher.side_multiple} px; all networks of this recipe take "
+                    f"multiples of {unit} px"
                 )
 
     def forward(
