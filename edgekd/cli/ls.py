@@ -10,7 +10,7 @@ from edgekd.cli._common import emit, shared_options, table
 
 _KINDS = (
     "students", "heads", "teachers", "methods", "targets", "recipes", "sensors", "backends",
-    "builders",
+    "builders", "keys",
 )  # fmt: skip
 #: sides that every student takes
 _TILE_MULTIPLE_PX = 256
@@ -20,9 +20,22 @@ _TILE_MULTIPLE_PX = 256
 @click.argument("kind", type=click.Choice(_KINDS), required=False)
 @click.option("--tile", "tile_px", type=int, default=1024, show_default=True,
               help="Tile side in px for the FLOPs of students.")  # fmt: skip
+@click.option("--under", default="", metavar="KEY", help="Of keys: only these, e.g. distill.mask.")
 @shared_options
-def command(kind: str | None, tile_px: int, as_json: bool) -> None:
-    """List students (with parameters and FLOPs), heads, teachers, targets, recipes and more."""
+def command(kind: str | None, tile_px: int, under: str, as_json: bool) -> None:
+    """List students (with parameters and FLOPs), teachers, targets, recipes, a recipe's keys and
+    more."""
+    if under and kind != "keys":
+        raise click.UsageError("--under belongs to: edgekd ls keys")
+    if kind == "keys":
+        found = _keys(under)
+        lines = [
+            f"{item['key']}{' (' + item['default'] + ')' if item['default'] else ''}: "
+            f"{item['meaning']}"
+            for item in found
+        ]
+        emit({"keys": found}, lines, as_json)
+        return
     if kind == "students":
         if tile_px < 1 or tile_px % _TILE_MULTIPLE_PX:
             raise click.BadParameter(
@@ -47,11 +60,34 @@ def command(kind: str | None, tile_px: int, as_json: bool) -> None:
         emit(payload, [*table(head, rows), f"per {tile_px} x {tile_px} px tile, 2 FLOPs per "
              "multiply-add, attention products counted"], as_json)  # fmt: skip
         return
-    listing = {name: _names(name) for name in _KINDS if kind in (None, name)}
+    named = [name for name in _KINDS if name != "keys"]
+    listing = {name: _names(name) for name in named if kind in (None, name)}
     lines = [f"{name}: {', '.join(values) or '(none)'}" for name, values in listing.items()]
     if kind is not None:
         lines = listing[kind]
+    else:
+        lines.append("what may stand in a recipe: edgekd ls keys")
     emit(listing, lines, as_json)
+
+
+def _keys(under: str) -> list[dict[str, str]]:
+    from edgekd.contracts.describe import keys_of
+    from edgekd.contracts.recipe import Recipe
+    from edgekd.contracts.registry import nearest
+
+    found = [key._asdict() for key in keys_of(Recipe)]
+    found = [{"key": key.pop("name"), **key} for key in found]
+    valid = [item["key"].replace("[]", "") for item in found]
+    chosen = [
+        item
+        for item, name in zip(found, valid, strict=True)
+        if not under or name == under or name.startswith(f"{under}.")
+    ]
+    if not chosen:
+        raise click.BadParameter(
+            f"a recipe has no key '{under}'{nearest(under, valid)}", param_hint="--under"
+        )
+    return chosen
 
 
 def _names(kind: str) -> list[str]:

@@ -153,6 +153,7 @@ class StagesSpec(Document):
     ``r`` is the teacher's reconstruction loss over the student's, both smoothed.
 
     Attributes:
+        early, middle, late: the three weights of each stage.
         to_middle: the middle stage begins when r falls below.
         to_late: the late stage begins when r then reaches.
         smoothing: decay of the moving average of both losses per step.
@@ -217,6 +218,10 @@ class DistillSpec(Document):
         accumulate: parts whose gradients are added up before a step.
         steps, epochs: how long; one of the two. An epoch is as many crops as there are images.
         lr: peak learning rate; ``decay`` says what follows the warm-up.
+        weight_decay: of AdamW, on weights of more than one dimension.
+        warmup_fraction: part of the steps in which the rate rises linearly.
+        decay: after the warm-up: ``none`` stays at the peak, ``cosine`` falls to 0.
+        grad_clip: largest norm of the gradient.
         detach_teacher: KD gradients do not reach the teacher's MMoA (an ablation: the paper's
             method is bidirectional).
         checkpointing: recompute block activations in the backward pass: less memory, more time.

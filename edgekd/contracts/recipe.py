@@ -34,7 +34,14 @@ from edgekd.errors import InputError, RecipeError
 
 
 class StudentSpec(Document):
-    """Which network; ``None`` leaves the choice to the student (what was built is recorded)."""
+    """Which network; what is absent is the student's own choice, and what was built is recorded.
+
+    Attributes:
+        name: a file in ``edgekd/train/students``, see ``edgekd ls students``.
+        attention: of a ViT: ``global``, or ``windowed`` in all blocks but each third.
+        head: the decoder, a file in ``edgekd/train/heads``.
+        pretrained: start from the weights that the student's package carries.
+    """
 
     name: str
     attention: Literal["global", "windowed"] | None = None
@@ -101,7 +108,11 @@ class SplitRule(Document):
 
 
 class DataSpec(Document):
-    """The labelled set: a folder or a calibration YAML, and how it is split."""
+    """The labelled set: a folder or a calibration YAML, and how it is split.
+
+    Attributes:
+        root: relative to the recipe; ``${NAME}`` and ``${NAME:-default}`` from the environment.
+    """
 
     root: str
     split: SplitRule | None = None
@@ -126,7 +137,9 @@ class FinetuneSpec(Document):
         batch: crops per step.
         steps: optimiser steps at most.
         lr, encoder_lr_factor: peak learning rate, and the encoder's share of it.
+        weight_decay: of AdamW, on weights of more than one dimension.
         warmup_fraction: part of the steps in which the rate rises linearly; a cosine follows.
+        grad_clip: largest norm of the gradient.
         ce_weight, dice_weight: weights of cross-entropy and of soft Dice (mean over classes).
         class_weights: of the cross-entropy: ``none``, ``balanced`` by inverse square root of
             pixel frequency, or one number per class.
@@ -203,7 +216,11 @@ class TilingSpec(Document):
 
 
 class ParityGate(Document):
-    """Largest absolute difference allowed between two forms of a model, in logits."""
+    """Largest absolute difference allowed between two forms of a model, in logits.
+
+    Attributes:
+        atol: the bound; write the reason beside it.
+    """
 
     atol: Positive
 
@@ -216,7 +233,11 @@ class GateSpec(Document):
 
 
 class PrecisionSpec(Document):
-    """Precisions that a build may choose from."""
+    """Precisions that a build may choose from.
+
+    Attributes:
+        allowed: ``fp32`` alone in this version.
+    """
 
     allowed: list[Literal["fp32"]] = pydantic.Field(default=["fp32"], min_length=1)
 
@@ -225,7 +246,12 @@ class Recipe(Document):
     """One product; see the files in ``engines/`` for commented examples.
 
     Attributes:
+        schema: of the recipe: 1.
+        preset: name of one of ``presets``.
+        name: of the product; runs and bundles are called by it.
+        title: one line for a person.
         teachers, distill: how the encoder learns before it is tuned; absent where it does not.
+        targets: classes of devices that the product is for, see ``edgekd ls targets``.
         presets: name -> values that replace the recipe's where ``preset`` names it; they are
             merged before validation (:func:`load_recipe`) and not kept.
     """

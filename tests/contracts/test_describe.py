@@ -1,0 +1,55 @@
+"""Every key of a recipe is explained, from the schema itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from edgekd.contracts.describe import keys_of
+from edgekd.contracts.recipe import Recipe
+from tests.conftest import ROOT
+
+KEYS = list(keys_of(Recipe))
+
+
+def test_every_key_has_a_meaning_and_stands_once() -> None:
+    assert len(KEYS) > 120
+    assert [key.name for key in KEYS if not key.meaning] == []
+    assert len({key.name for key in KEYS}) == len(KEYS)
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "part"),
+    [
+        ("distill.mask.kind", "lattice", "one patch visible in every cell"),
+        ("teachers[].pairs", "none", "teacher block or stage, student block"),
+        ("distill.stages.early", "[0.2, 0.4, 0.4]", "three weights of each stage"),
+        ("distill.mae.heads", "8", "transformer blocks"),
+        ("finetune.augment.tint", "0.0", "each channel"),
+        ("finetune.augment.scale", "[1.0, 1.0]", "magnification"),
+        ("schema", "required", "of the recipe: 1"),
+        ("io.classes[].color", "required", "palette"),
+    ],
+)
+def test_some_keys(name: str, default: str, part: str) -> None:
+    key = next(key for key in KEYS if key.name == name)
+    assert key.default == default and part in key.meaning
+
+
+def written(value: object, prefix: str = "") -> set[str]:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return set().union(*(written(item, f"{prefix}[]") for item in value))
+    if not isinstance(value, dict):
+        return {prefix}
+    dot = f"{prefix}." if prefix else ""
+    return set().union(*(written(item, dot + key) for key, item in value.items()))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "engines").glob("*.yaml")), ids=lambda p: p.stem)
+def test_what_recipes_write_is_listed(path: Path) -> None:
+    values = yaml.safe_load(path.read_text())
+    values.pop("presets", None)
+    names = {key.name for key in KEYS}
+    assert {name for name in written(values) if name not in names} == set()
