@@ -103,7 +103,7 @@ def _recipes(root: Path) -> None:
     three["finetune"]["patiense"] = 3
     three["student"]["name"] = "vit_nanno"
     write_recipe(root, three)
-    write_recipe(root, recipe_values(name="board", targets=["orin-nano"]))
+    write_recipe(root, recipe_values(name="board", targets=["orin-nano-8gb"]))
     write_recipe(root, distill_values() | {"name": "cdkd"})
     write_recipe(root, distill_values("mae") | {"name": "mae"})
     sam = {"name": "sam", "variant": "vit_l", "weights": "sam_b.pth"}
@@ -307,13 +307,13 @@ CASES = [
          ("split 'tset' does not exist", "train, val, test, all")),
     Case("empty split", "eval b --data data-nosplit", ("no sample in split 'test'",
                                                        "splits.json")),
-    Case("unknown target", "build small.yaml --target orin-nanoo --checkpoint small.ckpt -o o",
-         ("target 'orin-nanoo' does not exist", "did you mean 'orin-nano'", "valid: ")),
+    Case("unknown target", "build small.yaml --target orin-nano-8bg --checkpoint small.ckpt -o o",
+         ("target 'orin-nano-8bg' does not exist", "did you mean 'orin-nano-8gb'", "valid: ")),
     Case("target that the recipe does not name",
          "build small.yaml --target rpi5 --checkpoint small.ckpt -o o",
          ("does not name the target rpi5", "x86-cpu")),
     Case("target without a builder",
-         "build board.yaml --target orin-nano --checkpoint small.ckpt -o o",
+         "build board.yaml --target orin-nano-8gb --checkpoint small.ckpt -o o",
          ("backend 'trt'", "no builder", "edgekd export"), 3),
     Case("unknown command", "buidl small.yaml", ("command 'buidl' does not exist",
                                                  "did you mean 'build'")),
