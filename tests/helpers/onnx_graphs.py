@@ -61,6 +61,9 @@ class Tiny:
         opsets += [helper.make_opsetid(name, 1) for name in self.domains]
         made = helper.make_model(graph, opset_imports=opsets)
         made.ir_version = _IR.get(self.opset, 8)
+        if shape is None:  # an output must have a shape
+            inferred = onnx.shape_inference.infer_shapes(made).graph.output[0]
+            made.graph.output[0].CopyFrom(inferred)
         return made
 
 
@@ -106,21 +109,32 @@ def quantized_weight(
 
 
 def attention(
-    tiny: Tiny, source: str = "image", width: int = 8, quantize: Sequence[str] = ()
+    tiny: Tiny, source: str = "image", width: int = 32, quantize: Sequence[str] = ()
 ) -> str:
-    """One-head attention over ``(N, tokens, width)``; Q/DQ at any of q, k, v, scores, softmax."""
+    """Two heads over ``(N, tokens, width)``; Q/DQ at any of q, k, v, scores, softmax.
+
+    One head alone is not fused by TensorRT-RTX 1.7.1.
+    """
+    tokens, head = int(tiny.shape[1]), width // 2
+    apart = tiny.weight("apart", [0, tokens, 2, head], np.int64)
 
     def maybe(name: str, tensor: str) -> str:
         return quantized(tiny, tensor, f"{name}_") if name in quantize else tensor
 
-    q = tiny.add(
-        "Mul", [linear(tiny, source, "q", width), tiny.weight("scale", width**-0.5)], "q.scaled"
-    )
-    k, v = linear(tiny, source, "k", width), linear(tiny, source, "v", width)
-    k = tiny.add("Transpose", [maybe("k", k)], "k.t", perm=[0, 2, 1])
-    scores = tiny.add("MatMul", [maybe("q", q), k], "scores")
+    def heads(name: str, perm: list[int]) -> str:
+        tiny.add("Reshape", [linear(tiny, source, name, width), apart], f"{name}.heads")
+        return tiny.add("Transpose", [maybe(name, f"{name}.heads")], f"{name}.turned", perm=perm)
+
+    q = tiny.add("Mul", [heads("q", [0, 2, 1, 3]), tiny.weight("scale", head**-0.5)], "q.scaled")
+    k, v = heads("k", [0, 2, 3, 1]), heads("v", [0, 2, 1, 3])
+    if "q" in quantize:  # behind the scale
+        q = quantized(tiny, q, "q.scaled_")
+    scores = tiny.add("MatMul", [q, k], "scores")
     soft = tiny.add("Softmax", [maybe("scores", scores)], "softmax", axis=-1)
-    return tiny.add("MatMul", [maybe("softmax", soft), maybe("v", v)], "context")
+    tiny.add("MatMul", [maybe("softmax", soft), v], "context")
+    tiny.add("Transpose", ["context"], "context.turned", perm=[0, 2, 1, 3])
+    whole = tiny.weight("whole", [0, tokens, width], np.int64)
+    return tiny.add("Reshape", ["context.turned", whole], "attended")
 
 
 def written_layernorm(tiny: Tiny, source: str = "image", square: str = "Pow") -> str:

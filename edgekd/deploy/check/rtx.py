@@ -111,7 +111,7 @@ def compile_model(
     start = time.monotonic()
     answer, died = _child(python, request, timeout_s)
     seconds = time.monotonic() - start
-    if answer.get("missing") or (died and answer.get("stage") is None):
+    if answer.get("missing") or (died and answer.get("stage") in (None, "import")):
         raise EnvironmentLacksError(
             f"{python} cannot use TensorRT-RTX ({answer.get('missing') or died}); type: "
             f"{python} -m pip install tensorrt-rtx==1.7.1.116"
@@ -256,7 +256,9 @@ def _reason(text: str) -> str:
     if lines and len(lines) > 1 and "Assertion" not in " ".join(lines):
         text = " ".join(lines)
     text = re.sub(r"^(ITensor|IBuilder|[A-Za-z:]+)::\S+: ", "", text)
-    text = re.sub(r"\[[\w./]+\.(?:cpp|h)[^\]]*\]\s*", "", text)
+    text = re.sub(r"\[[\w./]+\.(?:cpp|h)[^\]]*\]\s*|^\w+\.cpp:\d+: ", "", text)
+    text = re.sub(r"^Assertion failed: (\(.*?\)|\w+): ", "", text)
+    text = re.sub(r'^\(.*?\) && "(.*)"$', r"\1", text)
     return text.strip().rstrip(".;")[:400]
 
 
@@ -276,8 +278,8 @@ def _expectations(facts: CompileFacts, graph: Graph) -> list[Finding]:
                 "error",
                 f"{fused} of {len(able)} attentions in FP16 or BF16 were fused: the others write "
                 "every score to memory",
-                "spell attention softmax(QK^T)V with the scale on Q, head size 16 to 256, without "
-                "Q/DQ at its products",
+                "spell attention softmax(QK^T)V with the scale on Q, two heads or more of 16 to "
+                "256 channels, without Q/DQ at its products",
                 able if fused == 0 else [],
             )
         )

@@ -65,6 +65,8 @@ def run(request: dict[str, Any], tell: Any) -> dict[str, Any]:
             for item in faults
         ] or [{"node": "", "op": "", "why": "the parser gave no reason"}]
         return answer
+    answer["stage"] = "build"
+    tell(answer)
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     answer["capability"] = _choose(trt, config, request["capabilities"])
@@ -75,8 +77,6 @@ def run(request: dict[str, Any], tell: Any) -> dict[str, Any]:
         ]
         return answer
     _profile(builder, config, network, request["batch_max"])
-    answer["stage"] = "build"
-    tell(answer)
     plan = builder.build_serialized_network(network, config)
     severity = trt.ILogger
     answer["warnings"] = log.said(severity.WARNING)

@@ -462,7 +462,11 @@ def _quant_type(item: QuantNode, context: Context) -> tuple[str, str] | None:
         )
     if kind in ("uint8", "uint16", "int16", "uint4"):
         why = "" if item.has_zero_point else " (there is no zero point, which means uint8)"
-        return f"quantised to {kind}{why}; TensorRT takes int8", _REQUANTIZE
+        return (
+            f"quantised to {kind}{why}; TensorRT takes int8 (a parser that goes on nevertheless "
+            "takes the numbers for int8, which cuts values above 127)",
+            _REQUANTIZE,
+        )
     if kind != "int8" and (TYPES.get(kind) is None or context.version < TYPES[kind]):
         return f"quantised to {kind}, unknown to TensorRT {shown(context.version)}", _REQUANTIZE
     return None
@@ -486,7 +490,7 @@ def _half_scale(item: QuantNode, context: Context) -> tuple[str, str] | None:
 
 def _free_scale(item: QuantNode, context: Context) -> tuple[str, str] | None:
     if item.scale is None:
-        return "a scale or zero point is no constant in the file", _REQUANTIZE
+        return "a scale is no constant in the file, so nothing can be said about it", _REQUANTIZE
     return None
 
 
@@ -494,7 +498,7 @@ def _per_channel(item: QuantNode, context: Context) -> tuple[str, str] | None:
     if item.scale is not None and item.scale.size > 1 and not item.of_constant:
         return (
             f"an activation has {item.scale.size} scales; TensorRT takes one per tensor "
-            "(per channel is for weights)",
+            "(per channel is for weights), and the product would not run in INT8",
             "quantise activations per tensor",
         )
     return None
@@ -523,6 +527,7 @@ RULES: list[Rule] = [
          below=(9, 0)),
     Rule("qdq.half-scale", "error", _each(_half_scale), "onnx-tensorrt release/8.6-GA",
          below=(10, 0)),
-    Rule("qdq.free-scale", "error", _each(_free_scale), _OPERATORS),
-    Rule("qdq.per-channel", "error", _each(_per_channel), "NVIDIA, Working with Quantized Types"),
+    Rule("qdq.free-scale", "warning", _each(_free_scale), "edgekd"),
+    Rule("qdq.per-channel", "error", _each(_per_channel),
+         f"NVIDIA, Working with Quantized Types; {_SEEN}"),
 ]  # fmt: skip
