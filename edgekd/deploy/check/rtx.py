@@ -259,6 +259,8 @@ def _reason(text: str) -> str:
     text = re.sub(r"\[[\w./]+\.(?:cpp|h)[^\]]*\]\s*|^\w+\.cpp:\d+: ", "", text)
     text = re.sub(r"^Assertion failed: (\(.*?\)|\w+): ", "", text)
     text = re.sub(r'^\(.*?\) && "(.*)"$', r"\1", text)
+    text = re.sub(r"\s*Error Code \d+: Cuda.*$", "", text)  # no driver here
+    text = re.sub(r" In \w+ at \S+:\d+\)", ")", text)
     return text.strip().rstrip(".;")[:400]
 
 

@@ -239,6 +239,22 @@ def test_a_parse_error_names_its_node(
     assert ".cpp" not in finding.reason
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("x.cpp:12: TensorRT goes on.", "TensorRT goes on"),
+        ('(antialias == 0) && "Antialiasing is not supported currently."',
+         "Antialiasing is not supported currently"),
+        ("Assertion failed: (a || b): Scale coefficients must all be positive",
+         "Scale coefficients must all be positive"),
+        ("DIV must have same input types. In validate at /_src/a/b.cpp:40) Error Code 1: Cuda Run",
+         "DIV must have same input types.)"),
+    ],
+)  # fmt: skip
+def test_reasons_lose_what_nobody_can_use(said: str, reason: str) -> None:
+    assert rtx._reason(said) == reason
+
+
 def test_too_much_activation_memory(
     tmp_path: Path, model: Path, orin: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
