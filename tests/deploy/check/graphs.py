@@ -235,7 +235,7 @@ CASES = [
     Case("hand-written LayerNorm, FP16 by flag", _written(FLOAT), "layernorm.written-out",
          ("builder's FP16 flag",), "warning", fine=("11.4", "10.13")),
     Case("asymmetric activations", _quantized(zero=3), "qdq.zero-point",
-         ("zero point is not 0", "symmetric")),
+         ("in.q and 1 more: a zero point is not 0", "symmetric")),
     Case("UINT8 activations", _quantized(zero=0, kind=np.uint8), "qdq.type",
          ("quantised to uint8", "cuts values above 127")),
     Case("no zero point", _quantized(zero=None), "qdq.type",
