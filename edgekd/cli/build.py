@@ -28,7 +28,7 @@ def command(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Export, compare, build for TARGET, store golden data and seal a bundle."""
+    """Export, check, compare, build for TARGET, store golden data and seal a bundle."""
     from edgekd.contracts.labelled import open_labelled
     from edgekd.contracts.optional import require
     from edgekd.contracts.recipe import data_root, load_recipe

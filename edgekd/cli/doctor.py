@@ -21,6 +21,7 @@ _DISTRIBUTIONS = {
     "lightning_fabric": ("lightning-fabric",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "jtop": ("jetson-stats",),
+    "tensorrt_rtx": ("tensorrt-rtx",),
 }
 
 

@@ -70,4 +70,5 @@ def command(checkpoint_path: Path, output: Path, as_json: bool) -> None:
         as_json,
     )
     if not as_json:
-        note(f"next: edgekd build RECIPE --target x86-cpu --checkpoint {checkpoint_path}")
+        note(f"next: edgekd check {output} --target orin-nx-16gb, or edgekd build RECIPE "
+             f"--target x86-cpu --checkpoint {checkpoint_path}")  # fmt: skip

@@ -60,6 +60,9 @@ def command(kind: str | None, tile_px: int, under: str, as_json: bool) -> None:
         emit(payload, [*table(head, rows), f"per {tile_px} x {tile_px} px tile, 2 FLOPs per "
              "multiply-add, attention products counted"], as_json)  # fmt: skip
         return
+    if kind == "targets":
+        _emit_targets(as_json)
+        return
     named = [name for name in _KINDS if name != "keys"]
     listing = {name: _names(name) for name in named if kind in (None, name)}
     lines = [f"{name}: {', '.join(values) or '(none)'}" for name, values in listing.items()]
@@ -88,6 +91,38 @@ def _keys(under: str) -> list[dict[str, str]]:
             f"a recipe has no key '{under}'{nearest(under, valid)}", param_hint="--under"
         )
     return chosen
+
+
+def _emit_targets(as_json: bool) -> None:
+    """Names and everything that is declared of each."""
+    from edgekd.contracts.target import load_target, target_names
+
+    targets = [load_target(name) for name in target_names()]
+    rows = [
+        [
+            item.name,
+            f"TensorRT {item.tensorrt}" if item.tensorrt else f"ONNX Runtime {item.onnxruntime}",
+            "+".join(item.precisions),
+            f"{item.memory_mib} MiB" if item.memory_mib else "-",
+        ]
+        for item in targets
+    ]
+    lines = table(["target", "library", "precisions", "memory"], rows)
+    for item in targets:
+        facts = [item.board]
+        if item.jetpack:
+            modes = ", ".join(f"{mode.id} {mode.name}" for mode in item.power_modes)
+            facts.append(
+                f"JetPack {item.jetpack} (L4T {item.l4t}), compute capability "
+                f"{item.compute_capability}, power modes {modes}"
+            )
+        elif item.cpu:
+            dot = "with" if item.cpu.int8_dot_product else "without"
+            bits = item.cpu.int8_weight_bits
+            facts.append(f"{item.cpu.model}, {dot} 8-bit dot products, INT8 weights of {bits} bits")
+        lines.append(f"{item.name}: {'; '.join(facts)}")
+    details = {item.name: item.model_dump(mode="json", by_alias=True) for item in targets}
+    emit({"targets": list(details), "details": details}, lines, as_json)
 
 
 def _names(kind: str) -> list[str]:

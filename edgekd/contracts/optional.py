@@ -23,6 +23,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "onnxrt": ("onnxruntime",),
     "geo": ("rasterio",),
     "trt": ("tensorrt", "pycuda"),
+    "check": ("onnx", "onnxruntime", "tensorrt_rtx"),
     "jetson": ("jtop",),
 }
 

@@ -37,6 +37,7 @@ from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.target import Target, load_target
 from edgekd.contracts.windows import plan
+from edgekd.deploy.check.run import require_fit
 from edgekd.deploy.parity import FloatArray, Model, compare
 from edgekd.errors import EnvironmentLacksError, GateError, InputError, OutputError
 from edgekd.runtime.backends.base import Backend
@@ -85,7 +86,8 @@ def build(
 
     Raises:
         InputError: the target is not one of the recipe's; the checkpoint is another's.
-        GateError: a comparison exceeds the recipe's bound; nothing is left behind.
+        GateError: a comparison exceeds the recipe's bound, or the target would refuse the model;
+            nothing is left behind.
         EnvironmentLacksError: the target's backend has no builder in this version.
     """
     from edgekd.deploy.export.onnx_export import export_onnx, torch_model
@@ -115,6 +117,8 @@ def build(
     with publish_folder(out, MANIFEST_NAME) as folder:
         say("export to ONNX")
         exported = export_onnx(model, recipe, folder / "export.onnx")
+        say(f"check for {target_name}")
+        require_fit(exported.path, target)
         say("compare ONNX with torch")
         tensors = [normalize(tile)[None] for tile in tiles]
         with OnnxRuntimeBackend(exported.path, threads=target.threads) as backend:

@@ -36,6 +36,7 @@ CONFINED = {
     "onnxscript": ("deploy/",),
     "onnxruntime": ("deploy/", "runtime/backends/onnxrt.py"),
     "tensorrt": ("deploy/", "runtime/backends/trt.py"),
+    "tensorrt_rtx": ("deploy/check/rtx_child.py",),
     "pycuda": ("deploy/", "runtime/backends/trt.py"),
 }
 

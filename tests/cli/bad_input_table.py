@@ -103,7 +103,7 @@ def _recipes(root: Path) -> None:
     three["finetune"]["patiense"] = 3
     three["student"]["name"] = "vit_nanno"
     write_recipe(root, three)
-    write_recipe(root, recipe_values(name="board", targets=["orin-nano"]))
+    write_recipe(root, recipe_values(name="board", targets=["orin-nano-8gb"]))
     write_recipe(root, distill_values() | {"name": "cdkd"})
     write_recipe(root, distill_values("mae") | {"name": "mae"})
     sam = {"name": "sam", "variant": "vit_l", "weights": "sam_b.pth"}
@@ -307,14 +307,33 @@ CASES = [
          ("split 'tset' does not exist", "train, val, test, all")),
     Case("empty split", "eval b --data data-nosplit", ("no sample in split 'test'",
                                                        "splits.json")),
-    Case("unknown target", "build small.yaml --target orin-nanoo --checkpoint small.ckpt -o o",
-         ("target 'orin-nanoo' does not exist", "did you mean 'orin-nano'", "valid: ")),
+    Case("unknown target", "build small.yaml --target orin-nano-8bg --checkpoint small.ckpt -o o",
+         ("target 'orin-nano-8bg' does not exist", "did you mean 'orin-nano-8gb'", "valid: ")),
     Case("target that the recipe does not name",
          "build small.yaml --target rpi5 --checkpoint small.ckpt -o o",
          ("does not name the target rpi5", "x86-cpu")),
     Case("target without a builder",
-         "build board.yaml --target orin-nano --checkpoint small.ckpt -o o",
+         "build board.yaml --target orin-nano-8gb --checkpoint small.ckpt -o o",
          ("backend 'trt'", "no builder", "edgekd export"), 3),
+    Case("no target for a check", "check b", ("--target",)),
+    Case("unknown target for a check", "check b --target rpi6",
+         ("target 'rpi6' does not exist", "did you mean 'rpi5'")),
+    Case("nothing there to check", "check nowhere.onnx --target rpi5",
+         ("nowhere.onnx does not exist", "bundle")),
+    Case("check of a folder", "check folder --target rpi5", ("folder is a folder",)),
+    Case("check of 0 bytes", "check empty.tif --target rpi5", ("empty.tif is empty (0 bytes)",)),
+    Case("check of text", "check text.tif --target orin-nx-16gb",
+         ("text.tif", "no ONNX model", "export it again")),
+    Case("check of a picture", "check in.png --target orin-nx-16gb", ("in.png", "no ONNX model")),
+    Case("check of a damaged bundle", "check b-model.onnx --target rpi5",
+         ("b-model.onnx/model.onnx was changed after",)),
+    Case("TensorRT that no rules are known for", "check b --target agx-orin --tensorrt 7.2",
+         ("no rules are known for TensorRT 7.2", "expected 8.4 to 11.x")),
+    Case("TensorRT version that is none", "check b --target agx-orin --tensorrt ten",
+         ("--tensorrt", "expected a version like 10.3, received 'ten'")),
+    Case("TensorRT version for a CPU", "check b --target rpi5 --tensorrt 10.3",
+         ("does not apply", "runs the model with ONNX Runtime", "edgekd ls targets")),
+    Case("batch of 0", "check b --target agx-orin --batch 0", ("--batch", "0")),
     Case("unknown command", "buidl small.yaml", ("command 'buidl' does not exist",
                                                  "did you mean 'build'")),
     Case("unknown option", "run b in.tif --ouput m.tif", ("--ouput", "--output")),

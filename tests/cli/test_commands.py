@@ -115,7 +115,6 @@ def test_ls(call: Any, told: Any) -> None:
         "heads",
         "teachers",
         "methods",
-        "targets",
         "recipes",
         "sensors",
         "backends",
@@ -123,6 +122,20 @@ def test_ls(call: Any, told: Any) -> None:
     ):
         assert call("ls", kind) == {kind: value[kind]}
         assert told("ls", kind)[0].split() == value[kind]
+
+
+def test_ls_targets(call: Any, told: Any) -> None:
+    value = call("ls", "targets")
+    assert value["targets"] == call("ls")["targets"] == sorted(value["details"])
+    nano = value["details"]["orin-nano-8gb"]
+    assert (nano["tensorrt"], nano["memory_mib"], nano["precisions"]) == (
+        "10.3", 8192, ["fp32", "fp16", "int8"])  # fmt: skip
+    assert {"id": 2, "name": "MAXN_SUPER", "budget_w": None} in nano["power_modes"]
+    out, _ = told("ls", "targets")
+    assert "TensorRT 10.3" in out and "ONNX Runtime 1.17" in out
+    assert "JetPack 6.2 (L4T 36.4.3), compute capability 8.7, power modes 0 MAXN, 1 10W" in out
+    assert "Cortex-A72, without 8-bit dot products, INT8 weights of 8 bits" in out
+    assert "x86-64 with AVX2 or less, without 8-bit dot products, INT8 weights of 7" in out
 
 
 def test_validate(call: Any, told: Any, bundles: dict[str, Path]) -> None:

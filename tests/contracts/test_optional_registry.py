@@ -79,7 +79,7 @@ def test_every_target_file_is_valid() -> None:
 
 def test_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "targets").mkdir()
-    text = "schema: 1\nname: {}\ntitle: t\narch: x86_64\nbackend: onnxrt\n"
+    text = "schema: 1\nname: {}\ntitle: t\narch: x86_64\nbackend: onnxrt\nonnxruntime: '1.17'\n"
     (tmp_path / "targets" / "here.yaml").write_text(text.format("here"))
     (tmp_path / "targets" / "liar.yaml").write_text(text.format("other"))
     (tmp_path / "targets" / "bad.yaml").write_text("schema: 1\nname: bad\nbackend: onnx\n")

@@ -236,16 +236,16 @@ def test_what_was_packed_is_loaded_and_compared(
         ("x86", InputError, "did you mean 'x86-cpu'"),
         ("rpi5", InputError, r"recipe 'small' does not name the target rpi5 \(targets: x86-cpu"),
         (
-            "orin-nano",
+            "orin-nano-8gb",
             EnvironmentLacksError,
-            r"orin-nano runs with the backend 'trt'.*no builder.*build for x86-cpu.*edgekd export",
+            r"orin-nano-8gb runs with the backend 'trt'.*no builder.*build for x86.*edgekd export",
         ),
     ],
 )
 def test_targets_that_cannot_be_built(
     line: Line, data: LabelledSet, tmp_path: Path, target: str, error: type[EdgeKDError], words: str
 ) -> None:
-    values = small_values(targets=["x86-cpu", "orin-nano"])
+    values = small_values(targets=["x86-cpu", "orin-nano-8gb"])
     with pytest.raises(error, match=words) as err:
         build(
             Recipe.model_validate(values), target, line.checkpoints["small"], tmp_path / "b", data
