@@ -24,6 +24,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "geo": ("rasterio",),
     "trt": ("tensorrt", "pycuda"),
     "jetson": ("jtop",),
+    "trust": ("cryptography",),
 }
 
 

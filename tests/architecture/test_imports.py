@@ -37,6 +37,7 @@ CONFINED = {
     "onnxruntime": ("deploy/", "runtime/backends/onnxrt.py"),
     "tensorrt": ("deploy/", "runtime/backends/trt.py"),
     "pycuda": ("deploy/", "runtime/backends/trt.py"),
+    "cryptography": ("contracts/trust.py", "deploy/signing.py"),
 }
 
 
@@ -140,6 +141,7 @@ def test_the_import_rules_hold() -> None:
         ("runtime/x.py", "import onnxruntime"),
         ("train/x.py", "from edgekd.deploy import bundle"),
         ("telemetry/x.py", "from edgekd import runtime"),
+        ("runtime/x.py", "from cryptography.exceptions import InvalidSignature"),
         ("report/x.py", "import edgekd.train.flops"),
         ("deploy/x.py", "import torch"),
         ("cli/x.py", "import numpy"),
@@ -171,7 +173,7 @@ def python(code: str, *args: str) -> str:
 
 HEAVY = (
     "torch", "onnx", "onnxruntime", "cv2", "rasterio", "numpy", "pydantic", "yaml", "click", "tqdm",
-    "psutil", "jinja2", "lightning_fabric",
+    "psutil", "jinja2", "lightning_fabric", "cryptography",
 )  # fmt: skip
 
 
@@ -222,7 +224,10 @@ def test_the_device_side_imports_without_torch_and_onnx() -> None:
 
 def test_the_device_side_imports_with_the_base_dependencies_alone() -> None:
     names = modules("contracts", "runtime", "telemetry", "report", "cli", "errors.py")
-    wall = "torch,onnx,onnxscript,onnxruntime,rasterio,tensorrt,pycuda,jtop,lightning_fabric"
+    wall = (
+        "torch,onnx,onnxscript,onnxruntime,rasterio,tensorrt,pycuda,jtop,lightning_fabric,"
+        "cryptography"
+    )
     assert python(_BLOCKED, wall, *names).strip() == ""
 
 
@@ -249,7 +254,7 @@ def test_one_error_tree() -> None:
     from edgekd import errors
 
     found = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
-    assert len(found) == 10
+    assert len(found) == 11
     for name, kind in found.items():
         assert issubclass(kind, errors.EdgeKDError) and kind.exit_code in (1, 2, 3), name
     raised = [
