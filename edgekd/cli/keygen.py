@@ -13,8 +13,8 @@ from edgekd.cli._common import PathArgument, ask_passphrase, emit, note, shared_
 @click.option("-o", "--output", metavar="NAME", type=PathArgument, required=True,
               help="Writes NAME.key (private, mode 0600) and NAME.pub (public).")  # fmt: skip
 @click.option("--passphrase", "ask", is_flag=True,
-              help="Ask for a passphrase to encrypt the private key with; EDGEKD_KEY_PASSPHRASE gives "
-              "one without asking.")  # fmt: skip
+              help="Ask for a passphrase that encrypts the private key; where nobody can type, set "
+              "EDGEKD_KEY_PASSPHRASE.")  # fmt: skip
 @shared_options
 def command(output: Path, ask: bool, as_json: bool) -> None:
     """Make a pair of Ed25519 keys; an existing file is never overwritten."""

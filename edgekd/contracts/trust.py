@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import pydantic
 
 from edgekd.contracts.artifacts import canonical_json, sha256_bytes
+from edgekd.contracts.manifest import MANIFEST_NAME
 from edgekd.contracts.optional import require
 from edgekd.contracts.schema import Document
 from edgekd.errors import InputError, TrustError
@@ -193,8 +194,9 @@ def check_signature(
         key.verify(bytes.fromhex(signature.signature), message(manifest))
     except (exceptions.InvalidSignature, ValueError) as err:
         raise TrustError(
-            f"the signature of {bundle} by key {signature.key} does not fit its manifest.json: one "
-            "of the two was changed after signing; copy the bundle again, or have it signed again"
+            f"{bundle / SIGNATURE_NAME} by key {signature.key} does not fit its {MANIFEST_NAME}: "
+            "one of the two was changed after signing; copy the bundle again, or have it signed "
+            "again"
         ) from err
     return signature.key
 
