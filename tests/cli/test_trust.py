@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import shutil
 import subprocess
 import sys
@@ -294,7 +295,7 @@ def in_a_terminal(work: Path, command: str, typed: str) -> tuple[int, str]:
     ) as process:  # fmt: skip
         os.close(secondary)
         seen, left = b"", typed.splitlines()
-        while True:
+        while select.select([primary], [], [], 60)[0]:
             try:
                 part = os.read(primary, 4096)
             except OSError:  # the terminal is gone with the process
@@ -302,9 +303,12 @@ def in_a_terminal(work: Path, command: str, typed: str) -> tuple[int, str]:
             if not part:
                 break
             seen += part
-            if left and seen.rstrip().endswith(b":"):
+            # the space comes when echo is off; what is typed before is thrown away
+            if left and seen.endswith(b": "):
                 seen += b"\n"
                 os.write(primary, f"{left.pop(0)}\n".encode())
+        else:
+            process.kill()
         code = process.wait(60)
     os.close(primary)
     return code, seen.decode()
