@@ -6,6 +6,6 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY edgekd edgekd
 COPY engines engines
-RUN pip3 install --no-cache-dir ".[onnxrt,geo,jetson]"
+RUN pip3 install --no-cache-dir ".[onnxrt,geo,jetson,trust]"
 WORKDIR /work
 ENTRYPOINT ["edgekd"]

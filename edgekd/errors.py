@@ -55,6 +55,12 @@ class BundleError(InputError):
     """A bundle is incomplete, was changed after it was sealed, or does not fit this machine."""
 
 
+class TrustError(BundleError):
+    """A bundle is not what its signer signed, or not by a signer who is accepted here."""
+
+    exit_code = 1
+
+
 class OutputError(InputError):
     """A result cannot be written where it was asked for."""
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
+PathArgument = click.Path(path_type=Path)
 
 
 def shared_options(function: F) -> F:
@@ -35,6 +36,32 @@ def debug_option(function: F) -> F:
         return function(*args, **kwargs)
 
     return wrapped  # type: ignore[return-value]
+
+
+def signer_option(function: F) -> F:
+    """Add ``--signer`` (as ``signer``): public key files, or None; for every use of a bundle."""
+    return click.option(
+        "--signer", multiple=True, type=PathArgument, metavar="PUBLIC_KEY",
+        callback=lambda _context, _parameter, value: list(value) or None,
+        help="Refuse a bundle that this key did not sign; several: one of them must have. "
+        "EDGEKD_SIGNER demands the same.",
+    )(function)  # fmt: skip
+
+
+def ask_passphrase(text: str, confirm: bool = False) -> str:
+    """Ask in the terminal without showing what is typed.
+
+    Raises:
+        InputError: there is no terminal to ask in.
+    """
+    from edgekd.errors import InputError
+
+    if not sys.stdin.isatty():
+        raise InputError(
+            f"a {text} is needed and there is no terminal to ask in; set EDGEKD_KEY_PASSPHRASE"
+        )
+    answer: str = click.prompt(text, hide_input=True, confirmation_prompt=confirm, err=True)
+    return answer
 
 
 def emit(payload: dict[str, Any], lines: list[str], as_json: bool) -> None:
@@ -176,6 +203,3 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 def percent(value: float | None) -> str:
     """``0.5432`` -> ``54.3 %``; None -> ``-``."""
     return "-" if value is None else f"{100 * value:.1f} %"
-
-
-PathArgument = click.Path(path_type=Path)

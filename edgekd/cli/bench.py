@@ -14,6 +14,7 @@ from edgekd.cli._common import (
     parse_bands,
     progress_bar,
     shared_options,
+    signer_option,
 )
 
 
@@ -33,6 +34,7 @@ from edgekd.cli._common import (
 @click.option("--overlap", type=int, help="Pixels that windows share; default: the bundle's own.")
 @click.option("-o", "--output", type=PathArgument, help="Record to write (JSON).")
 @click.option("--any-device", is_flag=True, help="Measure a bundle of another architecture.")
+@signer_option
 @shared_options
 def command(
     bundle: Path,
@@ -44,6 +46,7 @@ def command(
     overlap: int | None,
     output: Path | None,
     any_device: bool,
+    signer: list[Path] | None,
     as_json: bool,
 ) -> None:
     """Measure BUNDLE: bare engine and end to end over INPUT, in turns.
@@ -60,7 +63,7 @@ def command(
     with contextlib.ExitStack() as stack:
         # opened first: a place that cannot be written is found before the work, not after it
         part = None if output is None else stack.enter_context(publish_file(output))
-        session = stack.enter_context(load(bundle, any_device=any_device))
+        session = stack.enter_context(load(bundle, any_device=any_device, signer=signer))
         update = stack.enter_context(progress_bar("bench", "step"))
         record = measure(
             session,

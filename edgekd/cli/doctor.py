@@ -48,7 +48,8 @@ def command(as_json: bool) -> None:
         else {"status": "available", "sensor": found.name, "scope": found.scope}
     )
     places = {name: _writable(path) for name, path in _places().items()}
-    faults = [fault for fault in core.values() if fault is not None]
+    signer, signer_fault = _signer()
+    faults = [fault for fault in (*core.values(), signer_fault) if fault is not None]
     device = environment.board or environment.cpu_model or environment.arch
     payload: dict[str, Any] = {
         "runtime_works": not faults,
@@ -56,6 +57,7 @@ def command(as_json: bool) -> None:
         "edgekd": __version__,
         "environment": environment.model_dump(mode="json"),
         "extras": extras,
+        "signer": signer,
         "targets": targets,
         "power": power,
         "writable": places,
@@ -63,6 +65,7 @@ def command(as_json: bool) -> None:
     head = [["edgekd", __version__], ["Python", f"{environment.python} ({sys.executable})"]]
     head += [["device", f"{device}, {environment.arch}"], ["system", f"{environment.os}"]]
     head += [["running bundles", "no: " + "; ".join(faults) if faults else "works"]]
+    head += [["signer", "anybody (EDGEKD_SIGNER is not set)" if signer is None else signer]]
     lines = [f"{name.ljust(16)} {value}" for name, value in head]
     lines += ["", "extras"]
     for name, item in extras.items():
@@ -105,6 +108,18 @@ def _try_import(module: str) -> str | None:
     except EnvironmentLacksError as err:
         return str(err)
     return None
+
+
+def _signer() -> tuple[str | None, str | None]:
+    """Whose signature every bundle must have here, and why none can be loaded if it is a fault."""
+    from edgekd.contracts.trust import requirements
+    from edgekd.errors import EdgeKDError
+
+    try:
+        required = requirements()
+    except EdgeKDError as err:
+        return "not readable", str(err)
+    return " and ".join(map(str, required)) or None, None
 
 
 def _extras() -> dict[str, dict[str, Any]]:

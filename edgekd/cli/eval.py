@@ -15,6 +15,7 @@ from edgekd.cli._common import (
     percent,
     progress_bar,
     shared_options,
+    signer_option,
     table,
 )
 
@@ -26,12 +27,14 @@ from edgekd.cli._common import (
 @click.option("--split", default="test", show_default=True, help="train, val, test or all.")
 @click.option("--any-device", is_flag=True, help="Evaluate a bundle of another architecture.")
 @click.option("-o", "--output", type=PathArgument, help="Also write the figures to this JSON file.")
+@signer_option
 @shared_options
 def command(
     model: Path,
     data: Path,
     split: str,
     any_device: bool,
+    signer: list[Path] | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -42,11 +45,17 @@ def command(
 
     if not model.exists():
         raise InputError(f"{model} does not exist; give a checkpoint file or a bundle folder")
+    is_bundle = (model / MANIFEST_NAME).is_file()
+    if signer is not None and not is_bundle:
+        raise InputError(
+            f"--signer is about bundles, and {model} is none (it has no {MANIFEST_NAME}); give the "
+            "bundle, or leave --signer out to evaluate a checkpoint"
+        )
     with contextlib.ExitStack() as stack:
         # opened first: a place that cannot be written is found before the work, not after it
         part = None if output is None else stack.enter_context(publish_file(output))
-        if (model / MANIFEST_NAME).is_file():
-            result = _bundle(model, data, split, any_device)
+        if is_bundle:
+            result = _bundle(model, data, split, any_device, signer)
         else:
             result = _checkpoint(model, data, split)
         if part is not None:
@@ -78,13 +87,18 @@ def command(
         note(f"next: edgekd build RECIPE --target x86-cpu --checkpoint {model}")
 
 
-def _bundle(model: Path, data: Path, split: str, any_device: bool) -> dict[str, Any]:
+def _bundle(
+    model: Path, data: Path, split: str, any_device: bool, signer: list[Path] | None
+) -> dict[str, Any]:
     from edgekd.contracts.labelled import open_labelled
     from edgekd.contracts.recipe import parse_recipe
     from edgekd.runtime.evaluate import evaluate_bundle
     from edgekd.runtime.session import load
 
-    with load(model, any_device=any_device) as session, progress_bar("eval", "image") as update:
+    with (
+        load(model, any_device=any_device, signer=signer) as session,
+        progress_bar("eval", "image") as update,
+    ):
         recipe = parse_recipe(session.manifest.provenance.recipe, f"the recipe inside {model}")
         labelled = open_labelled(data, recipe.data.split)
         return evaluate_bundle(session, labelled, split, update)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgekd.cli._common import PathArgument, emit, percent, shared_options
+
+if TYPE_CHECKING:
+    from edgekd.errors import EdgeKDError
+    from edgekd.runtime.bundle import Bundle
 
 #: what ``edgekd distill`` leaves; the name of :mod:`edgekd.train.checkpoint`, which needs torch.
 ENCODER_NAME = "encoder.ckpt"
@@ -17,25 +21,34 @@ ENCODER_NAME = "encoder.ckpt"
 @click.argument("path", metavar="(BUNDLE|CHECKPOINT|ENCODER)", type=PathArgument)
 @shared_options
 def command(path: Path, as_json: bool) -> None:
-    """Show what a bundle, checkpoint or encoder holds, and what it was made from."""
+    """Show what a bundle, checkpoint or encoder holds, and what it was made from.
+
+    A bundle whose signature does not hold is shown all the same, and ends with 1.
+    """
     from edgekd.contracts.manifest import MANIFEST_NAME
     from edgekd.errors import InputError
 
     if not path.exists():
         raise InputError(f"{path} does not exist; give a bundle folder or a checkpoint file")
+    refusal: EdgeKDError | None = None
     if path.is_dir() and (path / MANIFEST_NAME).is_file():
-        payload, lines = _bundle(path)
+        payload, lines, refusal = _bundle(path)
     elif path.name == ENCODER_NAME or (path / ENCODER_NAME).is_file():
         payload, lines = _encoder(path)
     else:
         payload, lines = _checkpoint(path)
     emit(payload, lines, as_json)
+    if refusal is not None:
+        raise refusal
 
 
-def _bundle(path: Path) -> tuple[dict[str, Any], list[str]]:
-    from edgekd.runtime.session import read_manifest
+def _bundle(path: Path) -> tuple[dict[str, Any], list[str], EdgeKDError | None]:
+    from edgekd.runtime.bundle import open_bundle
 
-    manifest = read_manifest(path)
+    opened = open_bundle(path)
+    opened.check_files()
+    manifest = opened.manifest
+    trust, said, refusal = _trust(opened)
     origin, tuning = manifest.provenance, manifest.provenance.tuning
     spec, tiling = manifest.inputs[0], manifest.tiling
     lines = [
@@ -56,8 +69,49 @@ def _bundle(path: Path) -> tuple[dict[str, Any], list[str]]:
         ),
         f"golden: {manifest.golden.count} ({manifest.golden.source})",
         f"made {origin.created_utc} by edgekd {origin.edgekd_version}; every file is as sealed",
+        *said,
     ]
-    return manifest.plain(), lines
+    return {**manifest.plain(), "trust": trust}, lines, refusal
+
+
+def _trust(opened: Bundle) -> tuple[dict[str, Any], list[str], EdgeKDError | None]:
+    """Who signed and what else lies there; the error if the signature or its signer is refused."""
+    from edgekd.contracts.trust import SIGNER_VARIABLE, check_signature, requirements
+    from edgekd.errors import EnvironmentLacksError, TrustError
+    from edgekd.runtime.bundle import read_signature
+
+    required = requirements()
+    trust: dict[str, Any] = {"signature": "none", "key_id": None, "accepted": None, "why": None}
+    text = "nobody signed it"
+    refusal: EdgeKDError | None = None
+    try:
+        trust["signature"] = "not valid"
+        signature = read_signature(opened.path)
+        if signature is None:
+            trust["signature"] = "none"
+        else:
+            trust["key_id"] = signature.key.key_id
+            check_signature(opened.path, opened.content, signature)
+            trust["signature"] = "valid"
+            text = f"valid, by key {signature.key}"
+        if required:
+            trust["accepted"] = False
+            check_signature(opened.path, opened.content, signature, required)
+            trust["accepted"] = True
+            text += f", which {SIGNER_VARIABLE} accepts"
+        elif signature is not None:
+            text += f" (whose that is, says: edgekd verify {opened.path} --signer PUBLIC_KEY)"
+    except TrustError as err:
+        refusal, trust["why"] = err, str(err)
+        text = "NOT VALID" if trust["signature"] == "not valid" else f"{text}; NOT ACCEPTED"
+    except EnvironmentLacksError as err:
+        trust["signature"], trust["why"] = "not checked", str(err)
+        text = f"by key {trust['key_id']}, not checked here: {err}"
+    extra = opened.extra_files()
+    lines = [f"signature: {text}"]
+    if extra:
+        lines.append(f"not named by the manifest, so never used: {', '.join(extra)}")
+    return {**trust, "extra_files": extra}, lines, refusal
 
 
 def _encoder(path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -16,6 +16,7 @@ from edgekd.cli._common import (
     percent,
     progress_bar,
     shared_options,
+    signer_option,
     table,
 )
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
               help="Tiles in the model at once, at most; 1 needs the least memory, 0 is one per "
               "core.")  # fmt: skip
 @click.option("--any-device", is_flag=True, help="Run a bundle of another architecture.")
+@signer_option
 @shared_options
 def command(
     bundle: Path,
@@ -45,13 +47,14 @@ def command(
     nodata: Nodata,
     streams: int,
     any_device: bool,
+    signer: list[Path] | None,
     as_json: bool,
 ) -> None:
     """Run BUNDLE over the image INPUT and write a class map with the same georeference."""
     from edgekd.runtime.session import load
 
     with (
-        load(bundle, any_device=any_device, streams=streams) as session,
+        load(bundle, any_device=any_device, streams=streams, signer=signer) as session,
         progress_bar("run", "tile") as update,
     ):
         result = session.run_scene(scene, output, bands, overlap, update, nodata)

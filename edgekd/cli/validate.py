@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgekd.cli._common import PathArgument, emit, note, shared_options
+from edgekd.cli._common import PathArgument, emit, note, shared_options, signer_option
 
 
 @click.command("validate")
@@ -15,18 +15,28 @@ from edgekd.cli._common import PathArgument, emit, note, shared_options
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Change a recipe's value, e.g. --set finetune.steps=100.")  # fmt: skip
 @click.option("--any-device", is_flag=True, help="Accept bundles of another architecture.")
+@signer_option
 @shared_options
 def command(
-    paths: tuple[Path, ...], overrides: tuple[str, ...], any_device: bool, as_json: bool
+    paths: tuple[Path, ...],
+    overrides: tuple[str, ...],
+    any_device: bool,
+    signer: list[Path] | None,
+    as_json: bool,
 ) -> int:
     """Check recipes (every fault at once) or bundles (hashes and golden outputs)."""
-    from edgekd.errors import EdgeKDError
+    from edgekd.errors import EdgeKDError, InputError
 
+    if signer is not None and not any(path.is_dir() for path in paths):
+        raise InputError("--signer is about bundles, and none is among what is validated here")
     results: list[dict[str, Any]] = []
     worst = 0
     for path in paths:
         try:
-            detail = _bundle(path, any_device) if path.is_dir() else _recipe(path, list(overrides))
+            if path.is_dir():
+                detail = _bundle(path, any_device, signer)
+            else:
+                detail = _recipe(path, list(overrides))
             results.append({"path": str(path), "valid": True, **detail})
         except EdgeKDError as err:
             worst = max(worst, err.exit_code)
@@ -58,17 +68,19 @@ def _recipe(path: Path, overrides: list[str]) -> dict[str, Any]:
     }
 
 
-def _bundle(path: Path, any_device: bool) -> dict[str, Any]:
+def _bundle(path: Path, any_device: bool, signer: list[Path] | None) -> dict[str, Any]:
     from edgekd.runtime.session import load
 
-    with load(path, any_device=any_device) as session:
+    with load(path, any_device=any_device, signer=signer) as session:
+        by = "" if session.signer is None else f", signed by key {session.signer}"
         error = session.verify()
         bound = session.manifest.golden.atol
         files = len(session.manifest.files)
     return {
         "kind": "bundle",
+        "signer": session.signer,
         "golden_max_abs_logits": error,
         "golden_atol_logits": bound,
         "summary": f"valid bundle, {files} files as sealed, golden outputs within {error:.2g} "
-        f"logits (allowed {bound:.2g})",
+        f"logits (allowed {bound:.2g}){by}",
     }

@@ -25,6 +25,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "trt": ("tensorrt", "pycuda"),
     "check": ("onnx", "onnxruntime", "tensorrt_rtx"),
     "jetson": ("jtop",),
+    "trust": ("cryptography",),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +37,14 @@ from edgekd.contracts.manifest import (
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.target import Target, load_target
+from edgekd.contracts.trust import SIGNATURE_NAME, SIGNER_VARIABLE
 from edgekd.contracts.windows import plan
 from edgekd.deploy.check.run import require_fit
 from edgekd.deploy.parity import FloatArray, Model, compare
 from edgekd.errors import EnvironmentLacksError, GateError, InputError, OutputError
 from edgekd.runtime.backends.base import Backend
 from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
-from edgekd.runtime.session import sealed_json
+from edgekd.runtime.bundle import sealed_json
 
 #: golden outputs are stored from ONNX Runtime on the build host; on another processor the same
 #: float32 graph differs by the order of its sums, so the bound is wider than the export's.
@@ -114,6 +116,8 @@ def build(
     normalize = Normalizer(recipe.io.inputs[0])
     tiles, origin = sample_tiles(recipe, data, GOLDEN_COUNT)
     _check_replaceable(out)
+    if (out / SIGNATURE_NAME).exists():
+        say(f"{out} is signed; the signature goes with the bundle that it stands for: sign anew")
     with publish_folder(out, MANIFEST_NAME) as folder:
         say("export to ONNX")
         exported = export_onnx(model, recipe, folder / "export.onnx")
@@ -182,19 +186,24 @@ def build(
         (folder / MANIFEST_NAME).write_text(sealed_json(manifest.plain()), encoding="utf-8")
         say("load the bundle and run its golden inputs")
         _verify(folder)
+    if SIGNER_VARIABLE in os.environ:
+        say(
+            f"{SIGNER_VARIABLE} is set: this bundle loads after edgekd sign {out} --key PRIVATE_KEY"
+        )
     return BuildResult(out, manifest)
 
 
 def _check_replaceable(out: Path) -> None:
     """Raise unless ``out`` is free, or a bundle and nothing besides.
 
-    A damaged bundle may be replaced, a stranger's folder with a ``manifest.json`` may not.
+    A damaged bundle may be replaced, a stranger's folder with a ``manifest.json`` may not. A
+    signature belongs to the bundle that is replaced and vanishes with it.
     """
     if not (out / MANIFEST_NAME).is_file():
         return  # publish_folder decides
     try:
         value = json.loads((out / MANIFEST_NAME).read_text(encoding="utf-8"))
-        ours = "seal" in value and {MANIFEST_NAME, *value["files"]}
+        ours = "seal" in value and {MANIFEST_NAME, SIGNATURE_NAME, *value["files"]}
     except (ValueError, TypeError, KeyError):
         ours = False
     if not ours:
@@ -210,10 +219,13 @@ def _check_replaceable(out: Path) -> None:
 
 
 def _verify(folder: Path) -> None:
-    """Load what was packed, as a user will, and compare with the stored outputs."""
-    from edgekd.runtime.session import load
+    """Load what was packed, as a user will, and compare with the stored outputs.
 
-    with load(folder, any_device=True) as session:
+    Without a signer even where ``EDGEKD_SIGNER`` names one: nobody can have signed it yet.
+    """
+    from edgekd.runtime.session import open_session
+
+    with open_session(folder, (), any_device=True) as session:
         session.verify()
 
 

@@ -10,9 +10,11 @@ with edgekd.load("bundles/canopy-x86-cpu") as session:
 from __future__ import annotations
 
 import contextlib
+import io
 import platform
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,17 +23,19 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-import pydantic
 
 import edgekd
-from edgekd.contracts.artifacts import canonical_json, sha256_bytes, sha256_file
 from edgekd.contracts.imageio import Nodata, Raster, UInt8Array
-from edgekd.contracts.manifest import MANIFEST_NAME, MANIFEST_SCHEMA, Manifest
+from edgekd.contracts.manifest import Manifest
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.tensors import MAP_NODATA
+from edgekd.contracts.trust import Requirement, Signers, requirements
 from edgekd.contracts.windows import plan
 from edgekd.errors import BundleError, EnvironmentLacksError, GateError, InputError
 from edgekd.runtime.backends.base import Backend
+from edgekd.runtime.bundle import Bundle, open_bundle
+from edgekd.runtime.bundle import read_manifest as read_manifest
+from edgekd.runtime.bundle import sealed_json as sealed_json
 from edgekd.runtime.scene import ArraySource, RasterSource, create_map
 from edgekd.runtime.tiler import Infer, Progress, TilePlan, TileStats, run_tiles
 
@@ -100,12 +104,19 @@ class Session:
 
     A session may be shared by threads: single calls queue, and scenes together never make more
     calls at once than the backend has streams.
+
+    Attributes:
+        signer: id of the key that signed the bundle; None where no signer was asked for, since an
+            unasked signature was not looked at.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, backend: Backend) -> None:
-        self.path = path
-        self.manifest = manifest
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        manifest = bundle.manifest
+        self.path = bundle.path
+        self.manifest: Manifest = manifest
+        self.signer = None if bundle.signer is None else bundle.signer.key_id
         self.backend = backend
+        self._golden = bundle.file(manifest.golden.file)
         self._lock = threading.Lock()
         self._free_streams = threading.BoundedSemaphore(backend.streams)
         spec = manifest.inputs[0]
@@ -301,10 +312,13 @@ class Session:
         """Largest absolute difference, in logits, to the outputs stored in the bundle.
 
         NaN where the model or the stored output holds NaN.
+
+        Raises:
+            BundleError: the stored file is no longer the sealed one, or lacks what it should hold.
         """
         worst = 0.0
-        path = self.path / self.manifest.golden.file
-        with np.load(path) as arrays:
+        path = self._golden.path
+        with np.load(io.BytesIO(self._golden.read())) as arrays:
             for number in range(self.manifest.golden.count):
                 names = (f"image_{number}", f"{self._output}_{number}")
                 if any(name not in arrays for name in names):
@@ -358,73 +372,13 @@ class Session:
         self.close()
 
 
-def read_manifest(bundle: Path) -> Manifest:
-    """The manifest of a bundle, its seal and every file's hash checked.
-
-    Raises:
-        BundleError: missing, damaged, of another schema, or any byte changed since sealing.
-    """
-    bundle = Path(bundle)
-    path = bundle / MANIFEST_NAME
-    if not path.is_file():
-        raise BundleError(
-            f"{bundle} is not a bundle: it has no {MANIFEST_NAME}; make one with: "
-            "edgekd build RECIPE --target TARGET"
-        )
-    try:
-        value = _parse_sealed(path.read_bytes().decode("utf-8"))
-    except (ValueError, OSError, RecursionError) as err:
-        raise BundleError(
-            f"{path} was changed after it was sealed ({err}); build it again"
-        ) from err
-    schema = value.get("schema")
-    if schema != MANIFEST_SCHEMA:
-        raise BundleError(
-            f"{path} has schema {schema}, this edgekd {edgekd.__version__} reads schema "
-            f"{MANIFEST_SCHEMA}; build the bundle again with this version"
-        )
-    try:
-        manifest = Manifest.model_validate(value)
-    except pydantic.ValidationError as err:
-        first = err.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{path}: {place}: {first['msg']}; build the bundle again") from err
-    failed = [gate.name for gate in manifest.gates if not gate.passed]
-    if failed:
-        raise BundleError(f"{path}: the gate {failed[0]} did not hold; build the bundle again")
-    for name in (manifest.model, manifest.golden.file):
-        if name not in manifest.files:
-            raise BundleError(f"{path} gives no sha256 for {name}; build the bundle again")
-    for name, digest in manifest.files.items():
-        file = bundle / name
-        if not file.is_file() or file.is_symlink():
-            raise BundleError(f"{bundle} lacks the file {name}; copy the bundle again, whole")
-        found = sha256_file(file)
-        if found != digest:
-            raise BundleError(
-                f"{file} was changed after the bundle was sealed (sha256 {found[:12]}…, sealed "
-                f"{digest[:12]}…); copy the bundle again or build it again"
-            )
-    return manifest
-
-
-def sealed_json(value: dict[str, Any]) -> str:
-    """Canonical JSON of a manifest with a ``seal`` over everything else."""
-    body = {key: item for key, item in value.items() if key != "seal"}
-    return canonical_json({**body, "seal": sha256_bytes(canonical_json(body).encode())})
-
-
-def _parse_sealed(text: str) -> dict[str, Any]:
-    import json
-
-    value = json.loads(text)
-    if not isinstance(value, dict) or sealed_json(value) != text:
-        raise ValueError("its seal does not match")
-    value.pop("seal")
-    return value
-
-
-def load(bundle: str | Path, *, any_device: bool = False, streams: int = 0) -> Session:
+def load(
+    bundle: str | Path,
+    *,
+    any_device: bool = False,
+    streams: int = 0,
+    signer: Signers | None = None,
+) -> Session:
     """Open a bundle: check it, load the model, and return a session.
 
     Args:
@@ -433,16 +387,35 @@ def load(bundle: str | Path, *, any_device: bool = False, streams: int = 0) -> S
             nothing about the target.
         streams: model calls at once over a scene, at most; each takes the memory of one. 0 leaves
             it to the backend: one per core on a CPU.
+        signer: public key file, or several: one of them must have signed the bundle, and that is
+            checked before anything in it is parsed. The environment variable ``EDGEKD_SIGNER``
+            demands the same of every load, beside what is given here.
 
     Raises:
-        InputError: a negative number of streams.
+        InputError: a negative number of streams; a key file that cannot be used.
         BundleError: the bundle is incomplete or changed, or does not fit this machine.
-        EnvironmentLacksError: the backend's library is not installed.
+        TrustError: not signed, by another key, or changed since (a kind of BundleError).
+        EnvironmentLacksError: the backend's library, or the one for signatures, is not installed.
+    """
+    return open_session(bundle, requirements(signer), any_device=any_device, streams=streams)
+
+
+def open_session(
+    bundle: str | Path,
+    required: Iterable[Requirement],
+    *,
+    any_device: bool = False,
+    streams: int = 0,
+) -> Session:
+    """As :func:`load`, with the signers already read; the environment adds none.
+
+    For what this process has just built itself, and nobody can have signed yet.
     """
     if streams < 0:
         raise InputError(f"expected 0 (one per core) or more streams, received {streams}")
-    path = Path(bundle)
-    manifest = read_manifest(path)
+    opened = open_bundle(Path(bundle), required)
+    path, manifest = opened.path, opened.manifest
+    opened.check_files(besides={manifest.model})  # the backend reads that one, once
     here = platform.machine()
     if manifest.target.arch != here and not any_device:
         raise BundleError(
@@ -456,14 +429,14 @@ def load(bundle: str | Path, *, any_device: bool = False, streams: int = 0) -> S
     from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
 
     backend = OnnxRuntimeBackend(
-        path / manifest.model, threads=manifest.target.threads, streams=streams
+        opened.file(manifest.model), threads=manifest.target.threads, streams=streams
     )
     try:
         _check_tensors(path, manifest, backend)
     except BundleError:
         backend.close()
         raise
-    return Session(path, manifest, backend)
+    return Session(opened, backend)
 
 
 def _check_tensors(path: Path, manifest: Manifest, backend: Backend) -> None:

@@ -38,6 +38,7 @@ CONFINED = {
     "tensorrt": ("deploy/", "runtime/backends/trt.py"),
     "tensorrt_rtx": ("deploy/check/rtx_child.py",),
     "pycuda": ("deploy/", "runtime/backends/trt.py"),
+    "cryptography": ("contracts/trust.py", "deploy/signing.py"),
 }
 
 
@@ -141,6 +142,7 @@ def test_the_import_rules_hold() -> None:
         ("runtime/x.py", "import onnxruntime"),
         ("train/x.py", "from edgekd.deploy import bundle"),
         ("telemetry/x.py", "from edgekd import runtime"),
+        ("runtime/x.py", "from cryptography.exceptions import InvalidSignature"),
         ("report/x.py", "import edgekd.train.flops"),
         ("deploy/x.py", "import torch"),
         ("cli/x.py", "import numpy"),
@@ -172,7 +174,7 @@ def python(code: str, *args: str) -> str:
 
 HEAVY = (
     "torch", "onnx", "onnxruntime", "cv2", "rasterio", "numpy", "pydantic", "yaml", "click", "tqdm",
-    "psutil", "jinja2", "lightning_fabric",
+    "psutil", "jinja2", "lightning_fabric", "cryptography",
 )  # fmt: skip
 
 
@@ -223,7 +225,10 @@ def test_the_device_side_imports_without_torch_and_onnx() -> None:
 
 def test_the_device_side_imports_with_the_base_dependencies_alone() -> None:
     names = modules("contracts", "runtime", "telemetry", "report", "cli", "errors.py")
-    wall = "torch,onnx,onnxscript,onnxruntime,rasterio,tensorrt,pycuda,jtop,lightning_fabric"
+    wall = (
+        "torch,onnx,onnxscript,onnxruntime,rasterio,tensorrt,pycuda,jtop,lightning_fabric,"
+        "cryptography"
+    )
     assert python(_BLOCKED, wall, *names).strip() == ""
 
 
@@ -250,7 +255,7 @@ def test_one_error_tree() -> None:
     from edgekd import errors
 
     found = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
-    assert len(found) == 10
+    assert len(found) == 11
     for name, kind in found.items():
         assert issubclass(kind, errors.EdgeKDError) and kind.exit_code in (1, 2, 3), name
     raised = [

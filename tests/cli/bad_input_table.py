@@ -179,6 +179,36 @@ def _bundles(root: Path) -> None:
     folder = Path(shutil.copytree(root / "b", root / "b-lacks"))
     (folder / "model.onnx").unlink()
     make_bundle(root / "b-board", tile_px=64, stride_px=4, arch=_other_arch())
+    _signed(root)
+
+
+def _signed(root: Path) -> None:
+    """Keys and signed bundles, each but ``b-signed`` with something wrong."""
+    from tests.helpers.keys import make_pair, sign
+
+    fleet = make_pair(root)
+    make_pair(root, "other")
+
+    def copy(name: str) -> Path:
+        return sign(Path(shutil.copytree(root / "b", root / name)), fleet)
+
+    copy("b-signed")
+    (copy("b-more") / "notes.txt").touch()
+    folder = copy("b-resealed")
+    other = make_bundle(root / "b-new", tile_px=64, stride_px=4, seed=1)
+    for name in ("manifest.json", "model.onnx", "golden.npz"):
+        shutil.copyfile(other / name, folder / name)
+    folder = copy("b-swapped")
+    shutil.copyfile(root / "b" / "golden.npz", folder / "model.onnx")
+    (copy("b-signature") / "signature.json").write_text("{}")
+    folder = copy("b-link")
+    (folder / "model.onnx").unlink()
+    (folder / "model.onnx").symlink_to(root / "b" / "model.onnx")
+    folder = copy("b-huge")
+    os.truncate(folder / "manifest.json", 5 << 20)
+    (root / "two.pub").write_bytes(
+        (root / "fleet.pub").read_bytes() + (root / "other.pub").read_bytes()
+    )
 
 
 def _other_arch() -> str:
@@ -209,6 +239,66 @@ def _image_cases() -> list[Case]:
         ("16-bit image", "deep.tif", ("uint16", "expected uint8", "gdal_translate")),
     ]
     return [Case(name, f"run b {file} -o m.tif", words) for name, file, words in rows]
+
+
+def _trust_cases() -> list[Case]:
+    asked, by = "run {} in.tif -o m.tif --signer fleet.pub", "verify {} --signer fleet.pub"
+    return [
+        Case("signer required: not signed", asked.format("b"),
+             ("b is not signed", "--signer accepts", "edgekd sign b --key"), 1),
+        Case("signer required: another's", "run b-signed in.tif -o m.tif --signer other.pub",
+             ("b-signed is signed by key", "--signer accepts", "(other.pub)"), 1),
+        Case("signer required: manifest exchanged", asked.format("b-resealed"),
+             ("b-resealed/signature.json by key", "does not fit its manifest.json"), 1),
+        Case("signer required: files exchanged", asked.format("b-swapped"),
+             ("b-swapped/model.onnx was changed", "it holds the bytes of golden.npz")),
+        Case("signer required: signature damaged", asked.format("b-signature"),
+             ("b-signature/signature.json is not what edgekd sign wrote", "--replace"), 1),
+        Case("the same, measured", "bench b --signer fleet.pub --seconds 0.1 -o r.json",
+             ("b is not signed",), 1),
+        Case("the same, evaluated", "eval b --data data --signer fleet.pub",
+             ("b is not signed",), 1),
+        Case("the same, validated with a signer", "validate b --signer fleet.pub",
+             ("b is not signed",), 1),
+        Case("a file of the bundle is a link", "run b-link in.tif -o m.tif",
+             ("b-link/model.onnx is a symbolic link", "cp -L")),
+        Case("manifest of 5 MiB", "run b-huge in.tif -o m.tif",
+             ("b-huge/manifest.json has 5,242,880 bytes, more than",)),
+        Case("verify: not signed", "verify b",
+             ("b is whole", "not signed", "edgekd sign b --key PRIVATE_KEY"), 1),
+        Case("verify: another's", "verify b-signed --signer other.pub",
+             ("b-signed is signed by key", "(other.pub)"), 1),
+        Case("verify: a byte of the model", "verify b-model.onnx",
+             ("b-model.onnx/model.onnx was changed after",), 1),
+        Case("verify: files exchanged", by.format("b-swapped"), ("files were exchanged",), 1),
+        Case("verify: a file too many", by.format("b-more"),
+             ("b-more holds notes.txt, which its manifest does not name", "move it out"), 1),
+        Case("verify: no bundle", "verify folder", ("folder is not a bundle",)),
+        Case("verify: key missing", "verify b-signed --signer nowhere.pub",
+             ("the key file nowhere.pub does not exist", "edgekd keygen")),
+        Case("verify: private key given", "verify b-signed --signer fleet.key",
+             ("fleet.key holds a private key, expected the public one", ".pub")),
+        Case("verify: two keys in a file", "verify b-signed --signer two.pub",
+             ("two.pub holds 2 keys, expected one",)),
+        Case("verify: key is a picture", "verify b-signed --signer in.png",
+             ("in.png has more than 16384 bytes", "key in PEM")),
+        Case("sign: bundle damaged", "sign b-model.onnx --key fleet.key",
+             ("b-model.onnx/model.onnx was changed after",)),
+        Case("sign: a file too many", "sign b-more --key fleet.key", ("b-more holds notes.txt",),
+             1),
+        Case("sign: another's signature", "sign b-signed --key other.key",
+             ("b-signed is signed by key", "--replace"), 1),
+        Case("sign: public key given", "sign b --key fleet.pub",
+             ("fleet.pub holds a public key, which can only verify", ".key")),
+        Case("sign: key left out", "sign b", ("--key",)),
+        Case("keygen: keys exist", "keygen -o fleet",
+             ("fleet.key exists and keys are never overwritten", "-o")),
+        Case("keygen: name with a suffix", "keygen -o new.key", ("path without suffix",)),
+        Case("keygen: place that cannot be", "keygen -o in.png/new",
+             ("the keys in.png/new cannot be written", "-o")),
+        Case("--signer without a bundle", "validate small.yaml --signer fleet.pub",
+             ("--signer is about bundles",)),
+    ]  # fmt: skip
 
 
 CASES = [
@@ -270,6 +360,7 @@ CASES = [
          ("small.ckpt is not a bundle",)),
     Case("bundle of another architecture", "run b-board in.tif -o m.tif",
          ("was built for", "--any-device")),
+    *_trust_cases(),
     Case("checkpoint of another student",
          "build small.yaml --target x86-cpu --checkpoint conv.ckpt -o o",
          ("conv.ckpt is a checkpoint of student lite0", "asks for name vit_nano",

@@ -67,7 +67,7 @@ def test_the_commands_are_the_issues() -> None:
         for path in (ROOT / "edgekd" / "cli").glob("*.py")
         if not path.stem.startswith("_") and path.stem != "main"
     }
-    assert found == set(_ORDER) and len(found) == 12
+    assert found == set(_ORDER) and len(found) == 16
 
 
 @pytest.mark.parametrize("name", _ORDER)
@@ -165,6 +165,7 @@ def test_validate_of_several_names_each_bad_one(
 
 def test_inspect(call: Any, told: Any, line: Line, bundles: dict[str, Path]) -> None:
     value = call("inspect", bundles["small"])
+    assert value.pop("trust")["signature"] == "none"
     assert value == read_manifest(bundles["small"]).plain()
     out, _ = told("inspect", bundles["small"])
     for word in ("vit_nano", "0 ground, 1 tree", "gate onnx_vs_torch: passed", "as sealed"):

@@ -33,6 +33,7 @@ from edgekd.errors import (
     GateError,
     InputError,
     OutputError,
+    TrustError,
 )
 from edgekd.runtime.session import read_manifest
 from edgekd.train.checkpoint import load_checkpoint, rebuild
@@ -312,6 +313,33 @@ def test_a_foreign_folder_stays_and_an_own_bundle_is_replaced(
     read_manifest(own)
 
 
+def test_a_signature_goes_with_the_bundle_that_it_stands_for(
+    line: Line, recipe: Recipe, data: LabelledSet, quick: None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from edgekd.contracts.trust import SIGNER_VARIABLE
+    from tests.helpers.keys import make_pair, sign
+
+    pair, said = make_pair(tmp_path), []
+    # also where every load wants a signer: what was just built, nobody can have signed
+    monkeypatch.setenv(SIGNER_VARIABLE, str(pair.public))
+
+    def make() -> BuildResult:
+        return build(
+            recipe, "x86-cpu", line.checkpoints["small"], tmp_path / "b", data, said.append
+        )
+
+    folder = make().path
+    with pytest.raises(TrustError, match="is not signed"):
+        edgekd.load(folder)
+    assert any("EDGEKD_SIGNER is set" in text and "edgekd sign" in text for text in said)
+    assert not any("is signed" in text for text in said)
+    edgekd.load(sign(folder, pair)).close()
+    make()
+    assert any("b is signed; the signature goes with the bundle" in text for text in said)
+    assert {item.name for item in folder.iterdir()} == {"model.onnx", "golden.npz", "manifest.json"}
+
+
 def test_a_failed_rebuild_keeps_the_bundle_that_was_there(
     line: Line, recipe: Recipe, data: LabelledSet, bundles: dict[str, Path], spoil: Any,
     tmp_path: Path,
@@ -450,6 +478,8 @@ def test_a_bundle_with_something_else_in_it_is_left_alone(tmp_path: Path) -> Non
     from tests.helpers.bundles import make_bundle
 
     folder = make_bundle(tmp_path / "b")
+    _check_replaceable(folder)
+    (folder / "signature.json").write_text("{}")  # part of a bundle, whatever it holds
     _check_replaceable(folder)
     (folder / "notes.txt").write_text("precious")
     with pytest.raises(OutputError, match=r"notes\.txt, which would be lost"):

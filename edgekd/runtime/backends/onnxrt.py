@@ -14,13 +14,16 @@ import numpy.typing as npt
 from edgekd.contracts.optional import require
 from edgekd.errors import BundleError, EdgeKDError, EnvironmentLacksError
 from edgekd.runtime.backends.base import Arrays, Backend
+from edgekd.runtime.bundle import SealedFile
 
 
 class OnnxRuntimeBackend(Backend):
     """Runs an ONNX file.
 
     Args:
-        model: the ``.onnx`` file.
+        model: the ``.onnx`` file. Of a sealed one the bytes are read and hashed, and ONNX Runtime
+            gets those bytes, never the file; they are freed when it has loaded them, and read and
+            hashed again should a second copy be needed for concurrent calls.
         threads: cores that the model may use; 0 takes all that this process has. A single call
             spreads each operator over them; of concurrent calls each has one to itself, which
             wastes none at the operators' joints.
@@ -29,13 +32,13 @@ class OnnxRuntimeBackend(Backend):
         optimize: False runs the graph as it is written (to judge Q/DQ accuracy).
 
     Raises:
-        BundleError: ONNX Runtime cannot load the file.
+        BundleError: ONNX Runtime cannot load the file, or it is not the sealed one.
         EnvironmentLacksError: onnxruntime or the provider is not installed.
     """
 
     def __init__(
         self,
-        model: Path,
+        model: Path | SealedFile,
         threads: int = 0,
         streams: int = 0,
         provider: str = "CPUExecutionProvider",
@@ -48,14 +51,16 @@ class OnnxRuntimeBackend(Backend):
                 f"ONNX Runtime here has no {provider} (it has "
                 f"{', '.join(ort.get_available_providers())})"
             )
-        self._ort, self._model, self._provider, self._optimize = ort, model, provider, optimize
+        self._ort, self._provider, self._optimize = ort, provider, optimize
+        self._source = model
+        self._path = model.path if isinstance(model, SealedFile) else model
         self._session = self._open_session(threads)
         self._stream_session: Any = None
         self._lock = threading.Lock()
         for item in (*self._session.get_inputs(), *self._session.get_outputs()):
             if item.type != "tensor(float)":
                 raise BundleError(
-                    f"{model}: tensor '{item.name}' is {item.type}, expected tensor(float)"
+                    f"{self._path}: tensor '{item.name}' is {item.type}, expected tensor(float)"
                 )
         self.input_shapes = {item.name: _shape(item.shape) for item in self._session.get_inputs()}
         self.output_shapes = {item.name: _shape(item.shape) for item in self._session.get_outputs()}
@@ -76,12 +81,16 @@ class OnnxRuntimeBackend(Backend):
         options.log_severity_level = 3
         if not self._optimize:
             options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        source = self._source
+        model = source.read() if isinstance(source, SealedFile) else str(source)
         try:
-            session = self._ort.InferenceSession(
-                str(self._model), options, providers=[self._provider]
-            )
+            session = self._ort.InferenceSession(model, options, providers=[self._provider])
         except Exception as err:  # ONNX Runtime's own classes derive from Exception only
-            raise BundleError(f"ONNX Runtime cannot load {self._model}: {_short(err)}") from err
+            raise BundleError(f"ONNX Runtime cannot load {self._path}: {_short(err)}") from err
+        # Another provider after a failure is what it would keep the bytes for, as long as it lives.
+        session.disable_fallback()
+        if isinstance(model, bytes):
+            session._model_bytes = None
         active = session.get_providers()
         if active[0] != self._provider:
             raise EnvironmentLacksError(
