@@ -13,6 +13,8 @@ from edgekd.cli._common import PathArgument, emit, note, shared_options
 @click.command("build")
 @click.argument("recipe_path", metavar="RECIPE", type=PathArgument)
 @click.option("--target", required=True, help="Class of device; see edgekd ls targets.")
+@click.option("--precision", type=click.Choice(["fp32", "int8"]),
+              help="Only this one; default: the lowest allowed that keeps its gates.")  # fmt: skip
 @click.option("--checkpoint", type=PathArgument, help="Default: runs/NAME/best.ckpt.")
 @click.option("-o", "--output", type=PathArgument, help="Folder; default bundles/NAME-TARGET.")
 @click.option("--data", type=PathArgument, help="Labelled set in place of the recipe's.")
@@ -22,22 +24,25 @@ from edgekd.cli._common import PathArgument, emit, note, shared_options
 def command(
     recipe_path: Path,
     target: str,
+    precision: str | None,
     checkpoint: Path | None,
     output: Path | None,
     data: Path | None,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Export, check, compare, build for TARGET, store golden data and seal a bundle."""
+    """Export, check, compare, lower the precision, build for TARGET, store golden data, seal."""
     from edgekd.contracts.labelled import open_labelled
     from edgekd.contracts.optional import require
     from edgekd.contracts.recipe import data_root, load_recipe
+    from edgekd.contracts.schema import resolve_path
     from edgekd.contracts.target import load_target
-    from edgekd.deploy.bundle import build, default_folder
 
-    recipe = load_recipe(recipe_path, list(overrides))
+    changes = [*overrides, *([f"precision.allowed=[{precision}]"] if precision else [])]
+    recipe = load_recipe(recipe_path, changes)
     load_target(target)
     require("torch", "deploy", "build bundles")
+    require("onnx", "deploy", "build bundles")
     place = data or data_root(recipe, recipe_path)
     labelled = None
     if data is not None or place.exists():  # a set that is there must be whole
@@ -45,6 +50,13 @@ def command(
     else:
         note(f"note: {place} is not here, so there are no real pixels to compare on; a synthetic "
              "picture is used and the manifest says so (--data gives another place)")  # fmt: skip
+    from edgekd.deploy.bundle import build, default_folder
+
+    calibration = None
+    if recipe.calibration is not None and recipe.calibration.set is not None:
+        calibration = open_labelled(
+            resolve_path(recipe.calibration.set, recipe_path.resolve().parent), None
+        )
     out = output or default_folder(recipe, target)
     result = build(
         recipe,
@@ -53,10 +65,11 @@ def command(
         out,
         labelled,
         None if as_json else lambda text: note(f"build: {text}"),
+        calibration,
     )
     manifest = result.manifest
     lines = [
-        f"gate {gate.name}: {gate.value:.2g} of {gate.bound:.2g} allowed "
+        f"gate {gate.name}: {gate.value:.3g}, {gate.sense} {gate.bound:.3g} "
         f"({gate.unit}; {gate.detail})"
         for gate in manifest.gates
     ]

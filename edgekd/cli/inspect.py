@@ -43,6 +43,7 @@ def command(path: Path, as_json: bool) -> None:
 
 
 def _bundle(path: Path) -> tuple[dict[str, Any], list[str], EdgeKDError | None]:
+    from edgekd.contracts.manifest import row
     from edgekd.runtime.bundle import open_bundle
 
     opened = open_bundle(path)
@@ -63,10 +64,11 @@ def _bundle(path: Path) -> tuple[dict[str, Any], list[str], EdgeKDError | None]:
         f"({origin.student['parameters'] / 1e6:.2f} M parameters), "
         f"data {origin.data_name}, validation mIoU {percent(tuning.get('best_val_miou'))}",
         *(
-            f"gate {gate.name}: {'passed' if gate.passed else 'FAILED'}, {gate.value:.2g} of "
-            f"{gate.bound:.2g} {gate.unit}"
+            f"gate {gate.name}: {'passed' if gate.passed else 'FAILED'}, {gate.value:.3g}, "
+            f"{gate.sense} {gate.bound:.3g} {gate.unit}"
             for gate in manifest.gates
         ),
+        *(f"tried {row(item)}" for item in manifest.precision.candidates),
         f"golden: {manifest.golden.count} ({manifest.golden.source})",
         f"made {origin.created_utc} by edgekd {origin.edgekd_version}; every file is as sealed",
         *said,

@@ -226,20 +226,64 @@ class ParityGate(Document):
 
 
 class GateSpec(Document):
-    """Bounds that a build must keep; each has its reason beside it in the recipe."""
+    """Bounds that a build must keep; each has its reason beside it in the recipe.
+
+    Attributes:
+        onnx_vs_torch: bound of the exported graph.
+        golden: bound of a bundle's stored outputs on the device; ten times that of the export
+            where absent, and derived from the precision where that is lower.
+        miou_drop_max: mIoU that a lower precision may lose on validation tiles, percentage points.
+        agreement_min: part of the cells in which it must give FP32's class, 0-1.
+    """
 
     onnx_vs_torch: ParityGate
     golden: ParityGate | None = None
+    miou_drop_max: float = pydantic.Field(default=0.5, ge=0)
+    agreement_min: Fraction = 0.98
 
 
 class PrecisionSpec(Document):
-    """Precisions that a build may choose from.
+    """Precisions that a build may choose from, and how INT8 is made.
 
     Attributes:
-        allowed: ``fp32`` alone in this version.
+        allowed: the target's own list bounds it further; the lowest that keeps the gates is taken.
+        keep_high: layers that are never lowered, as patterns: ``encoder.blocks.11.*``.
+        int8_layers: kinds of layers in INT8: ``linear`` (matrix products over tokens), ``patch``
+            (the patch projection), ``conv`` (any other convolution).
+        range: how the range of an activation is chosen from what calibration saw.
+        percentile: of ``range: percentile``, part of the values that are not clipped, %.
+        smooth: strength of SmoothQuant's rescaling, 0 (off) to 1.
     """
 
-    allowed: list[Literal["fp32"]] = pydantic.Field(default=["fp32"], min_length=1)
+    allowed: list[Literal["fp32", "fp16", "int8"]] = pydantic.Field(default=["fp32"], min_length=1)
+    keep_high: list[str] = []
+    int8_layers: list[Literal["linear", "patch", "conv"]] = pydantic.Field(
+        default=["linear", "patch"], min_length=1
+    )
+    range: Literal["minmax", "percentile", "entropy"] = "percentile"
+    percentile: float = pydantic.Field(default=99.99, gt=50, le=100)
+    smooth: Fraction = 0.0
+
+    @pydantic.field_validator("allowed", "int8_layers")
+    @classmethod
+    def _once(cls, value: list[str]) -> list[str]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"something stands twice in {', '.join(value)}")
+        return value
+
+
+class CalibrationSpec(Document):
+    """Images from which INT8 learns the ranges of activations.
+
+    Attributes:
+        set: labelled or described set, relative to the recipe; the recipe's own data where absent.
+        split: of the set. Never the test split: ranges would have seen it.
+        tiles: number of tiles of the model's input, spread evenly over the images.
+    """
+
+    set: str | None = None
+    split: Literal["train", "val"] = "train"
+    tiles: int = pydantic.Field(default=16, ge=2)
 
 
 class Recipe(Document):
@@ -268,6 +312,7 @@ class Recipe(Document):
     io: IoSpec
     tiling: TilingSpec
     precision: PrecisionSpec = PrecisionSpec()
+    calibration: CalibrationSpec | None = pydantic.Field(default=None, validate_default=True)
     gates: GateSpec
     targets: list[str] = pydantic.Field(min_length=1)
 
@@ -297,6 +342,19 @@ class Recipe(Document):
             )
         if value.method != "mae" and not count:
             raise ValueError(f"method {value.method} needs a teacher; name one under teachers")
+        return value
+
+    @pydantic.field_validator("calibration")
+    @classmethod
+    def _no_int8_without(
+        cls, value: CalibrationSpec | None, info: pydantic.ValidationInfo
+    ) -> CalibrationSpec | None:
+        precision = info.data.get("precision")
+        if value is None and precision is not None and "int8" in precision.allowed:
+            raise ValueError(
+                "precision.allowed holds int8, which needs calibration; write calibration: "
+                "{tiles: 16}"
+            )
         return value
 
     @pydantic.field_validator("targets")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 import edgekd
 from edgekd.contracts import registry
@@ -29,7 +30,6 @@ from edgekd.contracts.manifest import (
     Gate,
     GoldenSpec,
     Manifest,
-    PrecisionDone,
     Provenance,
     TargetDone,
     TilingDone,
@@ -41,6 +41,7 @@ from edgekd.contracts.trust import SIGNATURE_NAME, SIGNER_VARIABLE
 from edgekd.contracts.windows import plan
 from edgekd.deploy.check.run import require_fit
 from edgekd.deploy.parity import FloatArray, Model, compare
+from edgekd.deploy.quantize.lower import lower
 from edgekd.errors import EnvironmentLacksError, GateError, InputError, OutputError
 from edgekd.runtime.backends.base import Backend
 from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
@@ -50,6 +51,8 @@ from edgekd.runtime.bundle import sealed_json
 #: float32 graph differs by the order of its sums, so the bound is wider than the export's.
 GOLDEN_FACTOR = 10.0
 GOLDEN_COUNT = 2
+#: part of the golden cells of a lower precision that must have the stored class on any processor.
+GOLDEN_AGREEMENT = 0.995
 
 Step = Callable[[str], None]
 
@@ -74,8 +77,9 @@ def build(
     out: Path,
     data: LabelledSet | None,
     step: Step | None = None,
+    calibration: LabelledSet | None = None,
 ) -> BuildResult:
-    """Export, compare, build for the target, store golden data, seal.
+    """Export, compare, lower the precision, build for the target, store golden data, seal.
 
     Args:
         recipe: what the product is.
@@ -85,6 +89,7 @@ def build(
         data: labelled set for real golden and parity inputs; synthetic tiles where absent (the
             manifest says which).
         step: called with a line for every stage.
+        calibration: where INT8 learns its ranges, in place of ``data``.
 
     Raises:
         InputError: the target is not one of the recipe's; the checkpoint is another's.
@@ -136,6 +141,18 @@ def build(
             gates.append(batched.gate("batch_vs_single", bound))
             _require(gates)
             golden = [run(tensor)[0] for tensor in tensors]
+        atol = recipe.gates.golden.atol if recipe.gates.golden else bound * GOLDEN_FACTOR
+        lowered = lower(onnx.load(exported.path), recipe, target, data, calibration or data, say)
+        gates += lowered.gates
+        if lowered.precision.done != "fp32":
+            exported.path.write_bytes(lowered.proto.SerializeToString(deterministic=True))
+            say(f"check the {lowered.precision.done} model for {target_name}")
+            require_fit(exported.path, target)
+            exact, golden = golden, [lowered.run(tensor)[0] for tensor in tensors]
+            # Another processor rounds elsewhere, which moves single values by a step: by no more
+            # than rounding to these steps did in the first place.
+            apart = max(float(np.abs(a - b).max()) for a, b in zip(exact, golden, strict=True))
+            atol = recipe.gates.golden.atol if recipe.gates.golden else max(atol, apart)
         say(f"build for {target_name}")
         builder = registry.load("edgekd.deploy.builders", target.backend, "builder")
         versions = builder.build(exported.path, folder)
@@ -156,7 +173,7 @@ def build(
                 overlap_px=recipe.tiling.overlap_px,
                 blend=recipe.tiling.blend,
             ),
-            precision=PrecisionDone(asked=list(recipe.precision.allowed), done="fp32"),
+            precision=lowered.precision,
             target=_target_done(target, versions),
             provenance=Provenance(
                 recipe=recipe.plain(),
@@ -174,7 +191,8 @@ def build(
             gates=gates,
             golden=GoldenSpec(
                 count=len(tiles),
-                atol=recipe.gates.golden.atol if recipe.gates.golden else bound * GOLDEN_FACTOR,
+                atol=atol,
+                agreement_min=None if lowered.precision.done == "fp32" else GOLDEN_AGREEMENT,
                 source=origin,
             ),
             files={
