@@ -104,7 +104,7 @@ class Arm:
                      "-o", str(self.result), done=self.result)  # fmt: skip
 
     def _edgekd(self, *words: str, done: Path, state: Path | None = None) -> None:
-        shown = ["edgekd", *(_short(word) for word in words)]
+        shown = ["edgekd", *(_short(word, self.folder.parent) for word in words)]
         self.commands.append(shlex.join(shown))
         if done.exists():
             return
@@ -141,9 +141,9 @@ class Arm:
         }
 
 
-def _short(word: str) -> str:
-    """A command's word without the place of this checkout."""
-    return word.replace(str(DATA), "DATA").replace(f"{ROOT}/", "")
+def _short(word: str, out: Path) -> str:
+    """A command's word without the places of this machine."""
+    return word.replace(str(DATA), "DATA").replace(str(out), "OUT").replace(f"{ROOT}/", "")
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -195,14 +195,14 @@ def draw(path: Path, runs: list[dict[str, Any]], arms: dict[str, dict[str, Any]]
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
     for place, (name, arm) in enumerate(arms.items()):
         values = [100 * run["miou"] for run in runs if run["arm"] == name]
-        axes.plot(values, [place] * len(values), "o", color="#888888", markersize=5)
         axes.errorbar(
             100 * arm["miou_mean"], place, xerr=100 * (arm["miou_sd"] or 0), fmt="D",
             color="#117733", capsize=4,
         )  # fmt: skip
+        axes.plot(values, [place + 0.25] * len(values), "o", color="#666666", markersize=4)
     axes.set_yticks(range(len(arms)), [arm["title"] for arm in arms.values()])
-    axes.invert_yaxis()
-    axes.set_xlabel("mIoU on test tile 7, % (diamond: mean ± standard deviation; dots: seeds)")
+    axes.set_ylim(len(arms) - 0.4, -0.6)
+    axes.set_xlabel("mIoU on test tile 7, %  (mean ± standard deviation; dots: seeds)")
     axes.grid(axis="x", alpha=0.3)
     with publish_file(path) as part:
         figure.savefig(part, dpi=130)
@@ -259,6 +259,7 @@ def main(
                 "changes": list(changes),
                 "unlabeled_images": images,
                 "jobs_at_once": jobs,
+                "minutes": "wall-clock, on a machine that other work may have shared",
                 "arms": table,
                 "verdict": judged,
                 "runs": runs,
