@@ -389,7 +389,7 @@ def test_the_recipes_own_golden_bound_is_used(line: Line, quick: None, tmp_path:
 def test_steps_are_told_in_order(line: Line, recipe: Recipe, quick: None, tmp_path: Path) -> None:
     said: list[str] = []
     build(recipe, "x86-cpu", line.checkpoints["small"], tmp_path / "b", None, said.append)
-    assert [text.split()[0] for text in said] == ["export", "compare", "build", "load"]
+    assert [text.split()[0] for text in said] == ["export", "check", "compare", "build", "load"]
 
 
 def test_the_run_folder_stands_for_its_best_checkpoint(
