@@ -53,7 +53,8 @@ def command(
     from edgekd.deploy.bundle import build, default_folder
 
     calibration = None
-    if recipe.calibration is not None and recipe.calibration.set is not None:
+    lowers = recipe.precision.allowed != ["fp32"]
+    if lowers and recipe.calibration is not None and recipe.calibration.set is not None:
         calibration = open_labelled(
             resolve_path(recipe.calibration.set, recipe_path.resolve().parent), None
         )

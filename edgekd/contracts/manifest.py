@@ -13,7 +13,7 @@ from edgekd.contracts.windows import Blend
 
 MANIFEST_NAME = "manifest.json"
 GOLDEN_NAME = "golden.npz"
-MANIFEST_SCHEMA = 1
+MANIFEST_SCHEMA = 2
 
 
 #: a file directly in the bundle: no folders, no way out of it.

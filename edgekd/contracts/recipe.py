@@ -277,13 +277,23 @@ class CalibrationSpec(Document):
 
     Attributes:
         set: labelled or described set, relative to the recipe; the recipe's own data where absent.
-        split: of the set. Never the test split: ranges would have seen it.
+        split: of the set; ``val`` only of another set, for the recipe's own judges the result.
         tiles: number of tiles of the model's input, spread evenly over the images.
     """
 
     set: str | None = None
     split: Literal["train", "val"] = "train"
     tiles: int = pydantic.Field(default=16, ge=2)
+
+    @pydantic.field_validator("split")
+    @classmethod
+    def _apart(cls, value: str, info: pydantic.ValidationInfo) -> str:
+        if value == "val" and info.data.get("set") is None:
+            raise ValueError(
+                "the recipe's own validation split judges INT8; calibrate on train, or name "
+                "another set"
+            )
+        return value
 
 
 class Recipe(Document):

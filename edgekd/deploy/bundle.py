@@ -147,7 +147,10 @@ def build(
         if lowered.precision.done != "fp32":
             exported.path.write_bytes(lowered.proto.SerializeToString(deterministic=True))
             say(f"check the {lowered.precision.done} model for {target_name}")
-            require_fit(exported.path, target)
+            for finding in require_fit(exported.path, target).findings:
+                if finding.severity == "warning":
+                    say(f"warning: {finding.reason}; {finding.fix}")
+            assert lowered.run is not None
             exact, golden = golden, [lowered.run(tensor)[0] for tensor in tensors]
             # Another processor rounds elsewhere, which moves single values by a step: by no more
             # than rounding to these steps did in the first place.

@@ -66,7 +66,12 @@ class SealedFile:
     def check(self) -> None:
         """Compare the hash without holding the file in memory; raises as :meth:`read`."""
         digest = hashlib.sha256()
-        with _plain(self.path) as (stream, _):
+        with _plain(self.path) as (stream, size):
+            if size > FILE_MAX_BYTES:
+                raise BundleError(
+                    f"{self.path} has {size / 2**30:.1f} GiB, a file of a bundle has less than 2; "
+                    "it is not the one that was sealed: copy the bundle again"
+                )
             while block := stream.read(_BLOCK):
                 digest.update(block)
         self._compare(digest.hexdigest())

@@ -377,7 +377,7 @@ def _fingerprint(recipe: Recipe, data: LabelledSet, origin: dict[str, Any]) -> s
     values = recipe.plain()
     for key in ("log_every_steps", "workers"):
         values["finetune"].pop(key)
-    for key in ("targets", "gates", "precision", "title"):
+    for key in ("targets", "gates", "precision", "calibration", "title"):
         values.pop(key)
     values["data"].pop("root")
     for key in ("distill", "teachers", "preset"):

@@ -36,20 +36,22 @@ def together(work: Callable[[], Result]) -> Result:
     others as a lost connection. ``work`` must not wait for other processes.
 
     Raises:
-        EdgeKDError: of this process, or in the first process that of another, with its place.
+        Exception: of this process; or, in the first process, EdgeKDError with the words of another
+            and its place.
         SystemExit: in other processes, with the exit code that the first one ends with.
     """
     result: Result | None = None
-    own: EdgeKDError | None = None
+    own: Exception | None = None
     try:
         result = work()
-    except EdgeKDError as err:
+    except (EdgeKDError, OSError, RuntimeError, MemoryError) as err:  # a full GPU is among them
         own = err
     if not (distributed.is_available() and distributed.is_initialized()):
         if own is not None:
             raise own
         return result  # type: ignore[return-value]
-    said = own and (own.exit_code, f"on {socket.gethostname()}: {own}")
+    code = own.exit_code if isinstance(own, EdgeKDError) else EdgeKDError.exit_code
+    said = None if own is None else (code, f"on {socket.gethostname()}: {own or type(own)}")
     found: list[tuple[int, str] | None] = [None] * distributed.get_world_size()
     distributed.all_gather_object(found, said)
     failed = [(rank, item) for rank, item in enumerate(found) if item is not None]

@@ -218,7 +218,8 @@ def test_export(call: Any, told: Any, line: Line, quick: None, tmp_path: Path) -
     gate = value["parity"]
     assert gate["passed"] and 0 <= gate["value"] <= gate["bound"] == 1e-4
     out, err = told("export", line.checkpoints["small"], "-o", place)
-    assert "largest difference to torch" in out and "next: edgekd build" in err
+    assert "largest difference to torch" in out and "next: edgekd check" in err
+    assert "or edgekd build" in err
     assert [item.name for item in place.parent.iterdir()] == ["m.onnx"]
 
 

@@ -218,7 +218,7 @@ def test_what_is_no_bundle(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"schema": 2}, "has schema 2, this edgekd"),
+        ({"schema": 1}, "has schema 1, this edgekd"),
         ({"schema": None}, "has schema None"),
         ({"extra": 1}, "extra: Extra inputs are not permitted"),
         ({"classes": []}, "classes: List should have at least 2 items"),

@@ -111,9 +111,10 @@ def compile_model(
     start = time.monotonic()
     answer, died = _child(python, request, timeout_s)
     seconds = time.monotonic() - start
-    if answer.get("missing") or (died and answer.get("stage") in (None, "import")):
+    if answer.get("missing") or answer.get("stage") in (None, "import"):
+        why = answer.get("missing") or died or "it ended without an answer"
         raise EnvironmentLacksError(
-            f"{python} cannot use TensorRT-RTX ({answer.get('missing') or died}); type: "
+            f"{python} cannot use TensorRT-RTX ({why}); type: "
             f"{python} -m pip install tensorrt-rtx==1.7.1.116"
             + (f", or unset {VARIABLE}" if os.environ.get(VARIABLE) else "")
         )
@@ -200,8 +201,8 @@ def _judge(
         fused_attention=answer.get("fused_attention"),
         int8_gemms=answer.get("int8_gemms"),
         plan_mib=_mib(answer.get("plan_bytes")),
-        activation_mib=_mib(memory.get("activation", 0) if done else None),
-        weights_mib=_mib(memory.get("weights", 0) if done else None),
+        activation_mib=_mib(memory.get("activation") if done else None),
+        weights_mib=_mib(memory.get("weights") if done else None),
         peak_mib=_mib(answer.get("peak_bytes")),
         seconds=round(seconds, 2),
     )

@@ -11,6 +11,7 @@ import onnx
 from edgekd.contracts.artifacts import sha256_file
 from edgekd.contracts.manifest import MANIFEST_NAME
 from edgekd.contracts.target import Target
+from edgekd.contracts.trust import requirements
 from edgekd.deploy.check import rtx, rules, rules_onnxrt
 from edgekd.deploy.check.graph import Graph, read_graph, title, type_name
 from edgekd.deploy.check.report import (
@@ -24,6 +25,7 @@ from edgekd.deploy.check.report import (
 from edgekd.deploy.check.rules import Context
 from edgekd.deploy.check.tables import TENSORRT_KNOWN, parse_version, shown
 from edgekd.errors import BundleError, EnvironmentLacksError, GateError, InputError
+from edgekd.runtime.bundle import open_bundle
 
 #: of a target's memory, what activations may take: system, camera, scene and weights need the rest
 ACTIVATION_SHARE = 1 / 8
@@ -54,15 +56,18 @@ class Options:
 def model_file(path: Path) -> Path:
     """The ONNX file of a bundle, or the path itself.
 
+    A signer that ``EDGEKD_SIGNER`` requires is required here, too. The file is then read by its
+    path: who can exchange files meanwhile can mislead a check, not a session.
+
     Raises:
-        BundleError: the bundle is damaged.
+        BundleError: the bundle is damaged, or not signed as required.
         InputError: the bundle's model is no ONNX file.
     """
     if not (path.is_dir() and (path / MANIFEST_NAME).is_file()):
         return path
-    from edgekd.runtime.session import read_manifest
-
-    manifest = read_manifest(path)
+    opened = open_bundle(path, requirements())
+    opened.check_files()
+    manifest = opened.manifest
     model = path / manifest.model
     if model.suffix != ".onnx":
         raise InputError(

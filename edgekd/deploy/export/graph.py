@@ -33,7 +33,7 @@ _LIFTED_IR_VERSION = 9
 _SAME_IN_LIFTED = frozenset(
     {
         "AveragePool", "Cast", "Constant", "DequantizeLinear", "Equal", "Identity", "Pad",
-        "QuantizeLinear", "Reshape", "Resize", "Shape", "Split",
+        "QuantizeLinear", "Reshape", "Resize", "Shape",
     }
 )  # fmt: skip
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -150,6 +150,8 @@ def lift(proto: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.node:
         since = onnx.defs.get_schema(node.op_type, LIFTED_OPSET).since_version
         if since <= OPSET or node.op_type in _SAME_IN_LIFTED:
+            continue
+        if node.op_type == "Split" and len(node.input) == 2:
             continue
         axes = [item for item in node.attribute if item.name == "axes"]
         if not node.op_type.startswith("Reduce") or len(node.input) != 1 or len(axes) > 1:

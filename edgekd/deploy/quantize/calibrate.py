@@ -140,7 +140,10 @@ def _open(
     graph = made.graph
     images = {item.name for item in graph.input}
     scalars = {}
-    for tensor in sorted(set(floats)):
+    # ONNX Runtime walks back from the leaves, the last one first. Were a deep tensor's leaf last,
+    # the whole network would run before the others are reduced, and every activation be kept.
+    place = {name: number for number, node in enumerate(graph.node) for name in node.output}
+    for tensor in sorted(set(floats), key=lambda name: (-place.get(name, -1), name)):
         scalars[tensor] = f"{tensor}/largest"
         graph.node.append(helper.make_node("Abs", [tensor], [f"{tensor}/abs"]))
         graph.node.append(

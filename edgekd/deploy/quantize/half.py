@@ -8,7 +8,8 @@ LayerNormalization may run on FP16 tensors: by the operator's definition (``stas
 operator reference, opset 17) its mean and variance are computed in FP32, and TensorRT does so.
 
 A value above 65504 is infinite in FP16. Nodes that read or write a tensor which calibration has
-seen near that bound are kept in FP32, and so is a node with such a constant.
+seen near that bound are kept in FP32, and so is a node with such a constant or with a single small
+one, such as an epsilon.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from edgekd.errors import GateError
 HALF_MAX = 65504.0
 #: values seen in calibration may be exceeded by this factor later.
 HEADROOM = 8.0
-#: smallest normal number; a scale below it loses digits.
+#: smallest normal number; below it digits are lost.
 HALF_TINY = 2.0**-14
 #: inputs that stay FP32 whatever the node computes in: (operator, position).
 _FLOAT_ALWAYS = {("Resize", 1), ("Resize", 2)}
@@ -69,6 +70,17 @@ def high_nodes(
     return [node.name for node in proto.graph.node if typing.is_high(node)]
 
 
+def _fits(values: np.ndarray) -> bool:
+    """Whether FP16 holds a constant: nothing too large, and no single number that loses digits.
+
+    An epsilon of 1e-12 would become 0. Among the many numbers of a weight, small ones may.
+    """
+    size = np.abs(values)
+    if not size.max(initial=0.0) <= HALF_MAX:
+        return False
+    return values.size != 1 or float(size.max()) == 0.0 or float(size.max()) >= HALF_TINY
+
+
 class _Typing:
     def __init__(
         self, proto: onnx.ModelProto, keep: Collection[str], too_large: Collection[str]
@@ -87,8 +99,7 @@ class _Typing:
         self._large = {
             item.name
             for item in proto.graph.initializer
-            if item.data_type == TensorProto.FLOAT
-            and not np.abs(numpy_helper.to_array(item)).max(initial=0.0) <= HALF_MAX
+            if item.data_type == TensorProto.FLOAT and not _fits(numpy_helper.to_array(item))
         }
 
     def is_high(self, node: onnx.NodeProto) -> bool:

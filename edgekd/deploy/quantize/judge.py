@@ -7,6 +7,7 @@ is that of the precision alone.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -125,9 +126,10 @@ def _classes(logits: FloatArray, shape: tuple[int, ...]) -> UInt8Array:
 
 
 def labelled_tiles(data: LabelledSet, split: str, tile_px: int, count: int) -> list[JudgedTile]:
-    """Tiles of a split, spread evenly over its images and places.
+    """Tiles of a split, spread evenly over its images and places, no two of them equal.
 
-    Images smaller than a tile are mirrored to full size; what was mirrored has no label.
+    Images smaller than a tile are mirrored to full size; what was mirrored has no label. Where two
+    places look the same (black margins of a scene), another one is taken.
     """
     places: list[tuple[int, int]] = []
     samples = data.split(split)
@@ -138,9 +140,13 @@ def labelled_tiles(data: LabelledSet, split: str, tile_px: int, count: int) -> l
         windows.append(mine)
         places += [(number, place) for place in range(len(mine))]
     picks = np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int))
-    tiles = []
+    order = [*picks.tolist(), *(n for n in range(len(places)) if n not in set(picks.tolist()))]
+    tiles: list[JudgedTile] = []
+    seen: set[bytes] = set()
     held: tuple[int, UInt8Array, UInt8Array] | None = None
-    for pick in picks:
+    for pick in order:
+        if len(tiles) == min(count, len(places)):
+            break
         number, place = places[pick]
         if held is None or held[0] != number:
             pixels, target = data.load(samples[number])
@@ -153,6 +159,10 @@ def labelled_tiles(data: LabelledSet, split: str, tile_px: int, count: int) -> l
             )
         window = windows[number][place]
         cut = (slice(window.y0, window.y1), slice(window.x0, window.x1))
+        mark = hashlib.sha256(held[1][cut].tobytes()).digest()
+        if mark in seen:
+            continue
+        seen.add(mark)
         tiles.append(
             JudgedTile(
                 name=f"{samples[number].id} at row {window.y0} column {window.x0}",

@@ -50,9 +50,11 @@ def find_layers(proto: onnx.ModelProto) -> list[Layer]:
         weight = constants.get(node.input[1])
         if weight is None or weight.data_type != onnx.TensorProto.FLOAT:
             continue
+        if node.input[0] in constants:
+            continue
         name = node.name.rsplit("/", 1)[0]
         if node.op_type == "MatMul":
-            if len(weight.dims) == 2 and node.input[0] not in constants:
+            if len(weight.dims) == 2:
                 found.append(Layer(name, "linear", node.name, node.input[0], weight.name, 1))
             continue
         attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import onnx
 
@@ -50,20 +52,31 @@ class Lowered:
 
     Attributes:
         proto: of the ONNX file.
-        run: it on this machine, as near to the target as this machine can: FP32 and what the
-            target's processor family runs natively here, else as the graph is written.
+        run: a lowered model on this machine: natively where this processor is of the target's
+            kind, else as the graph is written; None for FP32.
         precision, gates: for the manifest.
     """
 
     proto: onnx.ModelProto
-    run: Model
+    run: Model | None
     precision: PrecisionDone
     gates: list[Gate] = field(default_factory=list)
 
 
+def has_int8_dot_product() -> bool:
+    """Whether this machine's CPU sums products of 8-bit numbers into 32 bits (VNNI, asimddp)."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
+    except OSError:
+        return False
+    return not words.isdisjoint({"avx512_vnni", "avx_vnni", "asimddp"})
+
+
 def is_timeable(target: Target) -> bool:
-    """Whether this machine runs models of the target as the target does."""
-    return target.backend == "onnxrt" and target.arch == platform.machine()
+    """Whether this machine runs INT8 models of the target as the target does."""
+    if target.backend != "onnxrt" or target.arch != platform.machine():
+        return False
+    return target.cpu is None or target.cpu.int8_dot_product == has_int8_dot_product()
 
 
 def lower(
@@ -95,9 +108,7 @@ def lower(
             f"holds {', '.join(target.precisions)}; allow one of these"
         )
     if asked == ["fp32"]:
-        return Lowered(
-            proto, emulate(proto, optimize=True), PrecisionDone(asked=asked, done="fp32")
-        )
+        return Lowered(proto, None, PrecisionDone(asked=asked, done="fp32"))
     return _Lowering(proto, recipe, target, data, calibration, say).run(asked)
 
 
@@ -148,12 +159,20 @@ class _Lowering:
                 why = f"not faster than FP32 here ({seconds[1]:.3g} and {seconds[0]:.3g} s a tile)"
         elif passed:
             why += "; not timed, for this machine is not of the target's kind"
+            cpu = self._target.cpu
+            if cpu is not None and not cpu.int8_dot_product and "fp32" in asked:
+                passed = False
+                why += (
+                    f", and {cpu.model} has no 8-bit dot products, without which INT8 is often "
+                    "slower: --precision int8 takes it all the same; time both on the device"
+                )
         quality = lowered.quality
         candidates[0] = candidates[0].model_copy(update={"tile_s": seconds[0]})
         candidates.append(
             CandidateDone(
                 precision="int8", miou=quality.miou, agreement=quality.agreement,
-                noise=quality.noise, tiles=quality.tiles, size_bytes=lowered.proto.ByteSize(),
+                noise=min(quality.noise, sys.float_info.max), tiles=quality.tiles,
+                size_bytes=lowered.proto.ByteSize(),
                 tile_s=seconds[1], kept_high=lowered.kept_high, chosen=passed, why=why,
             )
         )  # fmt: skip
@@ -173,7 +192,7 @@ class _Lowering:
         for item in candidates:
             self._say(row(item))
         if not passed:
-            return Lowered(self._proto, self._reference, precision)
+            return Lowered(self._proto, None, precision)
         return Lowered(lowered.proto, lowered.run, precision, self._gates(quality))
 
     def _int8(self) -> _Int8:
@@ -186,6 +205,12 @@ class _Lowering:
             )
         proto, seen, source = self._calibrated(layers)
         ranges = seen.ranges(spec.range, spec.percentile)
+        idle = [layer for layer in layers if not ranges[layer.source] > 0]
+        for layer in idle:
+            self._say(f"{layer.name} saw nothing but zeros and stays high")
+        layers = [layer for layer in layers if layer not in idle]
+        if not layers:
+            raise InputError("calibration saw nothing but zeros; give images with content")
 
         def graph(chosen: Sequence[Layer]) -> onnx.ModelProto:
             return insert_qdq(proto, chosen, ranges, weight_bits=self._bits)
@@ -203,7 +228,8 @@ class _Lowering:
         )  # fmt: skip
         return _Int8(
             final, emulate(final, optimize=self._native), found.quality, found.passed,
-            found.kept_high, self._why(found.quality, found.passed, len(found.kept_high)),
+            [*found.kept_high, *(layer.name for layer in idle)],
+            self._why(found.quality, found.passed, len(found.kept_high)),
             found.sensitivity, done,
         )  # fmt: skip
 

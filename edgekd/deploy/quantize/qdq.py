@@ -6,7 +6,8 @@ inputs of a layer's product and nowhere else: attention products, softmax, norma
 residual additions keep the precision around them, and a fused attention kernel stays possible.
 
 Two ways to store weights: as INT8 with a DequantizeLinear (small; TensorRT 10 and later, ONNX
-Runtime) or as FP32 with a Q/DQ pair (TensorRT 8.6, whose parser takes no INT8 constants).
+Runtime) or as FP32 with a Q/DQ pair, the form that NVIDIA's tools wrote for TensorRT 8 (ONNX
+Runtime's ``AddQDQPairToWeight``).
 """
 
 from __future__ import annotations

@@ -62,9 +62,11 @@ def search(
     if passes(quality):
         return Search([], quality, True, tried=tried)
     say(f"the gate fails with all {len(layers)} layers lowered; look for the worst")
+    # A module that is used twice has two nodes and one name: it goes up or down as a whole.
     noise: dict[str, float] = {}
-    for layer in layers:
-        noise[layer.name] = judge(make([layer]), SENSITIVITY_TILES).noise
+    for name in dict.fromkeys(layer.name for layer in layers):
+        alone = [layer for layer in layers if layer.name == name]
+        noise[name] = judge(make(alone), SENSITIVITY_TILES).noise
     order = sorted(noise, key=lambda name: (-noise[name], name))
     for name in order[:3]:
         say(f"{name} alone: noise {noise[name]:.3g} of the logits' deviation")
@@ -73,10 +75,10 @@ def search(
         high = set(order[:count])
         found = judge(make([layer for layer in layers if layer.name not in high]))
         tried.append((count, found))
-        say(f"{count} of {len(layers)} layers high: agreement {100 * found.agreement:.2f} %")
+        say(f"{count} of {len(order)} layers high: agreement {100 * found.agreement:.2f} %")
         return passes(found), found
 
-    most = len(layers) // 2
+    most = len(order) // 2
     low, count, best = 0, 1, None
     while count <= most:
         passed, found = measure(count)

@@ -63,6 +63,8 @@ Progress = Callable[[int, int, str], None]
 Say = Callable[[str], None]
 FORMAT = 1
 COMMAND = "edgekd distill RECIPE"
+#: a launcher has set one of these
+LAUNCHED = {"SLURM_NTASKS", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"}
 #: crops that the pictures show
 PICTURE_CROPS = 4
 
@@ -127,7 +129,7 @@ def distill(
             f"{started} processes were started (WORLD_SIZE), and --devices x --nodes is 1; give "
             "--devices PROCESSES_PER_NODE and --nodes NODES, as the launcher has them"
         )
-    if nodes > 1 and started == 1 and "SLURM_NTASKS" not in os.environ:
+    if nodes > 1 and started == 1 and LAUNCHED.isdisjoint(os.environ):
         raise InputError(
             f"--nodes is {nodes} and neither torchrun nor SLURM started this process: the others "
             f"would never come; on every node type: torchrun --nnodes {nodes} --nproc-per-node "
@@ -272,17 +274,7 @@ class _Run:
             together(self._restore)
         else:
             together(lambda: make_room(self.out, names, LAST_NAME, fresh, look_only=True))
-        if self.main and not resume:
-            make_room(self.out, names, LAST_NAME, fresh)
-            for pattern in (
-                "pictures/step_*.png",
-                "tensorboard/events.*",
-                "log.txt",
-                "broken.jsonl",
-            ):
-                for old in self.out.glob(pattern):
-                    old.unlink()
-            write_json(self.out / "recipe.json", self.recipe.plain())
+            together(lambda: self._clear(names, fresh) if self.main else None)
         early, self._early = self._early or [], None
         for line in early:
             self.log(line)
@@ -300,6 +292,14 @@ class _Run:
             f"{trained / 1e6:.2f} M parameters trained, {frozen / 1e6:.2f} M frozen"
         )
         self.fabric.barrier()
+
+    def _clear(self, names: list[str], fresh: bool) -> None:
+        """Take an earlier run away."""
+        make_room(self.out, names, LAST_NAME, fresh)
+        for pattern in ("pictures/step_*.png", "tensorboard/events.*", "log.txt", "broken.jsonl"):
+            for old in self.out.glob(pattern):
+                old.unlink()
+        write_json(self.out / "recipe.json", self.recipe.plain())
 
     def finish(self) -> DistillResult:
         """Write the encoder."""

@@ -220,17 +220,18 @@ class CollapseWatch:
         else:
             last = [*self._last.get(name, []), (std, rank)][-COLLAPSED_OVER:]
             self._last[name] = last
-            if len(last) == COLLAPSED_OVER:
-                std, rank = (statistics.median(values) for values in zip(*last, strict=True))
-                most_std, most_rank = self._largest.get(name, (0.0, 0.0))
-                most_std, most_rank = max(most_std, std), max(most_rank, rank)
-                self._largest[name] = (most_std, most_rank)
-                if std < COLLAPSED_PART * most_std:
-                    reason = f"its deviation over tokens fell from {most_std:.3g} to {std:.3g}"
-                elif rank < min(COLLAPSED_PART * most_rank, COLLAPSED_RANK):
-                    reason = f"its effective rank fell from {most_rank:.3g} to {rank:.3g}"
-                elif std > 2 * COLLAPSED_PART * most_std:
-                    self._warned.discard(name)
+            std, rank = (statistics.median(values) for values in zip(*last, strict=True))
+            most_std, most_rank = self._largest.get(name, (0.0, 0.0))
+            most_std, most_rank = max(most_std, std), max(most_rank, rank)
+            self._largest[name] = (most_std, most_rank)
+            if len(last) < COLLAPSED_OVER:
+                return None
+            if std < COLLAPSED_PART * most_std:
+                reason = f"its deviation over tokens fell from {most_std:.3g} to {std:.3g}"
+            elif rank < min(COLLAPSED_PART * most_rank, COLLAPSED_RANK):
+                reason = f"its effective rank fell from {most_rank:.3g} to {rank:.3g}"
+            elif std > 2 * COLLAPSED_PART * most_std:
+                self._warned.discard(name)
         if reason is None or name in self._warned:
             return None
         self._warned.add(name)
@@ -258,12 +259,12 @@ class CollapseWatch:
             warned = {str(name) for name in state["warned"]}
             last = {
                 str(name): [(float(std), float(rank)) for std, rank in pairs]
-                for name, pairs in state["last"].items()
+                for name, pairs in state.get("last", {}).items()
             }
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"this is not the state of a collapse watch ({type(error).__name__}: {error}); "
-                "expected last, largest and warned"
+                "expected largest and warned"
             ) from error
         self._largest, self._warned, self._last = largest, warned, last
 

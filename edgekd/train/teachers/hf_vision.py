@@ -15,6 +15,7 @@ give another value.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import inspect
@@ -148,25 +149,29 @@ def places(model: Any, taps: dict[int, Tap], size: tuple[int, int]) -> dict[int,
     """Tap -> name of the module whose output is its hidden state, and the output's layout.
 
     Tried on an image of ``size`` (height, width), px. A tap whose hidden state is made outside of
-    a module is left out.
+    a module, changed in place after it, or of a module that runs more than once, is left out.
     """
-    outputs: list[tuple[str, Any]] = []
+    outputs: list[tuple[str, Any, int]] = []
     with contextlib.ExitStack() as stack:
         for name, module in model.named_modules():
 
             def hook(module: nn.Module, given: Any, output: Any, name: str = name) -> None:
-                outputs.append((name, _first(output)))
+                first = _first(output)
+                outputs.append((name, first, getattr(first, "_version", 0)))
 
             stack.callback(module.register_forward_hook(hook).remove)
         generator = torch.Generator().manual_seed(SEED)
         with torch.no_grad():
             states = hidden_states(model, torch.randn(1, 3, *size, generator=generator))
+    calls = collections.Counter(name for name, _, _ in outputs)
     patch = _side(getattr(model.config, "patch_size", 0))
     found: dict[int, tuple[str, Tap]] = {}
     for tap, told in taps.items():
         state = as_map(states[tap], told, *size)
-        for name, output in outputs:
+        for name, output, version in outputs:
             if not name or not isinstance(output, Tensor) or output.numel() < state.numel():
+                continue
+            if output._version != version or calls[name] > 1:  # changed later; run again later
                 continue
             with contextlib.suppress(InputError):
                 layout = _layout(output, *size, patch)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -114,6 +116,40 @@ def test_tiles_beyond_the_number_asked_for_are_not_touched() -> None:
 
     observe(perceptron(), find_layers(perceptron()), counted(), 3)
     assert taken == 3
+
+
+_PEAK = """
+import resource, sys
+import numpy as np, onnx
+from onnx import TensorProto, helper
+from edgekd.deploy.quantize.calibrate import observe
+from edgekd.deploy.quantize.emulate import emulate
+SIDE, DEPTH = 1024, 40
+nodes, name = [], "image"
+for number in range(DEPTH):
+    for op in ("Relu", "Neg"):
+        nodes.append(helper.make_node(op, [name], [f"{op}{number}"], f"b{number}/{op}"))
+        name = f"{op}{number}"
+nodes.append(helper.make_node("Identity", [name], ["logits"], "end/Identity"))
+info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 1, SIDE, SIDE])
+        for n in ("image", "logits")]
+graph = helper.make_graph(nodes, "chain", info[:1], info[1:])
+proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+tiles = [np.random.default_rng(n).normal(size=(1, 1, SIDE, SIDE)).astype("f4") for n in range(2)]
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+emulate(proto, 1, True)(tiles[0])
+before = peak()
+found = observe(proto, [], tiles, 2, threads=1)
+print(peak() - before, len(found.largest))
+"""
+
+
+def test_activations_are_let_go_as_soon_as_they_were_looked_at() -> None:
+    """80 tensors of 4 MiB one after another; all of them would be 320 MiB."""
+    done = subprocess.run([sys.executable, "-c", _PEAK], capture_output=True, text=True, check=True)
+    grown_kib, tensors = map(int, done.stdout.split())
+    assert tensors == 81
+    assert grown_kib < 100 * 1024
 
 
 def test_smoothing_leaves_the_model_and_evens_out_a_channel() -> None:

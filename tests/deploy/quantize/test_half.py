@@ -107,6 +107,16 @@ def test_a_constant_that_half_cannot_hold_keeps_its_node_high() -> None:
     assert computed_in(to_half(proto))["decoder/Mul"] == {FLOAT}
 
 
+def test_an_epsilon_that_half_would_lose_keeps_its_node_high() -> None:
+    """1e-12 becomes 0 in FP16, and a division by a length of 0 no number."""
+    proto = perceptron()
+    for item in proto.graph.initializer:
+        if item.name == "decoder.factor":
+            item.CopyFrom(numpy_helper.from_array(np.array(1e-12, np.float32), item.name))
+    assert computed_in(to_half(proto))["decoder/Mul"] == {FLOAT}
+    assert computed_in(to_half(proto))["decoder/Conv"] == {HALF}
+
+
 def test_operators_without_a_rule_are_refused() -> None:
     proto = perceptron()
     node = helper.make_node("Constant", [], ["c"], "odd/Constant", value_float=1.0)

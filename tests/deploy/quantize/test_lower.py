@@ -38,6 +38,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
     """Times that a test sets, in place of a clock on a shared machine."""
     times = [(2.0, 1.0)]
     monkeypatch.setattr(module._Lowering, "_timed", lambda self, candidate: times[0])
+    cpu = load_target(NATIVE).cpu
+    assert cpu is not None
+    monkeypatch.setattr(module, "has_int8_dot_product", lambda: cpu.int8_dot_product)
     return times
 
 
@@ -84,7 +87,9 @@ def test_the_target_says_how_many_bits_weights_have(
 ) -> None:  # fmt: skip
     codes = [
         value
-        for name, value in constants_of(lowered(line, exports, data, target).proto).items()
+        for name, value in constants_of(
+            lowered(line, exports, data, target, "precision.allowed=[int8]").proto
+        ).items()
         if name.endswith("/int8")
     ]
     assert len(codes) == 25
@@ -113,6 +118,53 @@ def test_another_kind_of_processor_is_not_timed(
     done = lowered(line, exports, data, FOREIGN).precision
     assert done.done == "int8" and done.candidates[1].tile_s is None
     assert "not timed" in done.candidates[1].why
+
+
+def test_without_dot_products_int8_must_be_timed_or_asked_for(
+    line: Line, exports: dict[str, OnnxModel], data: LabelledSet, quick: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A Raspberry Pi 4 cannot be timed here, and INT8 may well be slower there."""
+    monkeypatch.setattr(module.platform, "machine", lambda: "x86_64")
+    done = lowered(line, exports, data, "rpi4").precision
+    assert done.done == "fp32" and "no 8-bit dot products" in done.candidates[1].why
+    asked = lowered(line, exports, data, "rpi4", "precision.allowed=[int8]").precision
+    assert asked.done == "int8"
+
+
+@pytest.mark.parametrize(
+    ("machine", "dot_product", "target", "expected"),
+    [
+        ("x86_64", False, "x86-cpu", True),
+        ("x86_64", True, "x86-cpu", False),  # VNNI is not what that target has
+        ("aarch64", True, "rpi5", True),
+        ("aarch64", True, "rpi4", False),
+        ("aarch64", False, "rpi4", True),
+        ("x86_64", False, "rpi4", False),
+        ("aarch64", True, "orin-nx-16gb", False),
+    ],
+)
+def test_what_can_be_timed_where(
+    monkeypatch: pytest.MonkeyPatch, machine: str, dot_product: bool, target: str, expected: bool
+) -> None:
+    monkeypatch.setattr(module.platform, "machine", lambda: machine)
+    monkeypatch.setattr(module, "has_int8_dot_product", lambda: dot_product)
+    assert module.is_timeable(load_target(target)) == expected
+
+
+def test_a_layer_that_sees_nothing_stays_high(
+    line: Line, exports: dict[str, OnnxModel], data: LabelledSet, quick: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    original = module.Activations.ranges
+
+    def dead(self: Any, method: Any, percentile: float) -> dict[str, float]:
+        found = original(self, method, percentile)
+        return {name: 0.0 if name == "image" else value for name, value in found.items()}
+
+    monkeypatch.setattr(module.Activations, "ranges", dead)
+    done = lowered(line, exports, data, NATIVE).precision
+    assert done.done == "int8" and done.kept_high == ["encoder.patch_embed"]
 
 
 def test_where_gates_fail_fp32_is_left_or_the_build_ends_with_the_table(

@@ -90,6 +90,27 @@ def test_the_smallest_number_is_found_and_more_than_half_is_refused(
     assert found.tried[0][0] == 0
 
 
+def test_a_module_with_two_nodes_goes_up_as_a_whole() -> None:
+    layers = [Layer(f"l{n // 2}", "linear", f"n{n}", f"s{n}", f"w{n}", 1) for n in range(8)]
+
+    class Fake:
+        def __call__(self, made: list[Layer], most: int | None = None) -> Quality:
+            bad = any(layer.name == "l0" for layer in made)
+            return Quality(None, 0.5 if bad else 1.0, 1.0 if bad else 0.1, 0.0, 1)
+
+    made: list[list[Layer]] = []
+
+    def make(chosen: Sequence[Layer]) -> list[Layer]:
+        made.append(list(chosen))
+        return made[-1]
+
+    found = search(layers, make, Fake(), lambda q: q.agreement >= 0.9)
+    assert found.passed and found.kept_high == ["l0"] and set(found.sensitivity) == {
+        "l0", "l1", "l2", "l3"
+    }  # fmt: skip
+    assert [layer.node for layer in made[-1]] == [f"n{n}" for n in range(2, 8)]
+
+
 def test_quality_counts_by_hand() -> None:
     shown = [JudgedTile("a", np.zeros((SIDE, SIDE, 3), np.uint8), None)]
 

@@ -231,6 +231,15 @@ def test_the_watch_warns_once_with_the_reason_and_again_after_a_recovery():
     assert "has collapsed" in shown(watch, "teacher block 6", 0.1, 30.0, step=9)
 
 
+def test_a_collapse_among_the_first_measurements_is_seen():
+    watch = CollapseWatch()
+    said = [
+        watch.update(step, "student", std, 30.0) for step, std in enumerate([1.0, 1.0, *[0.01] * 9])
+    ]
+    assert [step for step, text in enumerate(said) if text] == [4]
+    assert "fell from 1 to 0.01" in said[4]
+
+
 def test_a_batch_of_plain_images_is_no_collapse():
     watch = CollapseWatch()
     for step in range(40):
@@ -287,4 +296,6 @@ def test_the_watch_survives_a_checkpoint():
     assert shown(other, "a", 0.001, 10.0) is None  # warned before
     assert other.update(2, "b", 0.01, 10.0)  # the third of five; the largest is remembered
     with pytest.raises(InputError, match="not the state of a collapse watch"):
-        other.load_state_dict({"last": {}, "largest": {"a": [1.0]}, "warned": []})
+        other.load_state_dict({"largest": {"a": [1.0]}, "warned": []})
+    other.load_state_dict({"largest": {"a": [1.0, 2.0]}, "warned": []})  # as older runs have it
+    assert other.state_dict()["last"] == {}

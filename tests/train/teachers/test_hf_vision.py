@@ -287,6 +287,43 @@ def test_a_model_that_breaks_on_small_images_is_asked_with_larger_ones(tmp_path:
     torch.testing.assert_close(teacher.features(image, [2])[0], expected, atol=1e-5, rtol=1e-5)
 
 
+class Odd(torch.nn.Module):
+    """A stand-in for a model of transformers whose hidden states are hard to catch."""
+
+    class config:
+        patch_size, model_type = 8, "odd"
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first, self.second = (torch.nn.Conv2d(3, 3, 8, 8), torch.nn.Conv2d(3, 3, 1))
+
+    def forward(self, pixel_values: torch.Tensor, **asked: Any) -> Any:
+        one = self.first(pixel_values)
+        if self.kind == "in place":
+            one += 1
+        two = self.second(one)
+        three = self.second(two) if self.kind == "twice" else two * 2
+
+        class Output:
+            hidden_states = (pixel_values, one, two, three)
+
+        return Output()
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("plain", {1: "first", 2: "second"}), ("in place", {2: "second"}), ("twice", {1: "first"})],
+)
+def test_only_what_a_hook_sees_for_certain_is_caught_there(
+    kind: str, expected: dict[int, str]
+) -> None:
+    model = Odd(kind).eval()
+    taps = {n: hf_vision.Tap("first", 3, 8) for n in (1, 2, 3)}
+    found = hf_vision.places(model, taps, (32, 64))
+    assert {tap: name for tap, (name, _) in found.items()} == expected
+
+
 def test_a_model_of_images_and_text_says_which_part_to_take(tmp_path: Path) -> None:
     import transformers
 
