@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -319,6 +320,16 @@ def test_golden_data_is_checked_when_it_is_used(signed: Path, spy: Spy) -> None:
         (signed / "golden.npz").write_bytes(blob)
         session.verify()
     assert spy.archives == 1
+
+
+def test_a_file_too_large_for_a_bundle_is_refused_unread(signed: Path) -> None:
+    """A sparse file of 3 GiB takes a minute to hash and no space."""
+    with (signed / "golden.npz").open("r+b") as stream:
+        stream.truncate(3 << 30)
+    start = time.monotonic()
+    with pytest.raises(BundleError, match=r"golden\.npz has 3\.0 GiB, a file of a bundle has less"):
+        load(signed, signer=fleet(signed))
+    assert time.monotonic() - start < 5
 
 
 def test_the_models_bytes_are_freed_after_loading(

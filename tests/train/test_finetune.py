@@ -79,6 +79,16 @@ def test_resume_refuses_another_recipe_or_data(data: Path, tmp_path: Path) -> No
         finetune(Recipe.model_validate(recipe_values()), data, tmp_path / "none", resume=True)
 
 
+def test_what_comes_after_tuning_does_not_hinder_a_resume(data: Path, tmp_path: Path) -> None:
+    """Targets, gates, precision and calibration may be written while a run is stopped."""
+    finetune(Recipe.model_validate(recipe_values()), data, tmp_path, accelerator="cpu")
+    later = recipe_values(
+        title="another", precision={"allowed": ["fp32", "int8"]}, calibration={"tiles": 4}
+    )
+    later["gates"]["agreement_min"] = 0.9
+    finetune(Recipe.model_validate(later), data, tmp_path, accelerator="cpu", resume=True)
+
+
 def test_a_run_is_not_overwritten_unasked(data: Path, tmp_path: Path) -> None:
     recipe = changed(recipe_values(), steps=1, val_every_steps=1)
     first = finetune(recipe, data, tmp_path, accelerator="cpu").best.read_bytes()

@@ -98,6 +98,7 @@ def test_a_process_that_dies_is_a_finding(
     ("script", "words"),
     [
         ("exit 1", "it ended with 1"),
+        ("exit 0", "it ended without an answer"),
         ("echo 'No module named rtx' >&2; exit 1", "No module named rtx"),
         ("""echo '{"stage": "import", "missing": "No module named tensorrt_rtx"}' > $3""",
          "No module named tensorrt_rtx"),
