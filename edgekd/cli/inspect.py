@@ -116,6 +116,10 @@ def _trust(opened: Bundle) -> tuple[dict[str, Any], list[str], EdgeKDError | Non
     return {**trust, "extra_files": extra}, lines, refusal
 
 
+def _options(student: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in student["options"].items())
+
+
 def _encoder(path: Path) -> tuple[dict[str, Any], list[str]]:
     from edgekd.contracts.optional import require
 
@@ -134,8 +138,7 @@ def _encoder(path: Path) -> tuple[dict[str, Any], list[str]]:
     losses = ", ".join(f"{name} {value:.4f}" for name, value in done["losses"].items())
     return payload, [
         f"encoder of recipe '{encoder.recipe['name']}'",
-        f"student {student['name']} (options "
-        f"{', '.join(f'{key} {value}' for key, value in student['options'].items())})",
+        f"student {student['name']} (options {_options(student)})",
         f"{done['method']}, {done['steps']} steps, {done['crops']:,} crops from "
         f"{encoder.data['images']} images",
         f"teachers: {', '.join(teachers) or 'none'}",
@@ -161,7 +164,7 @@ def _checkpoint(path: Path) -> tuple[dict[str, Any], list[str]]:
     return payload, [
         f"checkpoint of recipe '{checkpoint.recipe['name']}'",
         f"student {student['name']} ({student['parameters'] / 1e6:.2f} M parameters, options "
-        f"{', '.join(f'{key} {value}' for key, value in student['options'].items())})",
+        f"{_options(student)})",
         f"tuned on {checkpoint.data['name']}, {tuning.get('steps_done')} steps, validation mIoU "
         f"{percent(tuning.get('best_val_miou'))} at step {tuning.get('best_step')}",
         "can be resumed" if checkpoint.state else "weights only",

@@ -21,7 +21,6 @@ from edgekd.contracts.artifacts import (
     sha256_bytes,
     sha256_file,
 )
-from edgekd.contracts.imageio import UInt8Array
 from edgekd.contracts.labelled import LabelledSet
 from edgekd.contracts.manifest import (
     GOLDEN_NAME,
@@ -38,10 +37,10 @@ from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.target import Target, load_target
 from edgekd.contracts.trust import SIGNATURE_NAME, SIGNER_VARIABLE
-from edgekd.contracts.windows import plan
 from edgekd.deploy.check.run import require_fit
 from edgekd.deploy.parity import FloatArray, Model, compare
 from edgekd.deploy.quantize.lower import lower
+from edgekd.deploy.tiles import golden_tiles
 from edgekd.errors import EnvironmentLacksError, GateError, InputError, OutputError
 from edgekd.runtime.backends.base import Backend
 from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
@@ -119,7 +118,7 @@ def build(
     check_matches(checkpoint, recipe, source)
     model = rebuild(checkpoint, source)
     normalize = Normalizer(recipe.io.inputs[0])
-    tiles, origin = sample_tiles(recipe, data, GOLDEN_COUNT)
+    tiles, origin = golden_tiles(recipe, data, GOLDEN_COUNT)
     _check_replaceable(out)
     if (out / SIGNATURE_NAME).exists():
         say(f"{out} is signed; the signature goes with the bundle that it stands for: sign anew")
@@ -280,36 +279,3 @@ def _target_done(target: Target, versions: dict[str, str]) -> TargetDone:
         threads=target.threads,
         versions=versions,
     )
-
-
-def sample_tiles(
-    recipe: Recipe, data: LabelledSet | None, count: int
-) -> tuple[list[UInt8Array], str]:
-    """Tiles ``(tile, tile, C)`` uint8 to compare on, and a sentence where they come from.
-
-    Taken from validation images, so that neither tuning crops nor test pixels are shipped;
-    images smaller than a tile are mirrored to full size.
-    """
-    from edgekd.deploy.export.onnx_export import synthetic_tile
-
-    spec = recipe.io.inputs[0]
-    tile = spec.tile_px
-    if data is None:
-        return [synthetic_tile(tile, spec.channel_count)], "synthetic picture (no data set at hand)"
-    places = []
-    for sample in data.split("val"):
-        pixels, _ = data.load(sample)
-        height, width = pixels.shape[:2]
-        padding = ((0, max(0, tile - height)), (0, max(0, tile - width)), (0, 0))
-        padded = np.pad(pixels, padding, mode="symmetric")
-        for row in plan(height, width, tile, 0):
-            places += [(sample.id, padded, window) for window in row]
-        if len(places) >= 4 * count:
-            break
-    chosen = places[:: max(1, len(places) // count)][:count]
-    tiles = [
-        np.ascontiguousarray(picture[window.y0 : window.y1, window.x0 : window.x1])
-        for _, picture, window in chosen
-    ]
-    names = ", ".join(f"{name} at row {window.y0} column {window.x0}" for name, _, window in chosen)
-    return tiles, f"real pixels of {data.name}, split val: {names}"

@@ -16,6 +16,7 @@ from edgekd.contracts import registry
 from edgekd.contracts.artifacts import publish_file
 from edgekd.contracts.recipe import Recipe, parse_recipe
 from edgekd.errors import CheckpointError, OutputError
+from edgekd.train.run import GO_ON
 from edgekd.train.students._base import Segmenter
 
 FORMAT = 1
@@ -89,9 +90,7 @@ def save_torch(value: dict[str, Any], path: Path) -> None:
         except RuntimeError as err:
             free = shutil.disk_usage(part.parent).free / 2**20
             raise OutputError(
-                f"{path} cannot be written ({free:.0f} MiB are free on its disk); make room, then "
-                "go on from the last checkpoint with --resume (or start again with --fresh where "
-                "there is none)"
+                f"{path} cannot be written ({free:.0f} MiB are free on its disk); {GO_ON}"
             ) from err
 
 

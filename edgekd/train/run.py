@@ -27,6 +27,11 @@ from edgekd.errors import EdgeKDError, EnvironmentLacksError, InputError, Output
 from edgekd.train.students._base import Segmenter
 
 Result = TypeVar("Result")
+#: what to do after a disk was full.
+GO_ON = (
+    "make room, then go on from the last checkpoint with --resume (or start again with --fresh "
+    "where there is none)"
+)
 
 
 def together(work: Callable[[], Result]) -> Result:
@@ -91,10 +96,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        raise OutputError(
-            f"{path} cannot be written: {err.strerror or err}; make room, then go on from the last "
-            "checkpoint with --resume (or start again with --fresh where there is none)"
-        ) from err
+        raise OutputError(f"{path} cannot be written: {err.strerror or err}; {GO_ON}") from err
 
 
 @contextlib.contextmanager

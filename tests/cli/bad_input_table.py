@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from rasterio.transform import from_origin
 
-from tests.helpers.bundles import make_bundle
+from tests.helpers.bundles import an_origin, make_bundle
 from tests.helpers.labelled import CLASSES, lite0_values, make_set, recipe_values, write_recipe
 from tests.helpers.rasters import smooth_image, write_raster
 from tests.helpers.unlabeled import distill_values, make_tiles
@@ -160,16 +160,8 @@ def _unlabeled(root: Path) -> None:
 
 
 def _bundles(root: Path) -> None:
-    from edgekd.contracts.recipe import parse_recipe
 
-    blank = "0" * 64
-    origin = {
-        "recipe": parse_recipe(recipe_values(), "a test").plain(), "recipe_sha256": blank,
-        "checkpoint_sha256": blank, "data_name": "none", "data_sha256": blank,
-        "student": {"name": "tiny", "parameters": 1}, "tuning": {}, "edgekd_version": "0",
-        "created_utc": "2026-01-01T00:00:00+00:00",
-    }  # fmt: skip
-    changes: dict[str, Any] = {"classes": CLASSES, "provenance": origin}
+    changes: dict[str, Any] = {"classes": CLASSES, "provenance": an_origin()}
     make_bundle(root / "b", tile_px=64, stride_px=4, changes=changes)
     for name in ("model.onnx", "golden.npz", "manifest.json"):
         folder = Path(shutil.copytree(root / "b", root / f"b-{name}"))
@@ -387,6 +379,9 @@ CASES = [
     Case("mask outside the classes (build)",
          "build small.yaml --target x86-cpu --checkpoint small.ckpt --data data-mask-val -o o",
          ("masks/v0.png holds class index 9",)),
+    Case("INT8 without calibration",
+         "build small.yaml --target x86-cpu --checkpoint small.ckpt --precision int8 -o o",
+         ("holds int8, which needs calibration", "write calibration: {tiles: 16}")),
     Case("mask of another size", "eval b --data data-size", ("masks/e0.png is 176x100 px",)),
     Case("mask missing", "eval b --data data-lacking", ("no mask of the same name, e.g. e0",)),
     Case("no classes.json", "eval b --data data-noclasses", ("has no classes.json",)),

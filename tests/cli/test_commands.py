@@ -17,7 +17,7 @@ from edgekd.deploy.export.onnx_export import OnnxModel
 from edgekd.runtime.session import read_manifest
 from edgekd.train.distill.loop import distill
 from tests.conftest import ROOT
-from tests.helpers.labelled import write_recipe
+from tests.helpers.labelled import make_set, write_recipe
 from tests.helpers.line import Line, reuse
 from tests.helpers.rasters import smooth_image, write_raster
 from tests.helpers.unlabeled import distill_values, make_tiles
@@ -233,6 +233,21 @@ def test_build(call: Any, told: Any, line: Line, quick: None, tmp_path: Path) ->
     assert "gate batch_vs_single" in out and "sealed" in out
     assert "build: export to ONNX" in err and "next: edgekd run" in err
     assert read_manifest(tmp_path / "b").tiling.overlap_px == 64
+
+
+def test_build_of_one_precision_with_a_set_of_its_own_to_calibrate_on(
+    call: Any, line: Line, quick: None, tmp_path: Path
+) -> None:
+    other = make_set(tmp_path / "other", count=5)
+    value = call(
+        "build", line.recipes["small"], "--target", "x86-cpu", "--checkpoint",
+        line.checkpoints["small"], "-o", tmp_path / "b", "--precision", "int8",
+        "--data", line.data, "--set", f"calibration={{set: {other}, tiles: 2}}",
+        "--set", "gates.agreement_min=0.5", "--set", "gates.miou_drop_max=100",
+    )  # fmt: skip
+    precision = value["manifest"]["precision"]
+    assert (precision["asked"], precision["done"]) == (["int8"], "int8")
+    assert precision["calibration"]["source"].startswith("other, split train: ")
 
 
 def test_build_takes_runs_name_and_writes_bundles_name_target(

@@ -15,14 +15,13 @@ from typing import Any
 import pytest
 
 from edgekd.cli.main import main
-from edgekd.contracts.recipe import parse_recipe
 from edgekd.contracts.trust import SIGNATURE_NAME, SIGNER_VARIABLE
 from edgekd.deploy.signing import PASSPHRASE_VARIABLE
 from edgekd.runtime.session import read_manifest
 from tests.conftest import ROOT
-from tests.helpers.bundles import make_bundle
+from tests.helpers.bundles import an_origin, make_bundle
 from tests.helpers.keys import make_pair, sign, without_library
-from tests.helpers.labelled import CLASSES, make_set, recipe_values
+from tests.helpers.labelled import CLASSES, make_set
 from tests.helpers.rasters import smooth_image, write_raster
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -32,14 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreference
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Keys ``fleet`` and ``other``; bundles ``b`` (signed by fleet), ``plain``; data; a scene."""
     root = tmp_path_factory.mktemp("trust")
-    blank = "0" * 64
-    origin = {
-        "recipe": parse_recipe(recipe_values(), "a test").plain(), "recipe_sha256": blank,
-        "checkpoint_sha256": blank, "data_name": "none", "data_sha256": blank,
-        "student": {"name": "tiny", "parameters": 1}, "tuning": {}, "edgekd_version": "0",
-        "created_utc": "2026-01-01T00:00:00+00:00",
-    }  # fmt: skip
-    make_bundle(root / "plain", 64, changes={"classes": CLASSES, "provenance": origin})
+    make_bundle(root / "plain", 64, changes={"classes": CLASSES, "provenance": an_origin()})
     shutil.copytree(root / "plain", root / "b")
     make_pair(root, "other")
     sign(root / "b", make_pair(root))
@@ -145,6 +137,16 @@ def test_every_command_that_loads_bundles_is_in_that_list() -> None:
         if "session import load\n" in path.read_text() or "verify_bundle" in path.read_text()
     }
     assert loading == set(LOADS)
+
+
+def test_a_check_of_a_bundle_requires_the_devices_signer(
+    call: Any, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SIGNER_VARIABLE, str(work / "other.pub"))
+    code, out, err = call("check b --target x86-cpu")
+    assert (code, out) == (1, "") and "EDGEKD_SIGNER accepts" in err
+    monkeypatch.setenv(SIGNER_VARIABLE, str(work / "fleet.pub"))
+    assert "EDGEKD_SIGNER" not in call("check b --target x86-cpu")[2]
 
 
 def test_signer_without_a_bundle_is_not_ignored(call: Any, work: Path) -> None:

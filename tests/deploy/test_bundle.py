@@ -23,8 +23,9 @@ from edgekd.contracts.manifest import Manifest
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.recipe import Recipe, load_recipe
 from edgekd.deploy import bundle as bundle_module
-from edgekd.deploy.bundle import BuildResult, build, sample_tiles
+from edgekd.deploy.bundle import BuildResult, build
 from edgekd.deploy.export.onnx_export import OnnxModel, torch_model
+from edgekd.deploy.tiles import golden_tiles
 from edgekd.errors import (
     BundleError,
     CheckpointError,
@@ -419,13 +420,13 @@ def test_bundles_of_another_architecture_need_consent(
 
 
 @pytest.mark.parametrize(("tile", "expected"), [(32, 2), (64, 2), (160, 2), (176, 1), (512, 1)])
-def test_sample_tiles_are_whole_and_different(
+def test_golden_tiles_are_whole_and_different(
     tile: int, expected: int, tmp_path_factory: pytest.TempPathFactory, line: Line
 ) -> None:
     values = lite0_values()
     values["io"]["inputs"][0]["shape"] = ["N", 3, tile, tile]
     values["finetune"]["crop_px"] = 32
-    tiles, origin = sample_tiles(Recipe.model_validate(values), open_labelled(line.data), 2)
+    tiles, origin = golden_tiles(Recipe.model_validate(values), open_labelled(line.data), 2)
     assert len(tiles) == expected and origin.count(" at row ") == expected
     assert all(item.shape == (tile, tile, 3) and item.flags.c_contiguous for item in tiles)
     assert len({item.tobytes() for item in tiles}) == expected

@@ -163,3 +163,17 @@ def make_bundle(
     manifest = Manifest.model_validate(value)
     (folder / MANIFEST_NAME).write_text(sealed_json(manifest.plain()), encoding="utf-8")
     return folder
+
+
+def an_origin() -> dict[str, Any]:
+    """A provenance whose recipe is valid."""
+    from edgekd.contracts.recipe import parse_recipe
+    from tests.helpers.labelled import recipe_values
+
+    blank = "0" * 64
+    return {
+        "recipe": parse_recipe(recipe_values(), "a test").plain(), "recipe_sha256": blank,
+        "checkpoint_sha256": blank, "data_name": "none", "data_sha256": blank,
+        "student": {"name": "tiny", "parameters": 1}, "tuning": {}, "edgekd_version": "0",
+        "created_utc": "2026-01-01T00:00:00+00:00",
+    }  # fmt: skip

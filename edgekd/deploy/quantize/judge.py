@@ -7,7 +7,6 @@ is that of the precision alone.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,27 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekd.contracts.imageio import UInt8Array
-from edgekd.contracts.labelled import IGNORE, LabelledSet
 from edgekd.contracts.metrics import Confusion
 from edgekd.contracts.preprocess import Normalizer
-from edgekd.contracts.windows import plan
 from edgekd.deploy.parity import FloatArray, Model
-
-
-@dataclass(frozen=True)
-class JudgedTile:
-    """A tile to compare on.
-
-    Attributes:
-        name: image and place.
-        pixels: ``(tile, tile, C)`` uint8.
-        target: ``(tile, tile)`` uint8 channel numbers, IGNORE where nothing is known; None where
-            there are no labels.
-    """
-
-    name: str
-    pixels: UInt8Array
-    target: UInt8Array | None
+from edgekd.deploy.tiles import LabelledTile
 
 
 @dataclass(frozen=True)
@@ -44,7 +26,7 @@ class Quality:
     """A candidate beside FP32.
 
     Attributes:
-        miou: of the candidate on the labelled tiles, 0-1; None without labels.
+        miou: of the candidate on the labelled tiles, 0-1; None without a labelled pixel.
         agreement: part of the cells with FP32's class, 0-1.
         noise: root of the mean squared difference of the logits, over the deviation of FP32's.
         max_abs: largest difference of a logit.
@@ -69,7 +51,7 @@ class Judge:
     """
 
     def __init__(
-        self, reference: Model, tiles: Sequence[JudgedTile], normalize: Normalizer, classes: int
+        self, reference: Model, tiles: Sequence[LabelledTile], normalize: Normalizer, classes: int
     ) -> None:
         if not tiles:
             raise ValueError("no tile to compare on")
@@ -85,7 +67,6 @@ class Judge:
     def _quality(self, answers: Sequence[FloatArray]) -> Quality:
         confusion = Confusion(self._classes)
         same, cells, squares, spread, worst = 0, 0, 0.0, 0.0, 0.0
-        labelled = False
         for tile, want, have in zip(self._tiles, self._answers, answers, strict=False):
             difference = have.astype(np.float64) - want
             finite = bool(np.isfinite(difference).all())
@@ -95,11 +76,10 @@ class Judge:
             same += int((want.argmax(1) == have.argmax(1)).sum()) if finite else 0
             cells += int(want[:, 0].size)
             if tile.target is not None:
-                labelled = True
                 confusion.add(tile.target, _classes(have[0], tile.target.shape))
         noise = float(np.sqrt(squares / spread)) if spread > 0 else float(np.sqrt(squares))
         return Quality(
-            miou=confusion.miou() if labelled else None,
+            miou=confusion.miou() if confusion.counts.any() else None,
             agreement=same / cells,
             noise=noise,
             max_abs=worst,
@@ -123,51 +103,3 @@ def _classes(logits: FloatArray, shape: tuple[int, ...]) -> UInt8Array:
         best[better] = number
         np.maximum(top, wide, out=top)
     return best
-
-
-def labelled_tiles(data: LabelledSet, split: str, tile_px: int, count: int) -> list[JudgedTile]:
-    """Tiles of a split, spread evenly over its images and places, no two of them equal.
-
-    Images smaller than a tile are mirrored to full size; what was mirrored has no label. Where two
-    places look the same (black margins of a scene), another one is taken.
-    """
-    places: list[tuple[int, int]] = []
-    samples = data.split(split)
-    windows = []
-    for number, sample in enumerate(samples):
-        region = data.size(sample)
-        mine = [w for row in plan(region[0], region[1], tile_px, 0) for w in row]
-        windows.append(mine)
-        places += [(number, place) for place in range(len(mine))]
-    picks = np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int))
-    order = [*picks.tolist(), *(n for n in range(len(places)) if n not in set(picks.tolist()))]
-    tiles: list[JudgedTile] = []
-    seen: set[bytes] = set()
-    held: tuple[int, UInt8Array, UInt8Array] | None = None
-    for pick in order:
-        if len(tiles) == min(count, len(places)):
-            break
-        number, place = places[pick]
-        if held is None or held[0] != number:
-            pixels, target = data.load(samples[number])
-            height, width = target.shape
-            more = ((0, max(0, tile_px - height)), (0, max(0, tile_px - width)))
-            held = (
-                number,
-                np.pad(pixels, (*more, (0, 0)), mode="symmetric"),
-                np.pad(target, more, constant_values=IGNORE),
-            )
-        window = windows[number][place]
-        cut = (slice(window.y0, window.y1), slice(window.x0, window.x1))
-        mark = hashlib.sha256(held[1][cut].tobytes()).digest()
-        if mark in seen:
-            continue
-        seen.add(mark)
-        tiles.append(
-            JudgedTile(
-                name=f"{samples[number].id} at row {window.y0} column {window.x0}",
-                pixels=np.ascontiguousarray(held[1][cut]),
-                target=np.ascontiguousarray(held[2][cut]),
-            )
-        )
-    return tiles

@@ -31,11 +31,12 @@ from edgekd.contracts.target import Target
 from edgekd.deploy.parity import FloatArray, Model
 from edgekd.deploy.quantize.calibrate import Activations, observe
 from edgekd.deploy.quantize.emulate import emulate
-from edgekd.deploy.quantize.judge import Judge, JudgedTile, Quality, labelled_tiles
+from edgekd.deploy.quantize.judge import Judge, Quality
 from edgekd.deploy.quantize.layers import Layer, choose_layers, find_layers
 from edgekd.deploy.quantize.qdq import insert_qdq
 from edgekd.deploy.quantize.search import search
 from edgekd.deploy.quantize.smooth import smooth
+from edgekd.deploy.tiles import labelled_tiles
 from edgekd.errors import GateError, InputError
 
 #: validation tiles that a precision is judged on
@@ -107,6 +108,11 @@ def lower(
             f"precision.allowed is {', '.join(recipe.precision.allowed)}, and target {target.name} "
             f"holds {', '.join(target.precisions)}; allow one of these"
         )
+    if "int8" not in asked and asked != ["fp32"]:
+        raise InputError(
+            f"precision.allowed leaves {', '.join(asked)} for {target.name}, and for ONNX Runtime "
+            "this version makes fp32 and int8; allow one of these"
+        )
     if asked == ["fp32"]:
         return Lowered(proto, None, PrecisionDone(asked=asked, done="fp32"))
     return _Lowering(proto, recipe, target, data, calibration, say).run(asked)
@@ -134,10 +140,14 @@ class _Lowering:
         self._normalize = Normalizer(self._spec)
         self._native = is_timeable(target)
         self._reference = emulate(proto, optimize=True)
-        tiles = labelled_tiles(data, "val", self._spec.tile_px, JUDGED_TILES)
-        self._tiles: Sequence[JudgedTile] = tiles
-        say(f"judge on {len(tiles)} validation tiles")
-        self._judge = Judge(self._reference, tiles, self._normalize, len(recipe.io.classes))
+        self._tiles = labelled_tiles(data, "val", self._spec.tile_px, JUDGED_TILES)
+        say(f"judge on {len(self._tiles)} validation tiles")
+        self._judge = Judge(self._reference, self._tiles, self._normalize, len(recipe.io.classes))
+        if self._judge.reference.miou is None:
+            raise InputError(
+                f"the validation tiles of {data.name} hold no labelled pixel, so nobody can say "
+                "what INT8 costs; label some, or allow fp32 only: --set precision.allowed=[fp32]"
+            )
         self._bits = target.cpu.int8_weight_bits if target.cpu is not None else 8
 
     def run(self, asked: list[str]) -> Lowered:
@@ -235,10 +245,9 @@ class _Lowering:
 
     def _calibrated(self, layers: Sequence[Layer]) -> tuple[onnx.ModelProto, Activations, str]:
         """The graph (rescaled where the recipe says so), what its layers see, and of what."""
-        spec, count = self._recipe.calibration, 0
+        spec = self._recipe.calibration
         assert spec is not None  # the recipe's own check
         tiles = labelled_tiles(self._calibration, spec.split, self._spec.tile_px, spec.tiles)
-        count = spec.tiles
 
         def given() -> Iterator[FloatArray]:
             for tile in tiles:
@@ -246,19 +255,18 @@ class _Lowering:
 
         self._say(f"calibrate on {len(tiles)} tiles of {self._calibration.name}, {spec.split}")
         proto = self._proto
-        seen = observe(proto, layers, given(), count)
+        seen = observe(proto, layers, given(), spec.tiles)
         if self._recipe.precision.smooth:
             proto, factors = smooth(proto, layers, seen.channels, self._recipe.precision.smooth)
             self._say(f"rescaled {len(factors)} norms; calibrate again")
-            seen = observe(proto, layers, given(), count)
+            seen = observe(proto, layers, given(), spec.tiles)
         names = ", ".join(sorted({tile.name.split(" at ")[0] for tile in tiles}))
         return proto, seen, f"{self._calibration.name}, split {spec.split}: {names}"
 
     def _drop(self, quality: Quality) -> float:
-        """mIoU lost, percentage points; 0 without labels."""
+        """mIoU lost, percentage points."""
         before = self._judge.reference.miou
-        if before is None or quality.miou is None:
-            return 0.0
+        assert before is not None and quality.miou is not None  # of the same labelled tiles
         return 100 * (before - quality.miou)
 
     def _passes(self, quality: Quality) -> bool:

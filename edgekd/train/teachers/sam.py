@@ -67,26 +67,28 @@ SIZES = {
 #: parts of SAM that a dense teacher does not need.
 LEFT_OUT = ("prompt_encoder", "mask_decoder", "shared_image_embedding", "pixel_mean", "pixel_std")
 ENCODERS = ("image_encoder.", "vision_encoder.")  # Meta's prefix, Hugging Face's
-# Meta's names -> names of transformers.
-RENAMED = (
-    (re.compile(r"^patch_embed\.proj\."), "patch_embed.projection."),
-    (re.compile(r"^blocks\.(\d+)\.norm(\d)\."), r"layers.\1.layer_norm\2."),
-    (re.compile(r"^blocks\."), "layers."),
-    (re.compile(r"^neck\.0\."), "neck.conv1."),
-    (re.compile(r"^neck\.1\."), "neck.layer_norm1."),
-    (re.compile(r"^neck\.2\."), "neck.conv2."),
-    (re.compile(r"^neck\.3\."), "neck.layer_norm2."),
+# Beginnings of names: Meta's, and those of transformers; # stands for a number.
+NAMES = (
+    ("patch_embed.proj.", "patch_embed.projection."),
+    ("blocks.#.norm#.", "layers.#.layer_norm#."),
+    ("blocks.#.", "layers.#."),
+    ("neck.0.", "neck.conv1."),
+    ("neck.1.", "neck.layer_norm1."),
+    ("neck.2.", "neck.conv2."),
+    ("neck.3.", "neck.layer_norm2."),
 )
-# And back, to name what a file of Meta lacks.
-TO_META = (
-    (re.compile(r"^patch_embed\.projection\."), "patch_embed.proj."),
-    (re.compile(r"^layers\.(\d+)\.layer_norm(\d)\."), r"blocks.\1.norm\2."),
-    (re.compile(r"^layers\."), "blocks."),
-    (re.compile(r"^neck\.conv1\."), "neck.0."),
-    (re.compile(r"^neck\.layer_norm1\."), "neck.1."),
-    (re.compile(r"^neck\.conv2\."), "neck.2."),
-    (re.compile(r"^neck\.layer_norm2\."), "neck.3."),
-)
+
+
+def renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str:
+    """A parameter's name under the first pair (old beginning, new beginning) that fits it."""
+    for old, new in pairs:
+        pattern = re.escape(old).replace(re.escape("#"), r"(\d+)")
+        if match := re.match(pattern, name):
+            parts = new.split("#")
+            numbers = [*match.groups(), ""]
+            start = "".join(part + number for part, number in zip(parts, numbers, strict=False))
+            return start + name[match.end() :]
+    return name
 
 
 def relative_table(table: Tensor, size: int) -> Tensor:
@@ -336,9 +338,7 @@ def sorted_out(
         if not key.startswith(prefix) or part in LEFT_OUT:
             outside[part] = outside.get(part, 0) + 1
             continue
-        name = key[len(prefix) :]
-        for pattern, new in RENAMED:
-            name = pattern.sub(new, name)
+        name = renamed(key[len(prefix) :], NAMES)
         inside[name], original[name] = value, key
     report = [
         f"{part}: {count} tensors left out, "
@@ -362,8 +362,7 @@ def _in_the_file(name: str, original: Mapping[str, str]) -> str:
     metas = any("blocks." in other for other in original.values())
     prefixes = [p for p in ENCODERS if any(other.startswith(p) for other in original.values())]
     if metas:
-        for pattern, new in TO_META:
-            name = pattern.sub(new, name)
+        name = renamed(name, ((hugging_face, meta) for meta, hugging_face in NAMES))
     return (prefixes[0] if prefixes else "") + name
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,33 @@ def test_calibration_twice_gives_the_same_bytes(
 def test_int8_asked_for_without_calibration_is_a_fault_of_the_recipe(line: Line) -> None:
     with pytest.raises(RecipeError, match="which needs calibration; write calibration"):
         load_recipe(line.recipes["levels"], ["precision.allowed=[fp32,int8]"])
+
+
+def test_what_judges_is_not_calibrated_on(line: Line) -> None:
+    with pytest.raises(RecipeError, match="own validation split judges INT8"):
+        load_recipe(line.recipes["levels"], [*INT8, "calibration={tiles: 4, split: val}"])
+
+
+def test_without_a_labelled_pixel_nobody_can_judge(
+    line: Line, exports: dict[str, OnnxModel], data: LabelledSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = module.labelled_tiles
+
+    def unlabelled(*args: Any) -> Any:
+        return [replace(tile, target=np.full_like(tile.target, 255)) for tile in original(*args)]
+
+    monkeypatch.setattr(module, "labelled_tiles", unlabelled)
+    with pytest.raises(InputError, match=r"hold no labelled pixel"):
+        lowered(line, exports, data, NATIVE)
+
+
+def test_what_cannot_be_made_for_onnx_runtime_is_not_replaced_by_int8(
+    line: Line, exports: dict[str, OnnxModel], data: LabelledSet
+) -> None:
+    target = load_target(NATIVE).model_copy(update={"precisions": ["fp32", "fp16", "int8"]})
+    proto = onnx.load(exports["levels"].path)
+    with pytest.raises(InputError, match=r"leaves fp32, fp16 .* makes fp32 and int8"):
+        lower(proto, recipe(line, "precision.allowed=[fp32,fp16]"), target, data, data)
 
 
 def test_timing_runs_both_models_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,19 +11,20 @@ from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.tensors import ImageInput
 from edgekd.deploy.quantize.calibrate import observe
 from edgekd.deploy.quantize.emulate import emulate
-from edgekd.deploy.quantize.judge import Judge, JudgedTile, Quality
+from edgekd.deploy.quantize.judge import Judge, Quality
 from edgekd.deploy.quantize.layers import Layer, find_layers
 from edgekd.deploy.quantize.qdq import insert_qdq
 from edgekd.deploy.quantize.search import search
+from edgekd.deploy.tiles import LabelledTile
 from tests.deploy.quantize.graphs import CLASSES, SIDE, perceptron
 
 SPEC = ImageInput(name="image", shape=["N", 3, SIDE, SIDE], mean=[128.0] * 3, std=[64.0] * 3)
 
 
-def pictures(count: int) -> list[JudgedTile]:
+def pictures(count: int) -> list[LabelledTile]:
     random = np.random.default_rng(4)
     return [
-        JudgedTile(
+        LabelledTile(
             f"t{n}",
             random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8),
             random.integers(0, CLASSES, (SIDE, SIDE), dtype=np.uint8),
@@ -112,7 +113,7 @@ def test_a_module_with_two_nodes_goes_up_as_a_whole() -> None:
 
 
 def test_quality_counts_by_hand() -> None:
-    shown = [JudgedTile("a", np.zeros((SIDE, SIDE, 3), np.uint8), None)]
+    shown = [LabelledTile("a", np.zeros((SIDE, SIDE, 3), np.uint8), None)]
 
     def constant(values: list[float]):
         plane = np.array(values, np.float32).reshape(1, 2, 1, 2)
@@ -130,7 +131,7 @@ def test_quality_counts_by_hand() -> None:
 def test_miou_by_hand() -> None:
     target = np.full((4, 4), 255, np.uint8)
     target[:2], target[2, :2] = 0, 1
-    shown = [JudgedTile("a", np.zeros((4, 4, 3), np.uint8), target)]
+    shown = [LabelledTile("a", np.zeros((4, 4, 3), np.uint8), target)]
     spec = ImageInput(name="image", shape=["N", 3, 4, 4], mean=[0.0] * 3, std=[1.0] * 3)
     always = np.zeros((1, 2, 4, 4), np.float32)
     always[:, 0] = 5

@@ -1,0 +1,95 @@
+"""Tiles of labelled sets and synthetic ones: what a build compares, calibrates and judges on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgekd.contracts.imageio import UInt8Array
+from edgekd.contracts.labelled import IGNORE, LabelledSet
+from edgekd.contracts.recipe import Recipe
+from edgekd.contracts.windows import plan
+
+
+@dataclass(frozen=True)
+class LabelledTile:
+    """A tile of the model's input.
+
+    Attributes:
+        name: image and place.
+        pixels: ``(tile, tile, C)`` uint8.
+        target: ``(tile, tile)`` uint8 channel numbers, IGNORE where nothing is known; None where
+            there are no labels.
+    """
+
+    name: str
+    pixels: UInt8Array
+    target: UInt8Array | None
+
+
+def labelled_tiles(data: LabelledSet, split: str, tile_px: int, count: int) -> list[LabelledTile]:
+    """Tiles of a split, spread evenly over its images and places, no two of them equal.
+
+    Images smaller than a tile are mirrored to full size; what was mirrored has no label. Where two
+    places look the same (black margins of a scene), another one is taken.
+    """
+    places: list[tuple[int, int]] = []
+    samples = data.split(split)
+    windows = []
+    for number, sample in enumerate(samples):
+        region = data.size(sample)
+        mine = [w for row in plan(region[0], region[1], tile_px, 0) for w in row]
+        windows.append(mine)
+        places += [(number, place) for place in range(len(mine))]
+    picks = np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int))
+    order = [*picks.tolist(), *(n for n in range(len(places)) if n not in set(picks.tolist()))]
+    tiles: list[LabelledTile] = []
+    seen: set[bytes] = set()
+    held: tuple[int, UInt8Array, UInt8Array] | None = None
+    for pick in order:
+        if len(tiles) == min(count, len(places)):
+            break
+        number, place = places[pick]
+        if held is None or held[0] != number:
+            pixels, target = data.load(samples[number])
+            height, width = target.shape
+            more = ((0, max(0, tile_px - height)), (0, max(0, tile_px - width)))
+            held = (
+                number,
+                np.pad(pixels, (*more, (0, 0)), mode="symmetric"),
+                np.pad(target, more, constant_values=IGNORE),
+            )
+        window = windows[number][place]
+        cut = (slice(window.y0, window.y1), slice(window.x0, window.x1))
+        mark = hashlib.sha256(held[1][cut].tobytes()).digest()
+        if mark in seen:
+            continue
+        seen.add(mark)
+        tiles.append(
+            LabelledTile(
+                name=f"{samples[number].id} at row {window.y0} column {window.x0}",
+                pixels=np.ascontiguousarray(held[1][cut]),
+                target=np.ascontiguousarray(held[2][cut]),
+            )
+        )
+    return tiles
+
+
+def golden_tiles(
+    recipe: Recipe, data: LabelledSet | None, count: int
+) -> tuple[list[UInt8Array], str]:
+    """Tiles ``(tile, tile, C)`` uint8 to compare on, and a sentence where they come from.
+
+    Taken from validation images, so that neither tuning crops nor test pixels are shipped.
+    """
+    from edgekd.deploy.export.onnx_export import synthetic_tile
+
+    spec = recipe.io.inputs[0]
+    if data is None:
+        picture = synthetic_tile(spec.tile_px, spec.channel_count)
+        return [picture], "synthetic picture (no data set at hand)"
+    tiles = labelled_tiles(data, "val", spec.tile_px, count)
+    names = ", ".join(tile.name for tile in tiles)
+    return [tile.pixels for tile in tiles], f"real pixels of {data.name}, split val: {names}"
