@@ -75,8 +75,9 @@ def run(out: Path, bench_seconds: float, overrides: list[str]) -> None:
     clock.stage(f"build: edgekd build engines/canopy.yaml --target {TARGET} "
                 f"--checkpoint {shown}/run -o {shown}/bundle")  # fmt: skip
     from edgekd.deploy.bundle import build
+    from edgekd.deploy.quantize.grounds import Images
 
-    built = build(recipe, TARGET, out / "run", bundle, data)
+    built = build(recipe, TARGET, out / "run", bundle, Images(data))
 
     from edgekd.report.record import read_record, write_record
     from edgekd.runtime.evaluate import evaluate_bundle

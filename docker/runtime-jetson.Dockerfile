@@ -1,11 +1,10 @@
-# TensorRT and CUDA come from the base image; Python is 3.10 there. This version runs bundles with
-# ONNX Runtime on the CPU; the TensorRT backend is not in it yet.
+# TensorRT and CUDA come from the base image, pycuda is compiled against them; Python is 3.10 there.
 FROM nvcr.io/nvidia/l4t-jetpack:r36.4.0
 RUN apt-get update && apt-get install -y --no-install-recommends python3-pip && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY edgekd edgekd
 COPY engines engines
-RUN pip3 install --no-cache-dir ".[onnxrt,geo,jetson,trust]"
+RUN pip3 install --no-cache-dir ".[geo,jetson,trt,trust]"
 WORKDIR /work
 ENTRYPOINT ["edgekd"]

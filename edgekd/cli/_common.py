@@ -11,9 +11,13 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from edgekd.contracts.recipe import Recipe
+    from edgekd.deploy.quantize.grounds import Images
 
 F = TypeVar("F", bound=Callable[..., Any])
 PathArgument = click.Path(path_type=Path)
@@ -76,6 +80,33 @@ def emit(payload: dict[str, Any], lines: list[str], as_json: bool) -> None:
 def note(text: str) -> None:
     """Print a line on stderr."""
     click.echo(text, err=True)
+
+
+def open_images(
+    recipe: Recipe, recipe_path: Path, data: Path | None, calibration: Path | None
+) -> Images:
+    """The sets that a build compares, calibrates and judges on.
+
+    Args:
+        recipe, recipe_path: whose own set is taken unless ``data`` names another.
+        calibration: file of an earlier calibration, in place of calibrating.
+    """
+    from edgekd.contracts.labelled import open_labelled
+    from edgekd.contracts.recipe import data_root
+    from edgekd.contracts.schema import resolve_path
+    from edgekd.deploy.quantize.grounds import Images
+
+    place = data or data_root(recipe, recipe_path)
+    labelled = sets = None
+    if data is not None or place.exists():  # a set that is there must be whole
+        labelled = open_labelled(place, recipe.data.split)
+    else:
+        note(f"note: {place} is not here, so there are no real pixels to compare on; a synthetic "
+             "picture is used and the manifest says so (--data gives another place)")  # fmt: skip
+    spec = recipe.calibration
+    if recipe.precision.allowed != ["fp32"] and spec is not None and spec.set is not None:
+        sets = open_labelled(resolve_path(spec.set, recipe_path.resolve().parent), None)
+    return Images(labelled, sets, calibration)
 
 
 class Update(Protocol):

@@ -13,11 +13,13 @@ from edgekd.cli._common import PathArgument, emit, note, shared_options
 @click.command("build")
 @click.argument("recipe_path", metavar="RECIPE", type=PathArgument)
 @click.option("--target", required=True, help="Class of device; see edgekd ls targets.")
-@click.option("--precision", type=click.Choice(["fp32", "int8"]),
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]),
               help="Only this one; default: the lowest allowed that keeps its gates.")  # fmt: skip
 @click.option("--checkpoint", type=PathArgument, help="Default: runs/NAME/best.ckpt.")
 @click.option("-o", "--output", type=PathArgument, help="Folder; default bundles/NAME-TARGET.")
 @click.option("--data", type=PathArgument, help="Labelled set in place of the recipe's.")
+@click.option("--calibration", type=PathArgument, metavar="FILE",
+              help="calibration.json of an earlier build of the same model.")  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Change a recipe's value, e.g. --set tiling.overlap_px=64.")  # fmt: skip
 @shared_options
@@ -28,14 +30,16 @@ def command(
     checkpoint: Path | None,
     output: Path | None,
     data: Path | None,
+    calibration: Path | None,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Export, check, compare, lower the precision, build for TARGET, store golden data, seal."""
-    from edgekd.contracts.labelled import open_labelled
+    """Export, compare, lower the precision, check, pack for TARGET, store golden data, seal.
+
+    For a target with TensorRT the bundle is portable: copy it to the board, edgekd finalize there.
+    """
     from edgekd.contracts.optional import require
-    from edgekd.contracts.recipe import data_root, load_recipe
-    from edgekd.contracts.schema import resolve_path
+    from edgekd.contracts.recipe import load_recipe
     from edgekd.contracts.target import load_target
 
     changes = [*overrides, *([f"precision.allowed=[{precision}]"] if precision else [])]
@@ -43,30 +47,18 @@ def command(
     load_target(target)
     require("torch", "deploy", "build bundles")
     require("onnx", "deploy", "build bundles")
-    place = data or data_root(recipe, recipe_path)
-    labelled = None
-    if data is not None or place.exists():  # a set that is there must be whole
-        labelled = open_labelled(place, recipe.data.split)
-    else:
-        note(f"note: {place} is not here, so there are no real pixels to compare on; a synthetic "
-             "picture is used and the manifest says so (--data gives another place)")  # fmt: skip
+    from edgekd.cli._common import open_images
     from edgekd.deploy.bundle import build, default_folder
 
-    calibration = None
-    lowers = recipe.precision.allowed != ["fp32"]
-    if lowers and recipe.calibration is not None and recipe.calibration.set is not None:
-        calibration = open_labelled(
-            resolve_path(recipe.calibration.set, recipe_path.resolve().parent), None
-        )
+    images = open_images(recipe, recipe_path, data, calibration)
     out = output or default_folder(recipe, target)
     result = build(
         recipe,
         target,
         checkpoint or Path("runs") / recipe.name,
         out,
-        labelled,
+        images,
         None if as_json else lambda text: note(f"build: {text}"),
-        calibration,
     )
     manifest = result.manifest
     lines = [
@@ -74,12 +66,20 @@ def command(
         f"({gate.unit}; {gate.detail})"
         for gate in manifest.gates
     ]
+    done = manifest.precision.done
+    if done is None:
+        held = ", ".join(dict.fromkeys(item.precision for item in manifest.portable))
+        done = f"portable: {held}; no engine yet"
     emit(
         {"bundle": str(out), "manifest": manifest.plain()},
-        [*lines, f"bundle: {out} ({manifest.precision.done}, {len(manifest.files)} files, sealed)"],
+        [*lines, f"bundle: {out} ({done}, {len(manifest.files)} files, sealed)"],
         as_json,
     )
-    if not as_json:
-        here = manifest.target.arch == platform.machine()
-        first = "" if here else f"copy {out} to a {manifest.target.arch} device, and there: "
-        note(f"next: {first}edgekd run {out} SCENE.tif -o map.tif --bands 1,2,3")
+    if as_json:
+        return
+    if manifest.portable:
+        note(f"next: copy {out} to the {target}, and there: edgekd finalize {out}")
+        return
+    here = manifest.target.arch == platform.machine()
+    first = "" if here else f"copy {out} to a {manifest.target.arch} device, and there: "
+    note(f"next: {first}edgekd run {out} SCENE.tif -o map.tif --bands 1,2,3")

@@ -10,6 +10,7 @@ import click
 from edgekd.cli._common import PathArgument, emit, percent, shared_options
 
 if TYPE_CHECKING:
+    from edgekd.contracts.manifest import Manifest
     from edgekd.errors import EdgeKDError
     from edgekd.runtime.bundle import Bundle
 
@@ -55,7 +56,7 @@ def _bundle(path: Path) -> tuple[dict[str, Any], list[str], EdgeKDError | None]:
     lines = [
         f"bundle {manifest.name}: {manifest.title}",
         f"target {manifest.target.name} ({manifest.target.arch}), backend "
-        f"{manifest.target.backend}, precision {manifest.precision.done} "
+        f"{manifest.target.backend}, precision {_precision(manifest)} "
         f"(asked: {', '.join(manifest.precision.asked)})",
         f"input {spec.name}: {spec.channels}, {spec.tile_px} px tiles, overlap "
         f"{tiling.overlap_px} px, blend {tiling.blend}",
@@ -69,11 +70,70 @@ def _bundle(path: Path) -> tuple[dict[str, Any], list[str], EdgeKDError | None]:
             for gate in manifest.gates
         ),
         *(f"tried {row(item)}" for item in manifest.precision.candidates),
+        *_calibration(manifest),
+        *(
+            f"checked {item.file}, rules of {item.rules}: {item.compile}"
+            for item in manifest.checks
+        ),
+        *_engine(manifest, path),
         f"golden: {manifest.golden.count} ({manifest.golden.source})",
         f"made {origin.created_utc} by edgekd {origin.edgekd_version}; every file is as sealed",
         *said,
     ]
     return {**manifest.plain(), "trust": trust}, lines, refusal
+
+
+def _precision(manifest: Manifest) -> str:
+    if manifest.precision.done is not None:
+        return manifest.precision.done
+    held = dict.fromkeys(item.precision for item in manifest.portable)
+    return f"left to the board, of {', '.join(held)}"
+
+
+def _calibration(manifest: Manifest) -> list[str]:
+    done = manifest.precision.calibration
+    lines = []
+    if done is not None:
+        how = done.range if done.percentile is None else f"{done.range} {done.percentile}"
+        rescaled = f", SmoothQuant {done.smooth}" if done.smooth else ""
+        lines.append(
+            f"calibrated on {done.tiles} tiles (sha256 {done.sha256[:12]}…; {done.source}), ranges "
+            f"by {how}{rescaled}"
+        )
+    if manifest.precision.kept_high:
+        lines.append(f"kept above INT8: {', '.join(manifest.precision.kept_high)}")
+    worst = sorted(manifest.precision.sensitivity.items(), key=lambda item: -item[1])[:5]
+    if worst:
+        lines.append(
+            "most sensitive alone: " + ", ".join(f"{name} {value:.3g}" for name, value in worst)
+        )
+    return lines
+
+
+def _engine(manifest: Manifest, path: Path) -> list[str]:
+    if not manifest.portable:
+        return []
+    lines = [
+        f"holds {item.file}: {item.precision} by {item.typing}, TensorRT {item.tensorrt_from} to "
+        f"below {item.tensorrt_below}"
+        for item in manifest.portable
+    ]
+    engine = manifest.engine
+    if engine is None:
+        return [*lines, f"no engine yet; on the board: edgekd finalize {path}"]
+    from edgekd.contracts.manifest import trial_row
+
+    where = engine.machine
+    dla = "" if engine.dla_core is None else f", DLA core {engine.dla_core}"
+    lines += [
+        f"engine {engine.file}: {engine.precision} by {engine.typing} from {engine.source}, built "
+        f"{engine.built_utc} with TensorRT {where.tensorrt} on {where.board or where.gpu} "
+        f"(compute capability {where.compute_capability}, L4T {where.l4t or 'none'}{dla})",
+        *(f"on the board: {trial_row(item)}" for item in engine.trials),
+    ]
+    if engine.portable_signer is not None:
+        lines.append(f"the portable bundle was signed by key {engine.portable_signer}")
+    return lines
 
 
 def _trust(opened: Bundle) -> tuple[dict[str, Any], list[str], EdgeKDError | None]:

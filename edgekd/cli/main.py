@@ -19,8 +19,8 @@ from edgekd.contracts.registry import nearest
 from edgekd.errors import EdgeKDError
 
 _ORDER = [
-    "doctor", "ls", "validate", "distill", "finetune", "eval", "export", "check", "build", "keygen",
-    "sign", "verify", "inspect", "run", "bench", "report",
+    "doctor", "ls", "validate", "distill", "finetune", "eval", "export", "quantize", "check",
+    "build", "finalize", "keygen", "sign", "verify", "inspect", "run", "bench", "report",
 ]  # fmt: skip
 
 

@@ -8,12 +8,14 @@ import pydantic
 
 from edgekd.contracts.calibration import Sha256
 from edgekd.contracts.schema import Document
+from edgekd.contracts.target import VersionText
 from edgekd.contracts.tensors import Classes, ImageInput, LogitsOutput
 from edgekd.contracts.windows import Blend
 
 MANIFEST_NAME = "manifest.json"
 GOLDEN_NAME = "golden.npz"
-MANIFEST_SCHEMA = 2
+MANIFEST_SCHEMA = 3
+CALIBRATION_NAME = "calibration.json"
 
 
 #: a file directly in the bundle: no folders, no way out of it.
@@ -29,12 +31,12 @@ class TilingDone(Document):
 
 
 class CalibrationDone(Document):
-    """What INT8 learned its ranges from.
+    """What INT8 learned its ranges from; the ranges are in the bundle's ``calibration.json``.
 
     Attributes:
         tiles, sha256: number of tiles, and hash over their bytes in order.
         source: where they come from, in words.
-        ranges: layer's input -> absolute value that becomes 127.
+        file: the calibration file in the bundle.
     """
 
     tiles: int
@@ -43,7 +45,7 @@ class CalibrationDone(Document):
     range: str
     percentile: float | None
     smooth: float
-    ranges: dict[str, float]
+    file: FileName = CALIBRATION_NAME
 
 
 class CandidateDone(Document):
@@ -55,8 +57,8 @@ class CandidateDone(Document):
         noise: root mean square of the logits' difference over their deviation.
         tiles: that it was measured on.
         size_bytes: of the model file.
-        tile_s: median time of a tile on the build host, s; None where it says nothing about the
-            target.
+        tile_s: median time of one core for a tile on the build host, s; None where it says nothing
+            about the target.
         kept_high: layers that had to stay in high precision, the worst first.
         chosen, why: whether it was taken, and the reason in words.
     """
@@ -73,10 +75,14 @@ class CandidateDone(Document):
     why: str
 
 
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
 def row(item: CandidateDone) -> str:
     """A candidate as a line for a person."""
     miou = "no labels" if item.miou is None else f"mIoU {100 * item.miou:.2f} %"
-    seconds = "" if item.tile_s is None else f", {1 / item.tile_s:.2f} tiles/s"
+    seconds = "" if item.tile_s is None else f", {1 / item.tile_s:.2f} tiles/s a core"
     mark = "*" if item.chosen else " "
     return (
         f"{mark} {item.precision}: {miou}, agreement {100 * item.agreement:.2f} %, "
@@ -89,7 +95,8 @@ class PrecisionDone(Document):
 
     Attributes:
         asked: what the recipe allowed and the target can hold.
-        done: what the model in the bundle is.
+        done: what the model in the bundle is; None while that is left to the board, which times
+            what :attr:`Manifest.portable` holds.
         kept_high: its layers that stayed in high precision although they may be lowered.
         calibration: absent where nothing was calibrated.
         candidates: everything that was tried.
@@ -98,7 +105,7 @@ class PrecisionDone(Document):
     """
 
     asked: list[str]
-    done: str
+    done: str | None
     kept_high: list[str] = []
     calibration: CalibrationDone | None = None
     candidates: list[CandidateDone] = []
@@ -169,8 +176,160 @@ class GoldenSpec(Document):
     source: str
 
 
+class PortableModel(Document):
+    """An ONNX file from which a board builds its engine.
+
+    Attributes:
+        precision: of the engine.
+        typing: how TensorRT learns it: ``flags`` of the builder over a graph in FP32 (up to 10.11),
+            or the types in the ``graph`` (strongly typed).
+        tensorrt_from, tensorrt_below: versions that can build it.
+        keep_fp32: nodes that a builder with flags must hold in FP32; a typed graph needs no list.
+        golden_atol, golden_agreement_min: what an engine keeps to beside FP32's golden outputs.
+    """
+
+    file: FileName
+    precision: Literal["fp32", "fp16", "int8"]
+    typing: Literal["flags", "graph"]
+    tensorrt_from: VersionText
+    tensorrt_below: VersionText
+    keep_fp32: list[str] = []
+    golden_atol: float = pydantic.Field(gt=0)
+    golden_agreement_min: float = pydantic.Field(ge=0, le=1)
+
+    def suits(self, version: tuple[int, ...]) -> bool:
+        """Whether this TensorRT, as numbers, can build it."""
+        first, end = _numbers(self.tensorrt_from), _numbers(self.tensorrt_below)
+        return first <= version[: len(first)] and version[: len(end)] < end
+
+
+class EngineTrial(Document):
+    """An engine that was built on the board, and what it did there.
+
+    Attributes:
+        tile_s: median time of one tile, s, copies to and from the GPU included.
+        agreement: part of the golden cells with FP32's class, 0-1.
+        max_abs: largest difference of a golden logit to FP32; None where it was not finite.
+        fused_attention: kernels whose name says fused attention; None where the engine cannot be
+            inspected.
+    """
+
+    precision: str
+    typing: str
+    source: FileName
+    plan_bytes: int
+    build_s: float
+    tile_s: float
+    agreement: float
+    max_abs: float | None
+    fused_attention: int | None = None
+    chosen: bool
+    why: str
+
+
+def trial_row(trial: EngineTrial) -> str:
+    """A trial as a line for a person."""
+    mark = "*" if trial.chosen else " "
+    if not trial.tile_s:
+        return f"{mark} {trial.precision} ({trial.typing}): {trial.why}"
+    fused = "" if trial.fused_attention is None else f", fused attention {trial.fused_attention}"
+    return (
+        f"{mark} {trial.precision} ({trial.typing}): {1e3 * trial.tile_s:.2f} ms a tile, "
+        f"{trial.plan_bytes / 1e6:.1f} MB{fused}; {trial.why}"
+    )
+
+
+class Machine(Document):
+    """What an engine is bound to.
+
+    Attributes:
+        arch: ``platform.machine()``.
+        tensorrt: full version.
+        gpu: the CUDA device's name.
+        compute_capability: e.g. ``8.7``.
+        multiprocessors: of the GPU; tells an Orin NX from an AGX Orin.
+        board: model as the device tree or DMI says it; None where neither does.
+        l4t: NVIDIA's Linux for Tegra release; None elsewhere.
+    """
+
+    arch: str
+    tensorrt: str
+    gpu: str
+    compute_capability: str
+    multiprocessors: int
+    board: str | None
+    l4t: str | None
+
+    def changes(self, here: Machine) -> list[str]:
+        """What differs on another machine so that a plan cannot be trusted there, in words."""
+        words = {
+            "tensorrt": "TensorRT",
+            "gpu": "GPU",
+            "compute_capability": "compute capability",
+            "multiprocessors": "multiprocessors",
+        }
+        return [
+            f"{word} {getattr(self, key)} there, {getattr(here, key)} here"
+            for key, word in words.items()
+            if getattr(self, key) != getattr(here, key)
+        ]
+
+
+class EngineDone(Document):
+    """The engine that ``edgekd finalize`` built on a board.
+
+    Attributes:
+        file: the plan.
+        precision, typing: what it is, and how TensorRT was told.
+        source: the ONNX file of the bundle that it was built from.
+        layers: what TensorRT's inspector says of it; None where it says nothing.
+        timing_cache: measured tactics, to build again sooner.
+        machine: what the plan is bound to.
+        workspace_mib: bound of the builder's scratch memory.
+        dla_core: deep learning accelerator that it uses; None is the GPU alone.
+        trials: everything that was built and timed.
+        portable_sha256: of the manifest that was finalised, as it was before.
+        portable_signer: key that had signed that manifest; None where nobody asked.
+    """
+
+    file: FileName
+    precision: str
+    typing: str
+    source: FileName
+    layers: FileName | None
+    timing_cache: FileName | None
+    machine: Machine
+    workspace_mib: int
+    dla_core: int | None
+    built_utc: str
+    trials: list[EngineTrial]
+    portable_sha256: Sha256
+    portable_signer: str | None
+
+
+class CheckDone(Document):
+    """What ``edgekd check`` said of a model file of the bundle.
+
+    Attributes:
+        rules: version of the library that the rules were for.
+        compile: what was compiled, with what, and what stands in for what; in words.
+    """
+
+    file: FileName
+    rules: str
+    verdict: Literal["pass"]
+    warnings: list[str]
+    compile: str
+
+
 class Manifest(Document):
-    """Contents of ``manifest.json``."""
+    """Contents of ``manifest.json``.
+
+    Attributes:
+        model: what a session loads: an ONNX file, or the plan that a board built.
+        portable: what a board can build from; empty where nothing has to be built.
+        engine: what was built; None until then.
+    """
 
     schema_version: int = pydantic.Field(alias="schema")
     name: str
@@ -182,10 +341,32 @@ class Manifest(Document):
     tiling: TilingDone
     precision: PrecisionDone
     target: TargetDone
+    portable: list[PortableModel] = []
+    engine: EngineDone | None = None
+    checks: list[CheckDone] = []
     provenance: Provenance
     gates: list[Gate]
     golden: GoldenSpec
     files: dict[FileName, Sha256]
+
+    @pydantic.model_validator(mode="after")
+    def _one_state(self) -> Manifest:
+        if bool(self.portable) != (self.target.backend == "trt"):
+            raise ValueError("portable models belong to the backend trt, and it to them")
+        if self.engine is not None and self.model != self.engine.file:
+            raise ValueError(f"the engine is {self.engine.file}, the model {self.model}")
+        if (self.precision.done is None) != (bool(self.portable) and self.engine is None):
+            raise ValueError("precision.done is left open exactly until an engine is built")
+        named = [item.file for item in self.portable]
+        if self.engine is not None:
+            parts = (self.engine.layers, self.engine.timing_cache, self.engine.source)
+            named += [name for name in parts if name is not None]
+        if self.precision.calibration is not None:
+            named.append(self.precision.calibration.file)
+        for name in named:
+            if name not in self.files:
+                raise ValueError(f"no sha256 for {name}")
+        return self
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready values with the keys as written in the file."""

@@ -246,7 +246,8 @@ class PrecisionSpec(Document):
     """Precisions that a build may choose from, and how INT8 is made.
 
     Attributes:
-        allowed: the target's own list bounds it further; the lowest that keeps the gates is taken.
+        allowed: the target's own list bounds it further (ONNX Runtime targets have no fp16); the
+            lowest that keeps the gates is taken, or where a board can time them the fastest.
         keep_high: layers that are never lowered, as patterns: ``encoder.blocks.11.*``.
         int8_layers: kinds of layers in INT8: ``linear`` (matrix products over tokens), ``patch``
             (the patch projection), ``conv`` (any other convolution).
@@ -255,7 +256,9 @@ class PrecisionSpec(Document):
         smooth: strength of SmoothQuant's rescaling, 0 (off) to 1.
     """
 
-    allowed: list[Literal["fp32", "fp16", "int8"]] = pydantic.Field(default=["fp32"], min_length=1)
+    allowed: list[Literal["fp32", "fp16", "int8"]] = pydantic.Field(
+        default=["fp32", "fp16"], min_length=1
+    )
     keep_high: list[str] = []
     int8_layers: list[Literal["linear", "patch", "conv"]] = pydantic.Field(
         default=["linear", "patch"], min_length=1

@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +14,42 @@ import numpy as np
 import onnx
 
 import edgekd
-from edgekd.contracts import registry
 from edgekd.contracts.artifacts import (
     canonical_json,
     publish_folder,
     sha256_bytes,
     sha256_file,
 )
-from edgekd.contracts.labelled import LabelledSet
 from edgekd.contracts.manifest import (
+    CALIBRATION_NAME,
     GOLDEN_NAME,
     MANIFEST_NAME,
     MANIFEST_SCHEMA,
+    CheckDone,
     Gate,
     GoldenSpec,
     Manifest,
+    PortableModel,
+    PrecisionDone,
     Provenance,
     TargetDone,
     TilingDone,
 )
+from edgekd.contracts.optional import require
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.target import Target, load_target
 from edgekd.contracts.trust import SIGNATURE_NAME, SIGNER_VARIABLE
+from edgekd.deploy.check.report import CheckReport
 from edgekd.deploy.check.run import require_fit
 from edgekd.deploy.parity import FloatArray, Model, compare
+from edgekd.deploy.quantize.emulate import give_back_memory
+from edgekd.deploy.quantize.grounds import Images
 from edgekd.deploy.quantize.lower import lower
+from edgekd.deploy.quantize.portable import portable
+from edgekd.deploy.quantize.ranges import CalibrationFile
 from edgekd.deploy.tiles import golden_tiles
-from edgekd.errors import EnvironmentLacksError, GateError, InputError, OutputError
+from edgekd.errors import GateError, InputError, OutputError
 from edgekd.runtime.backends.base import Backend
 from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
 from edgekd.runtime.bundle import sealed_json
@@ -74,27 +82,28 @@ def build(
     target_name: str,
     checkpoint_path: Path,
     out: Path,
-    data: LabelledSet | None,
+    images: Images,
     step: Step | None = None,
-    calibration: LabelledSet | None = None,
 ) -> BuildResult:
-    """Export, compare, lower the precision, build for the target, store golden data, seal.
+    """Export, compare, lower the precision, check, pack for the target, store golden data, seal.
+
+    For a target with ONNX Runtime the bundle is finished. For one with TensorRT it is portable: it
+    holds what a board builds its engine from, and :func:`edgekd.deploy.finalize.finalize` does so.
 
     Args:
         recipe: what the product is.
         target_name: a target that the recipe names.
         checkpoint_path: a checkpoint of this recipe's student.
         out: folder of the bundle; it appears when it is whole.
-        data: labelled set for real golden and parity inputs; synthetic tiles where absent (the
-            manifest says which).
+        images: real golden, parity and validation tiles, and where INT8 learns its ranges. Without
+            them only FP32 is made, compared on a synthetic tile (the manifest says so).
         step: called with a line for every stage.
-        calibration: where INT8 learns its ranges, in place of ``data``.
 
     Raises:
-        InputError: the target is not one of the recipe's; the checkpoint is another's.
+        InputError: the target is not one of the recipe's; the checkpoint is another's; images are
+            missing for a lower precision.
         GateError: a comparison exceeds the recipe's bound, or the target would refuse the model;
             nothing is left behind.
-        EnvironmentLacksError: the target's backend has no builder in this version.
     """
     from edgekd.deploy.export.onnx_export import export_onnx, torch_model
     from edgekd.train.checkpoint import check_matches, load_checkpoint, rebuild
@@ -106,19 +115,12 @@ def build(
             f"recipe '{recipe.name}' does not name the target {target_name} (targets: "
             f"{', '.join(recipe.targets)}); add it there if the product is to run on it"
         )
-    builders = registry.module_names("edgekd.deploy.builders")
-    if target.backend not in builders:
-        raise EnvironmentLacksError(
-            f"target {target_name} runs with the backend '{target.backend}', for which this "
-            f"version has no builder (it has: {', '.join(builders)}); build for x86-cpu, rpi4 or "
-            "rpi5, or write the model alone with: edgekd export CHECKPOINT -o model.onnx"
-        )
     checkpoint = load_checkpoint(checkpoint_path)
     source = str(checkpoint_path)
     check_matches(checkpoint, recipe, source)
     model = rebuild(checkpoint, source)
     normalize = Normalizer(recipe.io.inputs[0])
-    tiles, origin = golden_tiles(recipe, data, GOLDEN_COUNT)
+    tiles, origin = golden_tiles(recipe, images.data, GOLDEN_COUNT)
     _check_replaceable(out)
     if (out / SIGNATURE_NAME).exists():
         say(f"{out} is signed; the signature goes with the bundle that it stands for: sign anew")
@@ -126,47 +128,41 @@ def build(
         say("export to ONNX")
         exported = export_onnx(model, recipe, folder / "export.onnx")
         say(f"check for {target_name}")
-        require_fit(exported.path, target)
+        report = require_fit(exported.path, target)
         say("compare ONNX with torch")
         tensors = [normalize(tile)[None] for tile in tiles]
         with OnnxRuntimeBackend(exported.path, threads=target.threads) as backend:
             run = _runner(backend, exported.input_name, exported.output_name)
             bound = recipe.gates.onnx_vs_torch.atol
-            gates = [compare(torch_model(model), run, tensors).gate("onnx_vs_torch", bound)]
-            both = np.concatenate([*tensors, tensors[0][:, :, ::-1]])
+            # A batch needs two: where there is one picture, the other is its mirror image.
+            mirrored = [np.ascontiguousarray(tensors[0][..., ::-1])] if len(tensors) < 2 else []
+            shown = [*tensors, *mirrored]
+            answers = [run(tensor) for tensor in shown]
+            known = iter(answers)
+            exact = compare(torch_model(model), lambda _: next(known), shown)
+            gates = [exact.gate("onnx_vs_torch", bound)]
             batched = compare(
-                lambda tensor: np.concatenate([run(part[None]) for part in tensor]), run, [both]
+                lambda _: np.concatenate(answers[:2]), run, [np.concatenate(shown[:2])]
             )
             gates.append(batched.gate("batch_vs_single", bound))
             _require(gates)
-            golden = [run(tensor)[0] for tensor in tensors]
+        give_back_memory()
         atol = recipe.gates.golden.atol if recipe.gates.golden else bound * GOLDEN_FACTOR
-        lowered = lower(onnx.load(exported.path), recipe, target, data, calibration or data, say)
-        gates += lowered.gates
-        if lowered.precision.done != "fp32":
-            exported.path.write_bytes(lowered.proto.SerializeToString(deterministic=True))
-            say(f"check the {lowered.precision.done} model for {target_name}")
-            for finding in require_fit(exported.path, target).findings:
-                if finding.severity == "warning":
-                    say(f"warning: {finding.reason}; {finding.fix}")
-            assert lowered.run is not None
-            exact, golden = golden, [lowered.run(tensor)[0] for tensor in tensors]
-            # Another processor rounds elsewhere, which moves single values by a step: by no more
-            # than rounding to these steps did in the first place.
-            apart = max(float(np.abs(a - b).max()) for a, b in zip(exact, golden, strict=True))
-            atol = recipe.gates.golden.atol if recipe.gates.golden else max(atol, apart)
-        say(f"build for {target_name}")
-        builder = registry.load("edgekd.deploy.builders", target.backend, "builder")
-        versions = builder.build(exported.path, folder)
+        proto = onnx.load(exported.path)
         exported.path.unlink()
+        golden = _Golden(tensors, answers[: len(tensors)], atol)
+        pack = _portable if target.backend == "trt" else _onnxrt
+        packed = pack(folder, proto, recipe, target, images, golden, report, say)
+        if packed.calibration is not None:
+            (folder / CALIBRATION_NAME).write_text(packed.calibration.text(), encoding="utf-8")
         arrays: dict[str, Any] = {f"image_{n}": tile for n, tile in enumerate(tiles)}
-        arrays |= {f"{exported.output_name}_{n}": value for n, value in enumerate(golden)}
+        arrays |= {f"{exported.output_name}_{n}": item[0] for n, item in enumerate(packed.logits)}
         np.savez_compressed(folder / GOLDEN_NAME, **arrays)
         manifest = Manifest(
             schema=MANIFEST_SCHEMA,
             name=f"{recipe.name}-{target_name}",
             title=recipe.title,
-            model=builder.MODEL_NAME,
+            model=packed.model,
             inputs=recipe.io.inputs,
             outputs=[recipe.io.outputs[0].model_copy(update={"stride_px": model.stride})],
             classes=recipe.io.classes,
@@ -175,8 +171,16 @@ def build(
                 overlap_px=recipe.tiling.overlap_px,
                 blend=recipe.tiling.blend,
             ),
-            precision=lowered.precision,
-            target=_target_done(target, versions),
+            precision=packed.precision,
+            target=TargetDone(
+                name=target.name,
+                arch=target.arch,
+                backend=target.backend,
+                threads=target.threads,
+                versions={"onnx": str(onnx.__version__), **packed.versions},
+            ),
+            portable=packed.portable,
+            checks=packed.checks,
             provenance=Provenance(
                 recipe=recipe.plain(),
                 recipe_sha256=sha256_bytes(canonical_json(recipe.plain()).encode()),
@@ -190,11 +194,11 @@ def build(
                     timespec="seconds"
                 ),
             ),
-            gates=gates,
+            gates=gates + packed.gates,
             golden=GoldenSpec(
                 count=len(tiles),
-                atol=atol,
-                agreement_min=None if lowered.precision.done == "fp32" else GOLDEN_AGREEMENT,
+                atol=packed.atol,
+                agreement_min=packed.agreement_min,
                 source=origin,
             ),
             files={
@@ -204,6 +208,8 @@ def build(
             },
         )
         (folder / MANIFEST_NAME).write_text(sealed_json(manifest.plain()), encoding="utf-8")
+        del packed, proto, golden
+        give_back_memory()
         say("load the bundle and run its golden inputs")
         _verify(folder)
     if SIGNER_VARIABLE in os.environ:
@@ -211,6 +217,149 @@ def build(
             f"{SIGNER_VARIABLE} is set: this bundle loads after edgekd sign {out} --key PRIVATE_KEY"
         )
     return BuildResult(out, manifest)
+
+
+@dataclass(frozen=True)
+class _Golden:
+    """_Golden inputs, normalised ``(1, C, H, W)``, and FP32's logits ``(1, K, h, w)`` for them.
+
+    Attributes:
+        atol: bound for an FP32 engine, logits.
+    """
+
+    tensors: Sequence[FloatArray]
+    logits: Sequence[FloatArray]
+    atol: float
+
+    def beside(self, run: Model) -> tuple[float, float]:
+        """Largest difference of a logit, and part of the cells with FP32's class."""
+        worst, same, cells = 0.0, 0, 0
+        for tensor, want in zip(self.tensors, self.logits, strict=True):
+            have = run(tensor).reshape(want.shape)
+            worst = max(worst, float(np.abs(have - want).max()))
+            axis = want.ndim - 3
+            same += int((have.argmax(axis) == want.argmax(axis)).sum())
+            cells += want.size // want.shape[axis]
+        return worst, same / cells
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """What one kind of target adds to a bundle; ``logits`` are the golden outputs to store."""
+
+    model: str
+    precision: PrecisionDone
+    gates: list[Gate]
+    checks: list[CheckDone]
+    atol: float
+    agreement_min: float | None
+    logits: Sequence[FloatArray]
+    versions: dict[str, str]
+    calibration: CalibrationFile | None
+    portable: list[PortableModel] = field(default_factory=list)
+
+
+def _onnxrt(
+    folder: Path,
+    proto: onnx.ModelProto,
+    recipe: Recipe,
+    target: Target,
+    images: Images,
+    golden: _Golden,
+    report: CheckReport,
+    say: Step,
+) -> _Packed:
+    """ONNX Runtime needs no compiled form: the ONNX file itself is what it loads."""
+    lowered = lower(proto, recipe, target, images, say)
+    name = "model.onnx"
+    path = folder / name
+    path.write_bytes(lowered.proto.SerializeToString(deterministic=True))
+    logits, atol, agreement = golden.logits, golden.atol, None
+    if lowered.precision.done != "fp32":
+        report = require_fit(path, target)
+        _tell(name, report, say)
+        assert lowered.run is not None
+        logits = [lowered.run(tensor) for tensor in golden.tensors]
+        # Another processor rounds elsewhere, which moves single values by a step: by no more than
+        # rounding to these steps did in the first place.
+        apart = golden.beside(lowered.run)[0]
+        atol = recipe.gates.golden.atol if recipe.gates.golden else max(atol, apart)
+        agreement = GOLDEN_AGREEMENT
+    version = require("onnxruntime", "deploy", "build bundles").__version__
+    return _Packed(
+        model=name,
+        precision=lowered.precision,
+        gates=lowered.gates,
+        checks=[_checked(name, report)],
+        atol=atol,
+        agreement_min=agreement,
+        logits=logits,
+        versions={"onnxruntime": str(version)},
+        calibration=lowered.calibration,
+    )
+
+
+def _portable(
+    folder: Path,
+    proto: onnx.ModelProto,
+    recipe: Recipe,
+    target: Target,
+    images: Images,
+    golden: _Golden,
+    report: CheckReport,
+    say: Step,
+) -> _Packed:
+    """What a board builds its engine from; golden outputs are those of FP32."""
+    made = portable(proto, recipe, target, images, golden.atol, say)
+    checks = {}
+    for name, graph in made.files.items():
+        path = folder / name
+        path.write_bytes(graph.SerializeToString(deterministic=True))
+        mine = [item for item in made.models if item.file == name]
+        # A typed graph is for a TensorRT that takes types from it, whatever the board has today.
+        typed = all(item.typing == "graph" for item in mine)
+        version = max(target.tensorrt or "", "10.12", key=_numbers) if typed else None
+        # fp32.onnx is the export, and was checked
+        mine_report = report if name == "fp32.onnx" else require_fit(path, target, version)
+        if any(item.typing == "flags" and item.precision != "fp32" for item in mine):
+            mine_report = mine_report.without("attention.fp32")  # the builder's flag lowers it
+        _tell(name, mine_report, say)
+        checks[name] = _checked(name, mine_report)
+    first = made.models[-1] if made.models[0].precision == "fp32" else made.models[1]
+    return _Packed(
+        model=first.file,
+        precision=made.precision,
+        gates=made.gates,
+        checks=list(checks.values()),
+        atol=first.golden_atol,
+        agreement_min=first.golden_agreement_min,
+        logits=golden.logits,
+        versions={},
+        calibration=made.calibration,
+        portable=made.models,
+    )
+
+
+def _tell(name: str, report: CheckReport, say: Step) -> None:
+    """What the check of a file of the bundle showed, and what it warns of."""
+    say(f"check {name}: {report.compile_line()}")
+    for finding in report.findings:
+        if finding.severity == "warning":
+            say(f"warning: {name}: {finding.reason}; {finding.fix}")
+
+
+def _checked(name: str, report: CheckReport) -> CheckDone:
+    return CheckDone(
+        file=name,
+        rules=report.rules_line(),
+        verdict="pass",
+        warnings=[item.reason for item in report.findings if item.severity == "warning"],
+        compile=report.compile_line(),
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part)
 
 
 def _check_replaceable(out: Path) -> None:
@@ -251,7 +400,10 @@ def _verify(folder: Path) -> None:
 
 def _runner(backend: Backend, input_name: str, output_name: str) -> Model:
     def run(tensor: FloatArray) -> FloatArray:
-        return backend.infer({input_name: tensor})[output_name]
+        # A copy: ONNX Runtime's own output holds the memory of the whole session for as long as it
+        # lives, 2.5 GB for ViT-Small at 1024 px.
+        result: FloatArray = backend.infer({input_name: tensor})[output_name].copy()
+        return result
 
     return run
 
@@ -269,13 +421,3 @@ def _file(checkpoint_path: Path) -> Path:
     from edgekd.train.checkpoint import BEST_NAME
 
     return checkpoint_path / BEST_NAME if checkpoint_path.is_dir() else checkpoint_path
-
-
-def _target_done(target: Target, versions: dict[str, str]) -> TargetDone:
-    return TargetDone(
-        name=target.name,
-        arch=target.arch,
-        backend=target.backend,
-        threads=target.threads,
-        versions=versions,
-    )

@@ -496,7 +496,7 @@ def _identity(session: Session) -> BundleIdentity:
         checkpoint_sha256=manifest.provenance.checkpoint_sha256,
         data_name=manifest.provenance.data_name,
         student=str(manifest.provenance.student.get("name", "unnamed")),
-        precision=manifest.precision.done,
+        precision=manifest.precision.done or "undecided",
         precision_asked=manifest.precision.asked,
         target=manifest.target.name,
         target_arch=manifest.target.arch,

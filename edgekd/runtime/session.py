@@ -31,7 +31,7 @@ from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.tensors import MAP_NODATA
 from edgekd.contracts.trust import Requirement, Signers, requirements
 from edgekd.contracts.windows import plan
-from edgekd.errors import BundleError, EnvironmentLacksError, GateError, InputError
+from edgekd.errors import BundleError, GateError, InputError
 from edgekd.runtime.backends.base import Backend
 from edgekd.runtime.bundle import Bundle, open_bundle
 from edgekd.runtime.bundle import read_manifest as read_manifest
@@ -429,35 +429,54 @@ def open_session(
     if streams < 0:
         raise InputError(f"expected 0 (one per core) or more streams, received {streams}")
     opened = open_bundle(Path(bundle), required)
-    path, manifest = opened.path, opened.manifest
-    opened.check_files(besides={manifest.model})  # the backend reads that one, once
-    here = platform.machine()
-    if manifest.target.arch != here and not any_device:
-        raise BundleError(
-            f"{path} was built for {manifest.target.name} ({manifest.target.arch}) and this is "
-            f"{here}; build it for this machine, or add --any-device (any_device=True) to try it"
-        )
-    if manifest.target.backend != "onnxrt":
-        raise EnvironmentLacksError(
-            f"{path} needs the backend '{manifest.target.backend}', which this version cannot run"
-        )
-    from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
-
-    # INT8 made for another kind of processor may saturate in this one's kernels (x86 without VNNI
-    # adds pairs of products in 16 bits): there the graph is run as it is written.
-    foreign = manifest.target.arch != here and manifest.precision.done != "fp32"
-    backend = OnnxRuntimeBackend(
-        opened.file(manifest.model),
-        threads=manifest.target.threads,
-        streams=streams,
-        optimize=not foreign,
-    )
+    backend = _open_backend(opened, any_device, streams)
     try:
-        _check_tensors(path, manifest, backend)
+        _check_tensors(opened.path, opened.manifest, backend)
     except BundleError:
         backend.close()
         raise
     return Session(opened, backend)
+
+
+def _open_backend(opened: Bundle, any_device: bool, streams: int) -> Backend:
+    path, manifest = opened.path, opened.manifest
+    here, arch = platform.machine(), manifest.target.arch
+    if manifest.portable and manifest.engine is None and not any_device:
+        raise BundleError(
+            f"{path} is portable: it has no engine yet, because engines are built where they run; "
+            f"on the {manifest.target.name} type: edgekd finalize {path} (or add --any-device, "
+            "any_device=True, to try it here with ONNX Runtime, slowly)"
+        )
+    if arch != here and not any_device:
+        raise BundleError(
+            f"{path} was built for {manifest.target.name} ({arch}) and this is {here}; build it "
+            "for this machine, or add --any-device (any_device=True) to try it"
+        )
+    if manifest.engine is not None and manifest.engine.machine.arch == here:
+        opened.check_files(besides={manifest.model})  # the backend reads that one, once
+        from edgekd.runtime.backends.trt import TensorRtBackend
+
+        return TensorRtBackend(opened.file(manifest.model), manifest.engine.machine)
+    from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
+
+    model = manifest.model
+    if manifest.portable:  # another machine than the engine's: the typed graph as it is written
+        done = manifest.engine.precision if manifest.engine else manifest.portable[0].precision
+        model = next(
+            item.file
+            for item in manifest.portable
+            if item.typing == "graph" and item.precision == done
+        )
+    opened.check_files(besides={model})
+    # INT8 made for another kind of processor may saturate in this one's kernels (x86 without VNNI
+    # adds pairs of products in 16 bits): there the graph is run as it is written.
+    foreign = bool(manifest.portable) or (arch != here and manifest.precision.done != "fp32")
+    return OnnxRuntimeBackend(
+        opened.file(model),
+        threads=manifest.target.threads,
+        streams=streams,
+        optimize=not foreign,
+    )
 
 
 def _check_tensors(path: Path, manifest: Manifest, backend: Backend) -> None:

@@ -19,6 +19,7 @@ from typing import TypeVar
 import pydantic
 
 import edgekd
+from edgekd.contracts.board import Absent, read_board, read_l4t, read_small
 from edgekd.contracts.schema import Document
 from edgekd.telemetry.process import read_frequencies
 
@@ -31,8 +32,6 @@ _PACKAGES: dict[str, tuple[str, ...]] = {
 }
 
 _T = TypeVar("_T")
-
-_L4T = re.compile(r"#\s*R(?P<major>\d+)\s*\(release\),\s*REVISION:\s*(?P<revision>\d+(?:\.\d+)*)")
 
 
 class Environment(Document):
@@ -96,10 +95,6 @@ class Environment(Document):
         return self
 
 
-class _Absent(Exception):
-    """A value that is not there; the text is the reason."""
-
-
 def read_environment(root: Path = Path("/"), *, hostname: bool = False) -> Environment:
     """Describe this machine.
 
@@ -112,7 +107,7 @@ def read_environment(root: Path = Path("/"), *, hostname: bool = False) -> Envir
     def get(field: str, read: Callable[[Path], _T]) -> _T | None:
         try:
             return read(root)
-        except _Absent as err:
+        except Absent as err:
             absent[field] = str(err)
             return None
 
@@ -145,56 +140,20 @@ def read_environment(root: Path = Path("/"), *, hostname: bool = False) -> Envir
     )
 
 
-def _text(root: Path, name: str) -> str:
-    """A small file of the pseudo file systems; NUL bytes (device tree) become line ends."""
-    try:
-        data = (root / name).read_bytes()
-    except FileNotFoundError as err:
-        raise _Absent(f"/{name} does not exist") from err
-    except OSError as err:
-        raise _Absent(f"/{name} cannot be read: {err.strerror}") from err
-    text = data.decode("utf-8", errors="replace").replace("\0", "\n").strip()
-    if not text:
-        raise _Absent(f"/{name} is empty")
-    return text
-
-
 def _hostname(wanted: bool) -> str:
     if not wanted:
-        raise _Absent("left out for privacy")
+        raise Absent("left out for privacy")
     return socket.gethostname()
 
 
-def read_board(root: Path) -> tuple[str, str]:
-    """Model of the board and the file that says so: device tree, else DMI.
-
-    Raises:
-        _Absent: neither is there (e.g. inside a virtual machine without DMI).
-    """
-    name = "proc/device-tree/model"
-    try:
-        return _text(root, name).splitlines()[0].strip(), f"/{name}"
-    except _Absent:
-        pass
-    parts = []
-    for part in ("sys_vendor", "product_name"):
-        try:
-            parts.append(_text(root, f"sys/class/dmi/id/{part}").splitlines()[0].strip())
-        except _Absent:
-            continue
-    if not parts:
-        raise _Absent("neither /proc/device-tree/model nor /sys/class/dmi/id names a board")
-    return " ".join(parts), "/sys/class/dmi/id"
-
-
 def _compatible(root: Path) -> list[str]:
-    return _text(root, "proc/device-tree/compatible").splitlines()
+    return read_small(root, "proc/device-tree/compatible").splitlines()
 
 
 def _cpu_model(root: Path) -> str:
     """``model name`` (x86, some ARM), else the part numbers that ARM kernels print."""
     fields: dict[str, str] = {}
-    for line in _text(root, "proc/cpuinfo").splitlines():
+    for line in read_small(root, "proc/cpuinfo").splitlines():
         key, colon, value = line.partition(":")
         if colon and value.strip():
             fields.setdefault(key.strip(), value.strip())
@@ -205,63 +164,48 @@ def _cpu_model(root: Path) -> str:
             f"ARM implementer {fields.get('CPU implementer', '?')} part {fields['CPU part']} "
             f"(revision {fields.get('CPU revision', '?')})"
         )
-    raise _Absent("/proc/cpuinfo names no CPU model")
+    raise Absent("/proc/cpuinfo names no CPU model")
 
 
 def _cores(root: Path) -> int:
-    count = len(re.findall(r"^processor\s*:", _text(root, "proc/cpuinfo"), re.MULTILINE))
+    count = len(re.findall(r"^processor\s*:", read_small(root, "proc/cpuinfo"), re.MULTILINE))
     if not count:
-        raise _Absent("/proc/cpuinfo lists no processors")
+        raise Absent("/proc/cpuinfo lists no processors")
     return count
 
 
 def _cores_usable(_: Path) -> int:
     if not hasattr(os, "sched_getaffinity"):
-        raise _Absent("this system does not tell the affinity of a process")
+        raise Absent("this system does not tell the affinity of a process")
     return len(os.sched_getaffinity(0))
 
 
 def _cpu_quota(root: Path) -> float:
     """cgroup v2 ``cpu.max``: quota and period in microseconds, or ``max`` for no limit."""
-    parts = _text(root, "sys/fs/cgroup/cpu.max").split()
+    parts = read_small(root, "sys/fs/cgroup/cpu.max").split()
     if parts[0] == "max":
-        raise _Absent("no limit is set")
+        raise Absent("no limit is set")
     try:
         return round(int(parts[0]) / int(parts[1]), 3)
     except (ValueError, IndexError, ZeroDivisionError) as err:
-        raise _Absent(f"/sys/fs/cgroup/cpu.max is not understood: {' '.join(parts)[:60]}") from err
+        raise Absent(f"/sys/fs/cgroup/cpu.max is not understood: {' '.join(parts)[:60]}") from err
 
 
 def _memory_mib(root: Path) -> float:
     """``MemTotal`` is in KiB although the file writes kB."""
-    match = re.search(r"^MemTotal:\s+(\d+) kB", _text(root, "proc/meminfo"), re.MULTILINE)
+    match = re.search(r"^MemTotal:\s+(\d+) kB", read_small(root, "proc/meminfo"), re.MULTILINE)
     if match is None:
-        raise _Absent("/proc/meminfo has no MemTotal")
+        raise Absent("/proc/meminfo has no MemTotal")
     return round(int(match[1]) / 1024, 1)
 
 
 def _os_name(root: Path) -> str:
     match = re.search(
-        r"^PRETTY_NAME=[\"']?(.*?)[\"']?$", _text(root, "etc/os-release"), re.MULTILINE
+        r"^PRETTY_NAME=[\"']?(.*?)[\"']?$", read_small(root, "etc/os-release"), re.MULTILINE
     )
     if match is None or not match[1]:
-        raise _Absent("/etc/os-release has no PRETTY_NAME")
+        raise Absent("/etc/os-release has no PRETTY_NAME")
     return match[1]
-
-
-def read_l4t(root: Path) -> str:
-    """L4T release, ``R36 (release), REVISION: 4.7`` -> ``36.4.7``.
-
-    The file's BOARD is ``generic`` from R36 on and says nothing about the board.
-
-    Raises:
-        _Absent: not a Jetson, or a line that is not understood.
-    """
-    text = _text(root, "etc/nv_tegra_release")
-    match = _L4T.match(text)
-    if match is None:
-        raise _Absent(f"/etc/nv_tegra_release is not understood: {text.splitlines()[0][:60]!r}")
-    return f"{match['major']}.{match['revision']}"
 
 
 def _governor(root: Path) -> str:
@@ -269,27 +213,27 @@ def _governor(root: Path) -> str:
     found = set()
     for path in sorted(folder.glob("cpu[0-9]*/cpufreq/scaling_governor")):
         try:
-            found.add(_text(root, str(path.relative_to(root))))
-        except _Absent:
+            found.add(read_small(root, str(path.relative_to(root))))
+        except Absent:
             continue
     if not found:
-        raise _Absent("no readable /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")
+        raise Absent("no readable /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")
     return ",".join(sorted(found))
 
 
 def _frequencies(root: Path, name: str) -> list[float]:
     values = read_frequencies(root, name)
     if values is None:
-        raise _Absent(f"no readable /sys/devices/system/cpu/cpu*/cpufreq/{name}")
+        raise Absent(f"no readable /sys/devices/system/cpu/cpu*/cpufreq/{name}")
     return values
 
 
 def _load(root: Path) -> float:
-    text = _text(root, "proc/loadavg")
+    text = read_small(root, "proc/loadavg")
     try:
         return float(text.split()[0])
     except ValueError as err:
-        raise _Absent(f"/proc/loadavg is not understood: {text[:60]!r}") from err
+        raise Absent(f"/proc/loadavg is not understood: {text[:60]!r}") from err
 
 
 def read_packages() -> dict[str, str | None]:
@@ -312,9 +256,9 @@ def read_container(root: Path) -> str:
     hints = [f"/{name}" for name in (".dockerenv", "run/.containerenv") if (root / name).exists()]
     try:
         words = "docker|containerd|kubepods|lxc|podman|libpod"
-        found = re.search(words, _text(root, "proc/1/cgroup"))
+        found = re.search(words, read_small(root, "proc/1/cgroup"))
         if found:
             hints.append(f"/proc/1/cgroup names {found[0]}")
-    except _Absent:
+    except Absent:
         pass
     return ", ".join(hints) if hints else "none seen"

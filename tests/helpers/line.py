@@ -97,6 +97,7 @@ def bundles(line: Line, exports: dict[str, OnnxModel]) -> dict[str, Path]:
     from edgekd.contracts.labelled import open_labelled
     from edgekd.contracts.recipe import load_recipe
     from edgekd.deploy.bundle import build
+    from edgekd.deploy.quantize.grounds import Images
 
     data = open_labelled(line.data)
     made = {}
@@ -104,5 +105,5 @@ def bundles(line: Line, exports: dict[str, OnnxModel]) -> dict[str, Path]:
         with pytest.MonkeyPatch.context() as patch:
             reuse(patch, exports[name])
             recipe = load_recipe(line.recipes[name])
-            made[name] = build(recipe, "x86-cpu", path, line.root / f"b-{name}", data).path
+            made[name] = build(recipe, "x86-cpu", path, line.root / f"b-{name}", Images(data)).path
     return made

@@ -17,21 +17,43 @@ from edgekd.runtime.backends.base import Backend
 from edgekd.runtime.backends.fake import FakeBackend
 from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
 from tests.helpers.bundles import make_model
+from tests.helpers.fake_tensorrt import FakeBoard
 
 TILE, STRIDE, CLASSES = 32, 4, 3
 
 
-def fake(_: Path) -> Backend:
+def fake(_: Path, __: pytest.MonkeyPatch) -> Backend:
     return FakeBackend(TILE, CLASSES, STRIDE)
 
 
-def onnxrt(folder: Path) -> Backend:
+def onnxrt(folder: Path, _: pytest.MonkeyPatch) -> Backend:
     onnx.save(make_model(TILE, STRIDE, CLASSES), folder / "model.onnx")
     return OnnxRuntimeBackend(folder / "model.onnx", threads=1)
 
 
+def trt(_: Path, patch: pytest.MonkeyPatch) -> Backend:
+    """On a made-up board, with batches of at most two."""
+    from edgekd.contracts.manifest import PortableModel
+    from edgekd.deploy.builders.trt import BuildOptions, build_plan
+    from edgekd.runtime.backends.trt import TensorRtBackend, open_api
+
+    FakeBoard(patch).boot("10.3")
+    model = PortableModel(
+        file="m.onnx", precision="fp32", typing="flags", tensorrt_from="8.6",
+        tensorrt_below="10.12", golden_atol=1, golden_agreement_min=0,
+    )  # fmt: skip
+    content = make_model(TILE, STRIDE, CLASSES).SerializeToString()
+    options = BuildOptions(workspace_mib=64, batch_max=2)
+    plan = build_plan(open_api(), content, model, options, lambda text: None)
+    return TensorRtBackend(plan.content)
+
+
 #: how to make each; a backend without an entry fails the first test below.
-MAKERS: dict[str, Callable[[Path], Backend]] = {"fake": fake, "onnxrt": onnxrt}
+MAKERS: dict[str, Callable[[Path, pytest.MonkeyPatch], Backend]] = {
+    "fake": fake,
+    "onnxrt": onnxrt,
+    "trt": trt,
+}
 
 
 def test_every_backend_file_is_tested() -> None:
@@ -39,8 +61,10 @@ def test_every_backend_file_is_tested() -> None:
 
 
 @pytest.fixture(params=sorted(MAKERS))
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    return MAKERS[request.param](tmp_path)
+def backend(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Backend:
+    return MAKERS[request.param](tmp_path, monkeypatch)
 
 
 def tensor(count: int = 1, seed: int = 0) -> np.ndarray:

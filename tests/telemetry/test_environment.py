@@ -10,13 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgekd.contracts.board import Absent, read_board, read_l4t
 from edgekd.telemetry.environment import (
     Environment,
-    _Absent,
-    read_board,
     read_container,
     read_environment,
-    read_l4t,
     read_packages,
 )
 
@@ -130,7 +128,7 @@ def test_an_l4t_line_that_is_not_understood_is_absent_not_guessed(
     tmp_path: Path, text: str
 ) -> None:
     put(tmp_path, "etc/nv_tegra_release", text)
-    with pytest.raises(_Absent):
+    with pytest.raises(Absent):
         read_l4t(tmp_path)
 
 

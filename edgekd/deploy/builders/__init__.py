@@ -1,1 +1,1 @@
-"""From ONNX to what a backend loads: one file per backend, named like it."""
+"""From ONNX to what a backend loads, for backends with a compiled form: one file each."""

@@ -143,17 +143,17 @@ class CheckReport(Document):
         """The findings that refuse the model."""
         return [item for item in self.findings if item.severity == "error"]
 
+    def without(self, rule: str) -> CheckReport:
+        """The report less the warnings of a rule."""
+        kept = [i for i in self.findings if i.rule != rule or i.severity == "error"]
+        return self.model_copy(update={"findings": kept})
+
     def plain(self) -> dict[str, Any]:
         """JSON-ready values."""
         return self.model_dump(mode="json", by_alias=True)
 
     def lines(self) -> list[str]:
         """The report for a person: a finding per line, then the figures, then the verdict."""
-        rules = (
-            f"TensorRT {self.tensorrt}"
-            if self.tensorrt
-            else f"ONNX Runtime {self.onnxruntime} (TensorRT rules do not apply)"
-        )
         lines = [item.line() for item in self.findings]
         if self.graph is not None:
             attention = len(self.graph.attentions)
@@ -162,15 +162,22 @@ class CheckReport(Document):
                 f"{'+'.join(self.graph.precision) or 'no arithmetic'}, {attention} attentions, "
                 f"{self.graph.quantized_gemms} quantised products, {self.graph.size_mib:.1f} MiB"
             )
-        lines.append(f"compile {self._compile()}")
+        lines.append(f"compile {self.compile_line()}")
         count = {kind: sum(f.severity == kind for f in self.findings) for kind in _ORDER}
         lines.append(
             f"{'pass' if self.verdict == 'pass' else 'FAIL'}: {self.model} for {self.target}, "
-            f"rules of {rules}: {count['error']} errors, {count['warning']} warnings"
+            f"rules of {self.rules_line()}: {count['error']} errors, {count['warning']} warnings"
         )
         return lines
 
-    def _compile(self) -> str:
+    def rules_line(self) -> str:
+        """Whose rules were applied."""
+        if self.tensorrt:
+            return f"TensorRT {self.tensorrt}"
+        return f"ONNX Runtime {self.onnxruntime} (TensorRT rules do not apply)"
+
+    def compile_line(self) -> str:
+        """What was compiled, with what, and what it showed."""
         done = self.compile
         who = f"{done.library} {done.version}".strip()
         if done.status != "done":

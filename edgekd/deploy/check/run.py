@@ -116,13 +116,18 @@ def check_model(path: Path, target: Target, options: Options | None = None) -> C
     )
 
 
-def require_fit(path: Path, target: Target) -> CheckReport:
+def require_fit(path: Path, target: Target, tensorrt: str | None = None) -> CheckReport:
     """The gate of a build: check, and raise with the first reason when the verdict is no.
+
+    Args:
+        path: an ONNX file.
+        target: class of device.
+        tensorrt: apply the rules of this version in place of the target's.
 
     Raises:
         GateError: the target would refuse the model.
     """
-    report = check_model(path, target)
+    report = check_model(path, target, Options(tensorrt=tensorrt))
     if report.errors:
         raise refusal(report, "; no bundle was written")
     return report

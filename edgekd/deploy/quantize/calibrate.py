@@ -17,12 +17,19 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from edgekd.deploy.quantize.emulate import open_graph
+from edgekd.deploy.quantize.emulate import give_back_memory, open_graph
 from edgekd.deploy.quantize.histogram import Histogram, Method
 from edgekd.deploy.quantize.layers import Layer
 from edgekd.errors import InputError
 
 FloatArray = npt.NDArray[np.float32]
+#: operators that compute nothing
+_PASS_ON = frozenset(
+    ["Reshape", "Transpose", "Identity", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split",
+     "Gather", "Expand", "Tile"]
+)  # fmt: skip
+#: tiles that show the largest value of every tensor, for FP16
+WATCHED_TILES = 4
 #: a model that saw fewer tiles than this is not calibrated.
 FEWEST_TILES = 2
 
@@ -34,7 +41,9 @@ class Activations:
     Attributes:
         tiles: number of tiles.
         sha256: over the tiles' bytes, in order.
-        largest: every float tensor of the graph -> largest absolute value.
+        largest: float tensors of the graph -> largest absolute value, of the layers' inputs over
+            all tiles and of the others over the first :data:`WATCHED_TILES`; those that cannot
+            exceed 1 are left out, and a part of another tensor has that one's.
         histograms: input tensor of a layer -> its histogram.
         channels: the same -> largest absolute value per channel (last axis for ``linear``).
     """
@@ -82,9 +91,11 @@ def observe(
         )
     session, sources, scalars = _open(proto, layers, threads)
     name = session.get_inputs()[0].name
+    watching = True
     linear = {layer.source for layer in layers if layer.kind == "linear"}
     found = Activations(histograms={source: Histogram() for source in sources})
     digest, seen = hashlib.sha256(), set()
+    same = _passed_on(proto)
     for tile in tiles:
         content = np.ascontiguousarray(tile, np.float32).tobytes()
         mark = hashlib.sha256(content).digest()
@@ -95,7 +106,12 @@ def observe(
             )
         seen.add(mark)
         digest.update(content)
-        values = session.run([*sources, *scalars.values()], {name: tile})
+        if watching and layers and found.tiles >= WATCHED_TILES:
+            # FP16 has eight times of headroom over these; INT8's ranges want every tile.
+            watching = False
+            session, _, scalars = _open(proto, layers, threads, watch=False)
+        ends = [output for pair in scalars.values() for output in pair]
+        values = session.run([*sources, *ends], {name: tile})
         for source, value in zip(sources, values, strict=False):
             try:
                 found.histograms[source].add(value)
@@ -105,11 +121,13 @@ def observe(
             top = np.abs(value).max(axis=axes)
             before = found.channels.get(source)
             found.channels[source] = top if before is None else np.maximum(before, top)
-        for tensor, value in zip(scalars, values[len(sources) :], strict=True):
-            top = float(value)
-            top = top if np.isfinite(top) else np.inf
+            found.largest[source] = found.histograms[source].largest
+        extremes = np.abs(np.array(values[len(sources) :], np.float64)).reshape(-1, 2).max(axis=1)
+        for tensor, value in zip(scalars, extremes, strict=True):
+            top = float(value) if np.isfinite(value) else np.inf
             found.largest[tensor] = max(found.largest.get(tensor, 0.0), top)
         del values
+        give_back_memory()
         found.tiles += 1
         if step is not None:
             step(found.tiles, expected)
@@ -120,36 +138,52 @@ def observe(
             f"calibration asked for {expected} tiles and the set gave {found.tiles}; give more "
             "images, or ask for fewer with calibration.tiles"
         )
+    for tensor, origin in same.items():
+        if origin in found.largest:
+            found.largest[tensor] = found.largest[origin]
     found.sha256 = digest.hexdigest()
     return found
 
 
+def _passed_on(proto: onnx.ModelProto) -> dict[str, str]:
+    """Tensors that hold the values of another one, or a part of them -> that one."""
+    same: dict[str, str] = {}
+    for node in proto.graph.node:
+        if node.op_type in _PASS_ON:
+            for name in node.output:
+                same[name] = same.get(node.input[0], node.input[0])
+    return same
+
+
 def _open(
-    proto: onnx.ModelProto, layers: Sequence[Layer], threads: int
-) -> tuple[Any, list[str], dict[str, str]]:
-    """A session that also gives layers' inputs and the largest value of each float tensor."""
+    proto: onnx.ModelProto, layers: Sequence[Layer], threads: int, watch: bool = True
+) -> tuple[Any, list[str], dict[str, tuple[str, str]]]:
+    """A session that also gives layers' inputs, and names of each tensor's largest and least."""
     sources = sorted({layer.source for layer in layers})
     inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+    # Sources are looked at outside; what is passed on was seen before; a softmax is at most 1.
+    known = {*sources, *_passed_on(proto)}
+    known |= {n.output[0] for n in proto.graph.node if n.op_type in ("Softmax", "Sigmoid")}
     floats = [
         item.name
         for item in (*inferred.graph.value_info, *inferred.graph.output)
-        if item.type.tensor_type.elem_type == TensorProto.FLOAT
+        if item.type.tensor_type.elem_type == TensorProto.FLOAT and item.name not in known
     ]
     made = onnx.ModelProto()
     made.CopyFrom(proto)
     graph = made.graph
     images = {item.name for item in graph.input}
-    scalars = {}
+    scalars: dict[str, tuple[str, str]] = {}
     # ONNX Runtime walks back from the leaves, the last one first. Were a deep tensor's leaf last,
     # the whole network would run before the others are reduced, and every activation be kept.
     place = {name: number for number, node in enumerate(graph.node) for name in node.output}
-    for tensor in sorted(set(floats), key=lambda name: (-place.get(name, -1), name)):
-        scalars[tensor] = f"{tensor}/largest"
-        graph.node.append(helper.make_node("Abs", [tensor], [f"{tensor}/abs"]))
-        graph.node.append(
-            helper.make_node("ReduceMax", [f"{tensor}/abs"], [scalars[tensor]], keepdims=0)
-        )
-        graph.output.append(helper.make_tensor_value_info(scalars[tensor], TensorProto.FLOAT, []))
+    watched = set(floats) if watch else set()
+    for tensor in sorted(watched, key=lambda name: (-place.get(name, -1), name)):
+        # Two numbers rather than one of an absolute copy, which would be written and read again.
+        scalars[tensor] = (f"{tensor}/max", f"{tensor}/min")
+        for operator, name in zip(("ReduceMax", "ReduceMin"), scalars[tensor], strict=True):
+            graph.node.append(helper.make_node(operator, [tensor], [name], keepdims=0))
+            graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
     given = {item.name for item in graph.output}
     for source in sources:
         if source not in given and source not in images:

@@ -33,12 +33,14 @@ _FLOAT_ALWAYS = {("Resize", 1), ("Resize", 2)}
 _REFUSED = frozenset({"ConstantOfShape", "Range", "If", "Loop", "Scan", "RandomNormal"})
 
 
-def overflowing(largest: Mapping[str, float]) -> set[str]:
+def overflowing(largest: Mapping[str, float | None]) -> set[str]:
     """Tensors that FP16 may not hold, of ``tensor -> largest absolute value seen``.
 
-    A value that is not finite counts as too large.
+    A value that is not finite, or None in its place, counts as too large.
     """
-    return {name for name, value in largest.items() if not value * HEADROOM <= HALF_MAX}
+    return {
+        name for name, value in largest.items() if value is None or not value * HEADROOM <= HALF_MAX
+    }
 
 
 def to_half(

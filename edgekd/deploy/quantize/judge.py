@@ -7,7 +7,7 @@ is that of the precision alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -18,6 +18,7 @@ from edgekd.contracts.imageio import UInt8Array
 from edgekd.contracts.metrics import Confusion
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.deploy.parity import FloatArray, Model
+from edgekd.deploy.quantize.emulate import give_back_memory
 from edgekd.deploy.tiles import LabelledTile
 
 
@@ -30,6 +31,7 @@ class Quality:
         agreement: part of the cells with FP32's class, 0-1.
         noise: root of the mean squared difference of the logits, over the deviation of FP32's.
         max_abs: largest difference of a logit.
+        least_agreement: of a single tile.
         tiles: number of tiles.
     """
 
@@ -37,6 +39,7 @@ class Quality:
     agreement: float
     noise: float
     max_abs: float
+    least_agreement: float
     tiles: int
 
 
@@ -57,23 +60,35 @@ class Judge:
             raise ValueError("no tile to compare on")
         self._tiles, self._normalize, self._classes = list(tiles), normalize, classes
         self._answers = [reference(normalize(tile.pixels)[None]) for tile in self._tiles]
-        self.reference = self._quality(self._answers)
+        self.reference = self._quality(dict(enumerate(self._answers)))
 
-    def __call__(self, candidate: Model, most: int | None = None) -> Quality:
-        """Run a candidate on the tiles, or on the first ``most``."""
-        tiles = self._tiles[:most]
-        return self._quality([candidate(self._normalize(tile.pixels)[None]) for tile in tiles])
+    def __call__(self, candidate: Model, most_px: int | None = None) -> Quality:
+        """Run a candidate on the tiles, or on some with at most so many pixels, spread evenly."""
+        chosen = list(range(len(self._tiles)))
+        if most_px is not None:
+            count = max(2, most_px // self._tiles[0].pixels[..., 0].size)
+            even = np.linspace(0, len(chosen) - 1, min(count, len(chosen))).round()
+            chosen = sorted({int(place) for place in even})
+        answers = {}
+        for place in chosen:
+            answers[place] = candidate(self._normalize(self._tiles[place].pixels)[None])
+            give_back_memory()
+        return self._quality(answers)
 
-    def _quality(self, answers: Sequence[FloatArray]) -> Quality:
+    def _quality(self, answers: Mapping[int, FloatArray]) -> Quality:
         confusion = Confusion(self._classes)
+        least = 1.0
         same, cells, squares, spread, worst = 0, 0, 0.0, 0.0, 0.0
-        for tile, want, have in zip(self._tiles, self._answers, answers, strict=False):
+        for place, have in answers.items():
+            tile, want = self._tiles[place], self._answers[place]
             difference = have.astype(np.float64) - want
             finite = bool(np.isfinite(difference).all())
             squares += float(np.square(difference).mean()) if finite else np.inf
             worst = max(worst, float(np.abs(difference).max())) if finite else np.inf
             spread += float(want.var())
-            same += int((want.argmax(1) == have.argmax(1)).sum()) if finite else 0
+            mine = int((want.argmax(1) == have.argmax(1)).sum()) if finite else 0
+            least = min(least, mine / want[:, 0].size)
+            same += mine
             cells += int(want[:, 0].size)
             if tile.target is not None:
                 confusion.add(tile.target, _classes(have[0], tile.target.shape))
@@ -83,6 +98,7 @@ class Judge:
             agreement=same / cells,
             noise=noise,
             max_abs=worst,
+            least_agreement=least,
             tiles=len(answers),
         )
 

@@ -17,8 +17,8 @@ from edgekd.deploy.quantize.layers import Layer
 
 #: layers -> the model in which these are quantised
 Make = Callable[[Sequence[Layer]], Model]
-#: tiles that each layer alone is measured on
-SENSITIVITY_TILES = 2
+#: pixels that each layer alone is measured on: 2 tiles of 1024 px, all of small ones
+SENSITIVITY_PX = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def search(
     noise: dict[str, float] = {}
     for name in dict.fromkeys(layer.name for layer in layers):
         alone = [layer for layer in layers if layer.name == name]
-        noise[name] = judge(make(alone), SENSITIVITY_TILES).noise
+        noise[name] = judge(make(alone), SENSITIVITY_PX).noise
     order = sorted(noise, key=lambda name: (-noise[name], name))
     for name in order[:3]:
         say(f"{name} alone: noise {noise[name]:.3g} of the logits' deviation")
@@ -75,7 +75,7 @@ def search(
         high = set(order[:count])
         found = judge(make([layer for layer in layers if layer.name not in high]))
         tried.append((count, found))
-        say(f"{count} of {len(order)} layers high: agreement {100 * found.agreement:.2f} %")
+        say(f"{count} of {len(order)} layers high: agreement {100 * found.agreement:.3f} %")
         return passes(found), found
 
     most = len(order) // 2

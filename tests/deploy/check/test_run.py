@@ -20,6 +20,7 @@ from edgekd.deploy.check.report import CheckReport
 from edgekd.deploy.check.run import Options, check_model
 from edgekd.deploy.export import onnx_export
 from edgekd.deploy.export.onnx_export import OnnxModel
+from edgekd.deploy.quantize.grounds import Images
 from edgekd.errors import EnvironmentLacksError, GateError, InputError
 from tests.deploy.check.graphs import _quantized, _written, good
 from tests.helpers.line import Line
@@ -184,7 +185,7 @@ def test_a_build_refuses_what_the_target_would(
     with pytest.raises(GateError, match=r"export.onnx does not suit x86-cpu: onnxrt.opset: IR vers"
                        r"ion 10; .* no bundle was written") as caught:  # fmt: skip
         build(recipe, "x86-cpu", line.checkpoints["small"], tmp_path / "b",
-              open_labelled(line.data), said.append)  # fmt: skip
+              Images(open_labelled(line.data)), said.append)  # fmt: skip
     assert caught.value.exit_code == 1 and said[-1] == "check for x86-cpu"
     assert list(tmp_path.iterdir()) == []
 

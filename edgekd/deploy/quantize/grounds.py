@@ -1,0 +1,261 @@
+"""What every precision of one product is made from and measured with: images, judge and gates.
+
+One calibration serves all files: it gives INT8 its ranges and tells FP16 which tensors it cannot
+hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from edgekd.contracts.labelled import LabelledSet
+from edgekd.contracts.manifest import CalibrationDone, CandidateDone, Gate
+from edgekd.contracts.preprocess import Normalizer
+from edgekd.contracts.recipe import CalibrationSpec, Recipe
+from edgekd.deploy.parity import FloatArray, Model
+from edgekd.deploy.quantize.calibrate import WATCHED_TILES, observe
+from edgekd.deploy.quantize.emulate import emulate
+from edgekd.deploy.quantize.judge import Judge, Quality
+from edgekd.deploy.quantize.layers import Layer, choose_layers, find_layers
+from edgekd.deploy.quantize.qdq import insert_qdq
+from edgekd.deploy.quantize.ranges import CalibrationFile, calibration_file, read_calibration
+from edgekd.deploy.quantize.search import search
+from edgekd.deploy.quantize.smooth import smooth
+from edgekd.deploy.tiles import labelled_tiles
+from edgekd.errors import InputError
+
+#: validation tiles that a precision is judged on, between the two numbers
+MOST_JUDGED, FEWEST_JUDGED = 32, 4
+#: and their pixels: 4 tiles of 1024 px, 16 of 512
+JUDGED_PX = 4 << 20
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Where tiles come from.
+
+    Attributes:
+        data: labelled set whose validation split judges; None where it is not here.
+        calibration: set that calibration tiles come from; None where it is not here.
+        saved: a calibration file to use in place of calibrating.
+    """
+
+    data: LabelledSet | None
+    calibration: LabelledSet | None = None
+    saved: Path | None = None
+
+
+@dataclass(frozen=True)
+class Int8:
+    """Where the search for an INT8 model ended.
+
+    Attributes:
+        proto: FP32, rescaled where the recipe says so.
+        layers: that are in INT8.
+        ranges: layer's input -> absolute value that becomes 127.
+        quality, passed, why: of the model as it was emulated in the search.
+        kept_high: layers that had to stay high, the worst first.
+        sensitivity: layer -> noise when it alone is lowered; empty where the gates held at once.
+    """
+
+    proto: onnx.ModelProto
+    layers: list[Layer]
+    ranges: dict[str, float]
+    quality: Quality
+    passed: bool
+    why: str
+    kept_high: list[str]
+    sensitivity: dict[str, float]
+
+    def graph(self, weight_bits: int = 8, weights_as_int8: bool = True) -> onnx.ModelProto:
+        """FP32 with Q/DQ; see :func:`~edgekd.deploy.quantize.qdq.insert_qdq`."""
+        return insert_qdq(
+            self.proto, self.layers, self.ranges, weight_bits=weight_bits,
+            weights_as_int8=weights_as_int8,
+        )  # fmt: skip
+
+
+class Grounds:
+    """Images, FP32's answers and the gates.
+
+    Args:
+        proto: the export, FP32.
+        recipe: with precision, calibration and gates.
+        images: where tiles come from.
+        say: called with a line for every step.
+
+    Raises:
+        InputError: no labelled validation tile, or a calibration file of another model.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, recipe: Recipe, images: Images, say: Say) -> None:
+        if images.data is None:
+            raise InputError(
+                "a lower precision is judged on real images, and the data set is not here; give "
+                "its place with --data, or allow fp32 only: --set precision.allowed=[fp32]"
+            )
+        self.proto, self.recipe, self.say = proto, recipe, say
+        self._images = images
+        self._spec = recipe.io.inputs[0]
+        self.normalize = Normalizer(self._spec)
+        self.saved = None if images.saved is None else read_calibration(images.saved)
+        if self.saved is not None and images.saved is not None:
+            self.saved.require_for(proto, recipe.precision, images.saved)
+        self.reference = emulate(proto, optimize=True)
+        side = self._spec.tile_px
+        count = min(MOST_JUDGED, max(FEWEST_JUDGED, JUDGED_PX // (side * side)))
+        self.tiles = labelled_tiles(images.data, "val", side, count)
+        say(f"judge on {len(self.tiles)} validation tiles")
+        self.judge = Judge(self.reference, self.tiles, self.normalize, len(recipe.io.classes))
+        if self.judge.reference.miou is None:
+            raise InputError(
+                f"the validation tiles of {images.data.name} hold no labelled pixel, so nobody can "
+                "say what a lower precision costs; label some, or allow fp32 only: "
+                "--set precision.allowed=[fp32]"
+            )
+
+    def calibrate(self) -> CalibrationFile:
+        """What the tensors hold: from the file that was given, else from images."""
+        if self.saved is not None:
+            self.say(f"calibration of {self.saved.tiles} tiles taken from {self._images.saved}")
+            return self.saved
+        data = self._images.calibration or self._images.data
+        assert data is not None  # of the constructor
+        spec = self.recipe.calibration or CalibrationSpec(tiles=WATCHED_TILES)
+        precision = self.recipe.precision
+        layers = self._layers() if "int8" in precision.allowed else []
+        tiles = labelled_tiles(data, spec.split, self._spec.tile_px, spec.tiles)
+        wanted = spec.tiles if self.recipe.calibration else min(spec.tiles, len(tiles))
+
+        def given() -> Iterator[FloatArray]:
+            for tile in tiles:
+                yield self.normalize(tile.pixels)[None]
+
+        self.say(f"calibrate on {len(tiles)} tiles of {data.name}, split {spec.split}")
+        seen = observe(self.proto, layers, given(), wanted)
+        channels: dict[str, list[float]] = {}
+        if precision.smooth and layers:
+            proto, factors = smooth(self.proto, layers, seen.channels, precision.smooth)
+            self.say(f"rescaled {len(factors)} norms; calibrate again")
+            channels = {name: seen.channels[name].tolist() for name in factors}
+            before, seen = seen, observe(proto, layers, given(), wanted)
+            for name, value in before.largest.items():
+                seen.largest[name] = max(value, seen.largest.get(name, 0.0))
+        names = ", ".join(sorted({tile.name.split(" at ")[0] for tile in tiles}))
+        source = f"{data.name}, split {spec.split}: {names}"
+        return calibration_file(self.proto, precision, source, seen, channels)
+
+    def _layers(self) -> list[Layer]:
+        spec = self.recipe.precision
+        layers = choose_layers(find_layers(self.proto), spec.int8_layers, spec.keep_high)
+        if not layers:
+            raise InputError(
+                f"the model has no layer of the kinds {', '.join(spec.int8_layers)} that may be "
+                "lowered; name other kinds in precision.int8_layers, or allow no int8"
+            )
+        return layers
+
+    def int8(
+        self,
+        calibration: CalibrationFile,
+        bits: int = 8,
+        optimize: bool = False,
+        finish: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda graph: graph,
+    ) -> Int8:
+        """The INT8 model that keeps the gates with the fewest layers high.
+
+        Args:
+            calibration: of this model.
+            bits: of weights.
+            optimize: run candidates as this machine's ONNX Runtime does, rather than as written.
+            finish: what becomes of a graph with Q/DQ before it is judged.
+        """
+        ranges = calibration.ranges
+        if not ranges:
+            raise InputError(
+                "the calibration holds no ranges, since INT8 was not allowed when it was made; "
+                "calibrate again without --calibration"
+            )
+        layers = self._layers()
+        proto = calibration.rescaled(self.proto, layers)
+        idle = [layer for layer in layers if not ranges.get(layer.source, 0.0) > 0]
+        for layer in idle:
+            self.say(f"{layer.name} saw nothing but zeros and stays high")
+        layers = [layer for layer in layers if layer not in idle]
+        if not layers:
+            raise InputError("calibration saw nothing but zeros; give images with content")
+
+        def make(chosen: Sequence[Layer]) -> Model:
+            graph = insert_qdq(proto, chosen, ranges, weight_bits=bits)
+            return emulate(finish(graph), optimize=optimize)
+
+        found = search(layers, make, self.judge, self.passes, self.say)
+        high = set(found.kept_high)
+        return Int8(
+            proto=proto,
+            layers=[layer for layer in layers if layer.name not in high],
+            ranges=ranges,
+            quality=found.quality,
+            passed=found.passed,
+            why=self.why(found.quality, len(found.kept_high)),
+            kept_high=[*found.kept_high, *(layer.name for layer in idle)],
+            sensitivity=found.sensitivity,
+        )
+
+    def drop(self, quality: Quality) -> float:
+        """mIoU lost, percentage points."""
+        before = self.judge.reference.miou
+        assert before is not None and quality.miou is not None  # of the same labelled tiles
+        return 100 * (before - quality.miou)
+
+    def passes(self, quality: Quality) -> bool:
+        """Whether the gates hold."""
+        gates = self.recipe.gates
+        return (
+            quality.agreement >= gates.agreement_min and self.drop(quality) <= gates.miou_drop_max
+        )
+
+    def why(self, quality: Quality, high: int = 0) -> str:
+        """The verdict with its figures."""
+        said = (
+            f"agreement {100 * quality.agreement:.3f} %, mIoU {-self.drop(quality):+.3f} points"
+            + (f", {high} layers high" if high else "")
+        )
+        return f"{'keeps' if self.passes(quality) else 'fails'} the gates: {said}"
+
+    def candidate(self, size_bytes: int) -> CandidateDone:
+        """FP32, the reference."""
+        quality = self.judge.reference
+        return CandidateDone(
+            precision="fp32", miou=quality.miou, agreement=1.0, noise=0.0, tiles=quality.tiles,
+            size_bytes=size_bytes, chosen=False, why="the reference",
+        )  # fmt: skip
+
+    def gates(self, quality: Quality, end: str = "") -> list[Gate]:
+        """The gates of a precision that holds them; ``end`` makes names of several differ."""
+        gates, tiles = self.recipe.gates, f"{quality.tiles} validation tiles"
+        return [
+            Gate(
+                name=f"agreement_with_fp32{end}", value=quality.agreement,
+                bound=gates.agreement_min, unit="part of the cells", passed=True,
+                sense="at least", detail=tiles,
+            ),
+            Gate(
+                name=f"miou_drop{end}", value=self.drop(quality), bound=gates.miou_drop_max,
+                unit="percentage points of mIoU", passed=True, detail=tiles,
+            ),
+        ]  # fmt: skip
+
+
+def calibration_done(file: CalibrationFile) -> CalibrationDone:
+    """A calibration's line in the manifest."""
+    return CalibrationDone(
+        tiles=file.tiles, sha256=file.tiles_sha256, source=file.source, range=file.range,
+        percentile=file.percentile, smooth=file.smooth,
+    )  # fmt: skip

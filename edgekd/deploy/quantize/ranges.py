@@ -1,0 +1,137 @@
+"""The calibration file: what a model's tensors were seen to hold, on which tiles.
+
+It belongs to one model, whose hash it carries, so that it cannot be used for another by its name.
+The same model, tiles and settings give the same bytes. With it INT8 and FP16 files are made again
+without the images.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import pydantic
+
+from edgekd.contracts.artifacts import canonical_json, read_json, sha256_bytes
+from edgekd.contracts.calibration import Sha256
+from edgekd.contracts.recipe import PrecisionSpec
+from edgekd.contracts.schema import Document
+from edgekd.deploy.quantize.calibrate import Activations
+from edgekd.deploy.quantize.layers import Layer
+from edgekd.deploy.quantize.smooth import smooth
+from edgekd.errors import InputError
+
+
+class CalibrationFile(Document):
+    """Contents of ``calibration.json``.
+
+    Attributes:
+        model_sha256: of the FP32 graph's canonical bytes.
+        tiles, tiles_sha256: number of tiles, and hash over their bytes in order.
+        source: where they come from, in words.
+        range, percentile: how a range was chosen from what was seen.
+        smooth: strength of SmoothQuant's rescaling, 0 (off) to 1.
+        channels: layer's input -> largest absolute value per channel before rescaling; empty
+            without ``smooth``.
+        ranges: layer's input -> absolute value that becomes 127, after rescaling.
+        largest: tensor -> largest absolute value, after rescaling; None where it was not finite.
+    """
+
+    schema_version: Literal[1] = pydantic.Field(default=1, alias="schema")
+    model_sha256: Sha256
+    tiles: int
+    tiles_sha256: Sha256
+    source: str
+    range: Literal["minmax", "percentile", "entropy"]
+    percentile: float | None
+    smooth: float
+    channels: dict[str, list[float]]
+    ranges: dict[str, float]
+    largest: dict[str, float | None]
+
+    def text(self) -> str:
+        """Canonical JSON."""
+        return canonical_json(self.model_dump(mode="json", by_alias=True))
+
+    def rescaled(self, proto: onnx.ModelProto, layers: list[Layer]) -> onnx.ModelProto:
+        """The graph that the ranges belong to."""
+        if not self.smooth:
+            return proto
+        channels = {name: np.array(value, np.float32) for name, value in self.channels.items()}
+        return smooth(proto, layers, channels, self.smooth)[0]
+
+    def require_for(self, proto: onnx.ModelProto, spec: PrecisionSpec, where: Path) -> None:
+        """Raise InputError unless it was made from this graph and with these settings."""
+        if self.model_sha256 != model_sha256(proto):
+            raise InputError(
+                f"{where} was made from another model (sha256 {self.model_sha256[:12]}…, this one "
+                f"has {model_sha256(proto)[:12]}…); ranges of one model are wrong for another: "
+                "calibrate again without --calibration"
+            )
+        percentile = spec.percentile if spec.range == "percentile" else None
+        made, asked = (
+            (self.range, self.percentile, self.smooth),
+            (spec.range, percentile, spec.smooth),
+        )
+        if made != asked:
+            raise InputError(
+                f"{where} was made with range, percentile and smooth of {made}, the recipe asks "
+                f"for {asked}; calibrate again without --calibration, or correct the recipe"
+            )
+
+
+def model_sha256(proto: onnx.ModelProto) -> str:
+    """Hash of a graph, whatever file it came from."""
+    return sha256_bytes(proto.SerializeToString(deterministic=True))
+
+
+def calibration_file(
+    proto: onnx.ModelProto,
+    spec: PrecisionSpec,
+    source: str,
+    seen: Activations,
+    channels: dict[str, list[float]],
+) -> CalibrationFile:
+    """What calibration saw, as a document.
+
+    Args:
+        proto: FP32, before rescaling.
+        spec: how ranges are chosen.
+        source: of the tiles, in words.
+        seen: after rescaling.
+        channels: see :class:`CalibrationFile`.
+    """
+    finite = {
+        name: value if np.isfinite(value) else None for name, value in sorted(seen.largest.items())
+    }
+    return CalibrationFile(
+        model_sha256=model_sha256(proto),
+        tiles=seen.tiles,
+        tiles_sha256=seen.sha256,
+        source=source,
+        range=spec.range,
+        percentile=spec.percentile if spec.range == "percentile" else None,
+        smooth=spec.smooth,
+        channels=channels,
+        ranges=seen.ranges(spec.range, spec.percentile),
+        largest=finite,
+    )
+
+
+def read_calibration(path: Path) -> CalibrationFile:
+    """A calibration file.
+
+    Raises:
+        InputError: missing, damaged or of another schema.
+    """
+    try:
+        return CalibrationFile.model_validate(read_json(path))
+    except pydantic.ValidationError as err:
+        first = err.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"{path} is no calibration file of edgekd: {place}: {first['msg']}; make one with: "
+            "edgekd quantize RECIPE MODEL.onnx --target TARGET -o FOLDER"
+        ) from err
