@@ -71,7 +71,7 @@ BOUND = 0.5
 #: the two ways to run a file.
 WRITTEN, HERE = "as written", "here"
 WARM_UP = 5
-#: validation tiles that a build judges on.
+#: validation tiles that the poisoned students are judged on; a build takes up to 32.
 JUDGED_TILES = 8
 #: a range or scale that grew by more than this is named as a reason.
 GROWN = 4

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.helpers.line"]  # the artefacts that several folders share
+# the artefacts that several folders share
+pytest_plugins = ["tests.helpers.line", "tests.helpers.portable"]
 
 ROOT = Path(__file__).resolve().parent.parent
 

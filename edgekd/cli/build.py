@@ -14,7 +14,7 @@ from edgekd.cli._common import PathArgument, emit, note, shared_options
 @click.argument("recipe_path", metavar="RECIPE", type=PathArgument)
 @click.option("--target", required=True, help="Class of device; see edgekd ls targets.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]),
-              help="Only this one; default: the lowest allowed that keeps its gates.")  # fmt: skip
+              help="Only this one; default: what the recipe allows.")  # fmt: skip
 @click.option("--checkpoint", type=PathArgument, help="Default: runs/NAME/best.ckpt.")
 @click.option("-o", "--output", type=PathArgument, help="Folder; default bundles/NAME-TARGET.")
 @click.option("--data", type=PathArgument, help="Labelled set in place of the recipe's.")
@@ -62,7 +62,7 @@ def command(
     )
     manifest = result.manifest
     lines = [
-        f"gate {gate.name}: {gate.value:.3g}, {gate.sense} {gate.bound:.3g} "
+        f"gate {gate.name}: {gate.value:.4g}, {gate.sense} {gate.bound:.4g} "
         f"({gate.unit}; {gate.detail})"
         for gate in manifest.gates
     ]

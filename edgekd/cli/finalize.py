@@ -49,9 +49,10 @@ def command(
     Each precision in the bundle is built; the fastest that keeps its bounds is taken.
     """
     from edgekd.contracts.manifest import trial_row
-    from edgekd.contracts.trust import requirements
+    from edgekd.contracts.trust import SIGNATURE_NAME, requirements
     from edgekd.deploy.finalize import Options, finalize
 
+    signed = (bundle / SIGNATURE_NAME).exists()
     manifest = finalize(
         bundle,
         output,
@@ -71,7 +72,7 @@ def command(
     engine = manifest.engine
     assert engine is not None
     emit(
-        {"bundle": str(out), "manifest": manifest.plain()},
+        {"bundle": str(out), "signature_dropped": signed, "manifest": manifest.plain()},
         [
             *(trial_row(item) for item in engine.trials),
             f"bundle: {out} ({engine.precision}, TensorRT {engine.machine.tensorrt}, "

@@ -117,6 +117,38 @@ def publish_file(path: Path) -> Iterator[Path]:
             leftover.unlink(missing_ok=True)
 
 
+def _sweep(path: Path) -> None:
+    """Clear what killed processes left beside ``path``; give back what one had moved away."""
+    for item in path.parent.glob(f".{glob.escape(path.stem)}.*-*.part*"):
+        pid = item.name[len(path.stem) + 2 :].partition("-")[0]
+        if not pid.isdigit() or not item.is_dir() or _is_alive(int(pid)):
+            continue
+        if item.name.endswith(".old") and not path.exists():
+            item.replace(path)
+        else:
+            shutil.rmtree(item, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def _flush(folder: Path) -> None:
+    """Bring a folder's files to the disk, so that a power cut after the rename finds them whole."""
+    for item in (*(p for p in folder.rglob("*") if p.is_file()), folder):
+        number = os.open(item, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
 @contextlib.contextmanager
 def publish_folder(path: Path, marker: str) -> Iterator[Path]:
     """Fill a folder beside its place and move it there when it is whole.
@@ -137,11 +169,13 @@ def publish_folder(path: Path, marker: str) -> Iterator[Path]:
             f"{path} exists and is not empty and holds no {marker}; choose another folder with -o"
         )
     _prepare_parent(path)
+    _sweep(path)
     part = _sibling(path)
     old = part.with_name(part.name + ".old")
     try:
         part.mkdir()
         yield part
+        _flush(part)
         if path.exists():
             path.replace(old)
         part.replace(path)

@@ -244,7 +244,7 @@ class Machine(Document):
 
     Attributes:
         arch: ``platform.machine()``.
-        tensorrt: full version.
+        tensorrt: as its Python module says it.
         gpu: the CUDA device's name.
         compute_capability: e.g. ``8.7``.
         multiprocessors: of the GPU; tells an Orin NX from an AGX Orin.
@@ -263,6 +263,7 @@ class Machine(Document):
     def changes(self, here: Machine) -> list[str]:
         """What differs on another machine so that a plan cannot be trusted there, in words."""
         words = {
+            "arch": "architecture",
             "tensorrt": "TensorRT",
             "gpu": "GPU",
             "compute_capability": "compute capability",
@@ -353,12 +354,26 @@ class Manifest(Document):
     def _one_state(self) -> Manifest:
         if bool(self.portable) != (self.target.backend == "trt"):
             raise ValueError("portable models belong to the backend trt, and it to them")
+        if self.engine is None and not self.model.endswith(".onnx"):
+            raise ValueError(f"the model {self.model} is no .onnx file")
         if self.engine is not None and self.model != self.engine.file:
             raise ValueError(f"the engine is {self.engine.file}, the model {self.model}")
         if (self.precision.done is None) != (bool(self.portable) and self.engine is None):
             raise ValueError("precision.done is left open exactly until an engine is built")
         named = [item.file for item in self.portable]
+        kinds = [(item.precision, item.typing) for item in self.portable]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError("a portable model stands twice")
+        if any((precision, "graph") not in kinds for precision, _ in kinds):
+            raise ValueError("a portable model has no typed graph")
+        if not all(name.endswith(".onnx") for name in named):
+            raise ValueError("a portable model is no .onnx file")
         if self.engine is not None:
+            source = (self.engine.source, self.engine.precision, self.engine.typing)
+            if source not in {(i.file, i.precision, i.typing) for i in self.portable}:
+                raise ValueError("the engine was built from none of the portable models")
+            if self.precision.done != self.engine.precision:
+                raise ValueError(f"precision.done is not the engine's, {self.engine.precision}")
             parts = (self.engine.layers, self.engine.timing_cache, self.engine.source)
             named += [name for name in parts if name is not None]
         if self.precision.calibration is not None:

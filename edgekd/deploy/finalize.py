@@ -7,6 +7,7 @@ bundle. Needs neither torch nor onnx.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import io
 import json
@@ -38,9 +39,23 @@ from edgekd.contracts.target import load_target
 from edgekd.contracts.trust import SIGNATURE_NAME, Requirement
 from edgekd.deploy.builders.trt import MODEL_NAME, BuildOptions, Plan, Say, build_plan
 from edgekd.deploy.parity import FloatArray
-from edgekd.errors import BundleError, EnvironmentLacksError, GateError, InputError
-from edgekd.runtime.backends.trt import Api, Device, TensorRtBackend, open_api, read_machine
-from edgekd.runtime.bundle import Bundle, open_bundle, sealed_json
+from edgekd.errors import (
+    BundleError,
+    EdgeKDError,
+    EnvironmentLacksError,
+    GateError,
+    InputError,
+    OutputError,
+)
+from edgekd.runtime.backends.trt import (
+    Api,
+    Device,
+    TensorRtBackend,
+    open_api,
+    open_device,
+    read_machine,
+)
+from edgekd.runtime.bundle import Bundle, open_bundle, require_replaceable, sealed_json
 
 LAYERS_NAME, CACHE_NAME = "engine-layers.json", "timing.cache"
 #: names of the gates that finalize adds
@@ -81,7 +96,6 @@ class Options:
 class _Built:
     model: PortableModel
     plan: Plan
-    backend: TensorRtBackend
 
 
 @dataclass(frozen=True)
@@ -124,32 +138,46 @@ def finalize(
             f"{bundle} runs with ONNX Runtime, which needs no engine; it is ready: edgekd run "
             f"{bundle} SCENE.tif -o map.tif"
         )
+    _require_arch(bundle, manifest, options.any_device)
     opened.check_files()
-    api, device = open_api(), Device()
-    try:
-        machine = read_machine(api, device)
-        _require_target(bundle, manifest, machine, options.any_device)
-        if manifest.engine is not None:
-            changes = manifest.engine.machine.changes(machine)
-            say(f"built before: {'; '.join(changes) if changes else 'on this very machine'}")
-        models = _chosen(bundle, manifest, api, options)
-        workspace = options.workspace_mib or int(device.memory_bytes * WORKSPACE_SHARE) // _MIB
-        golden = _golden(opened)
-        with device.current():
-            built, trials, cache = _build_all(opened, api, machine, models, options, workspace, say)
-        try:
-            best, trials = _compare(built, trials, golden, options.runs, say)
-            layers = best.backend.inspect()
-        finally:
-            for item in built:
-                item.backend.close()
-    finally:
-        device.close()
     target = out or bundle
+    require_replaceable(target)
+    if options.timing_cache is not None and options.timing_cache.is_dir():
+        raise OutputError(f"{options.timing_cache} is a folder; give a file for the timing cache")
+    api, device = open_api(), open_device()
+    machine = read_machine(api, device)
+    _require_target(bundle, manifest, machine, options.any_device)
+    if manifest.engine is not None:
+        changes = manifest.engine.machine.changes(machine)
+        say(f"built before: {'; '.join(changes) if changes else 'on this very machine'}")
+    models = _chosen(bundle, manifest, api, options)
+    workspace = options.workspace_mib or int(device.memory_bytes * WORKSPACE_SHARE) // _MIB
+    golden = _golden(opened)
+    cache = _cache(opened, options, machine)
+    refused: list[EngineTrial] = []
+
+    def attempt(
+        some: Sequence[PortableModel], cache: bytes
+    ) -> tuple[_Built, list[EngineTrial], str | None, bytes]:
+        built, after = _build_all(
+            opened, api, device, some, options, workspace, cache, refused, say
+        )
+        return (*_compare(built, refused, golden, machine, options, say), after)
+
+    # FP32 is never the fastest: it is built where nothing lower keeps its bounds.
+    lower = [item for item in models if item.precision != "fp32"]
+    full = [item for item in models if item.precision == "fp32"]
+    try:
+        best, trials, layers, cache = attempt(lower or full, cache)
+    except GateError as err:
+        if not lower or not full:
+            raise
+        say(f"{err}; build fp32")
+        best, trials, layers, cache = attempt(full, cache)
     with publish_folder(target, MANIFEST_NAME) as folder:
         for name in manifest.files:
             if name not in (MODEL_NAME, LAYERS_NAME, CACHE_NAME):
-                _same_file(bundle / name, folder / name)
+                _same_file(bundle / name, folder / name, link=out is None)
         (folder / MODEL_NAME).write_bytes(best.plan.content)
         if layers is not None:
             (folder / LAYERS_NAME).write_text(layers, encoding="utf-8")
@@ -170,7 +198,7 @@ def finalize(
             portable_sha256=sha256_bytes(opened.content),
             portable_signer=None if opened.signer is None else opened.signer.key_id,
         )
-        finished = _finished(manifest, best.model, engine, trials, folder)
+        finished = _finished(manifest, best.model, engine, folder)
         (folder / MANIFEST_NAME).write_text(sealed_json(finished.plain()), encoding="utf-8")
         say("load the bundle and run its golden inputs")
         _verify(folder, options.any_device)
@@ -179,6 +207,17 @@ def finalize(
     if options.timing_cache is not None and cache:
         _keep(options.timing_cache, cache)
     return finished
+
+
+def _require_arch(bundle: Path, manifest: Manifest, any_device: bool) -> None:
+    """Raise where this machine cannot be the target, before anything is missing here."""
+    here, arch = platform.machine(), manifest.target.arch
+    if here != arch and not any_device:
+        raise BundleError(
+            f"{bundle} is for {manifest.target.name} ({arch}) and this is {here}: engines are "
+            f"built where they run; copy it there and type: edgekd finalize {bundle} (or add "
+            "--any-device to build it for this machine's GPU)"
+        )
 
 
 def _require_target(bundle: Path, manifest: Manifest, machine: Machine, any_device: bool) -> None:
@@ -223,124 +262,171 @@ def _chosen(bundle: Path, manifest: Manifest, api: Api, options: Options) -> lis
 def _build_all(
     opened: Bundle,
     api: Api,
-    machine: Machine,
+    device: Device,
     models: Sequence[PortableModel],
     options: Options,
     workspace_mib: int,
+    cache: bytes,
+    refused: list[EngineTrial],
     say: Say,
-) -> tuple[list[_Built], list[EngineTrial], bytes]:
-    """Engines that could be built and loaded, trials of those that could not, timing cache."""
-    cache = _cache(opened, options)
+) -> tuple[list[_Built], bytes]:
+    """Plans and the timing cache; what could not be built goes to ``refused``.
+
+    None is loaded yet: on a small board a loaded engine takes what the next build needs.
+    """
     built: list[_Built] = []
-    trials: list[EngineTrial] = []
-    try:
-        for model in models:
-            say(f"build {model.precision} from {model.file} with TensorRT {api.text}")
-            try:
-                plan = build_plan(
-                    api,
-                    opened.file(model.file).read(),
-                    model,
-                    BuildOptions(workspace_mib, options.batch_max, options.dla_core, cache),
-                    lambda text: say(f"  {text}"),
-                )
-                backend = TensorRtBackend(plan.content, machine)
-            except GateError as err:
-                say(f"{model.precision} refused: {err}")
-                trials.append(_trial(model, None, str(err)))
-                continue
-            cache = plan.timing_cache or cache
-            for line in plan.warnings[:8]:
-                say(f"  warning: {line}")
-            say(f"  {len(plan.content) / 1e6:.1f} MB in {plan.seconds:.0f} s")
-            built.append(_Built(model, plan, backend))
-        if not built:
-            raise GateError(f"no engine could be built: {_table(trials)}")
-    except BaseException:
-        for item in built:
-            item.backend.close()
-        raise
-    return built, trials, cache
+    for model in models:
+        say(f"build {model.precision} from {model.file} with TensorRT {api.text}")
+        content = opened.file(model.file).read()
+        settings = BuildOptions(workspace_mib, options.batch_max, options.dla_core, cache)
+        try:
+            with device.current():
+                plan = build_plan(api, content, model, settings, lambda text: say(f"  {text}"))
+        except (GateError, device.cuda.Error) as err:
+            refused.append(_refused(model, str(err), say))
+            continue
+        cache = plan.timing_cache or cache
+        for line in plan.warnings[:8]:
+            say(f"  warning: {line}")
+        say(f"  {len(plan.content) / 1e6:.1f} MB in {plan.seconds:.0f} s")
+        built.append(_Built(model, plan))
+    if not built:
+        raise GateError(f"no engine could be built: {_table(refused)}")
+    return built, cache
 
 
 def _compare(
     built: Sequence[_Built],
-    refused: Sequence[EngineTrial],
+    refused: list[EngineTrial],
     golden: _Golden,
-    runs: int,
+    machine: Machine,
+    options: Options,
     say: Say,
-) -> tuple[_Built, list[EngineTrial]]:
-    """The fastest engine that keeps its bounds, and what each did.
+) -> tuple[_Built, list[EngineTrial], str | None]:
+    """The fastest engine that keeps its bounds, what each did, and the fastest one's layers.
 
     Raises:
         GateError: none keeps them.
     """
-    seconds = _times([item.backend for item in built], golden.tensors[0], runs)
-    trials: list[EngineTrial] = []
-    passing: list[tuple[float, int]] = []
-    for number, item in enumerate(built):
-        worst, same = _beside(item.backend, golden)
+    loaded: list[tuple[_Built, TensorRtBackend]] = []
+    try:
+        for item in built:
+            try:
+                backend = TensorRtBackend(item.plan.content, machine, options.dla_core)
+            except EdgeKDError as err:
+                refused.append(_refused(item.model, str(err), say))
+                continue
+            loaded.append((item, backend))
+        trials, layers = _tried(loaded, refused, golden, options, say)
+    finally:
+        for _, backend in loaded:
+            backend.close()
+    passing = [number for number, (trial, _) in enumerate(trials) if trial.max_abs is not None]
+    holding = [n for n in passing if trials[n][1]]
+    if not holding:
+        table = _table([*refused, *(trial for trial, _ in trials)])
+        refused += [trial for trial, _ in trials]
+        raise GateError(f"no engine keeps the bundle's bounds: {table}")
+    best = min(holding, key=lambda number: trials[number][0].tile_s)
+    done = []
+    for number, (trial, _) in enumerate(trials):
+        slower = trial.tile_s > trials[best][0].tile_s
+        late = f"; slower than {trials[best][0].precision}" if slower else ""
+        said = "; the fastest that keeps its bounds" if number == best else late
+        done.append(trial.model_copy(update={"chosen": number == best, "why": trial.why + said}))
+    for trial in done:
+        say(trial_row(trial))
+    return loaded[best][0], [*done, *refused], layers[best]
+
+
+def _tried(
+    loaded: list[tuple[_Built, TensorRtBackend]],
+    refused: list[EngineTrial],
+    golden: _Golden,
+    options: Options,
+    say: Say,
+) -> tuple[list[tuple[EngineTrial, bool]], list[str | None]]:
+    """Trials with whether each keeps its bounds, and the engines' layers.
+
+    An engine that fails while it runs is closed and taken out of ``loaded``.
+    """
+    measured = []
+    for item, backend in list(loaded):
+        try:
+            measured.append(_beside(backend, golden, options.batch_max))
+        except EdgeKDError as err:
+            refused.append(_refused(item.model, str(err), say))
+            loaded.remove((item, backend))
+            backend.close()
+    if not loaded:
+        raise GateError(f"no engine runs: {_table(refused)}")
+    seconds = _times([b for _, b in loaded], golden.tensors[0], options.runs, options.batch_max)
+    trials, layers = [], []
+    for (item, backend), (worst, same), tile_s in zip(loaded, measured, seconds, strict=True):
         model = item.model
         holds = same >= model.golden_agreement_min and worst <= model.golden_atol
         said = (
             f"golden agreement {100 * same:.2f} % (at least {100 * model.golden_agreement_min:.2f}"
             f" %), logits within {worst:.3g} (at most {model.golden_atol:.3g})"
         )
-        if holds:
-            passing.append((seconds[number], number))
-        trials.append(
-            EngineTrial(
-                precision=model.precision,
-                typing=model.typing,
-                source=model.file,
-                plan_bytes=len(item.plan.content),
-                build_s=item.plan.seconds,
-                tile_s=seconds[number],
-                agreement=same,
-                max_abs=worst if np.isfinite(worst) else None,
-                fused_attention=_fused(item.backend.inspect()),
-                chosen=False,
-                why=said if holds else f"fails: {said}",
-            )
+        layers.append(backend.inspect())
+        trial = EngineTrial(
+            precision=model.precision,
+            typing=model.typing,
+            source=model.file,
+            plan_bytes=len(item.plan.content),
+            build_s=item.plan.seconds,
+            tile_s=tile_s,
+            agreement=same,
+            max_abs=worst if np.isfinite(worst) else None,
+            fused_attention=_fused(layers[-1]),
+            chosen=False,
+            why=said if holds else f"fails: {said}",
         )
-    if not passing:
-        raise GateError(f"no engine keeps the bundle's bounds: {_table([*refused, *trials])}")
-    fastest, best = min(passing)
-    for number, trial in enumerate(trials):
-        chosen = number == best
-        late = f"; slower than {built[best].model.precision}" if trial.tile_s > fastest else ""
-        trials[number] = trial.model_copy(
-            update={"chosen": chosen, "why": trial.why + ("; the fastest" if chosen else late)}
-        )
-    for trial in trials:
-        say(trial_row(trial))
-    return built[best], [*trials, *refused]
+        trials.append((trial, holds))
+    return trials, layers
 
 
-def _times(backends: Sequence[TensorRtBackend], tensor: FloatArray, runs: int) -> list[float]:
-    """Median seconds of a tile for each engine, run in turn: A B A B."""
+def _times(
+    backends: Sequence[TensorRtBackend], tensor: FloatArray, runs: int, batch: int = 1
+) -> list[float]:
+    """Median seconds of a tile for each engine, in batches of ``batch``, run in turn: A B A B."""
     times: list[list[float]] = [[] for _ in backends]
+    together = np.repeat(tensor, batch, axis=0)
     for number in range(WARM_UP_RUNS + runs):
         for backend, mine in zip(backends, times, strict=True):
             name = next(iter(backend.input_shapes))
             start = time.perf_counter()
-            backend.infer({name: tensor})
+            backend.infer({name: together})
             if number >= WARM_UP_RUNS:
-                mine.append(time.perf_counter() - start)
+                mine.append((time.perf_counter() - start) / batch)
     return [statistics.median(mine) for mine in times]
 
 
-def _beside(backend: TensorRtBackend, golden: _Golden) -> tuple[float, float]:
-    """Largest difference of a golden logit to FP32, and part of the cells with its class."""
+def _beside(backend: TensorRtBackend, golden: _Golden, batch: int) -> tuple[float, float]:
+    """Largest difference of a golden logit to FP32, and part of the cells with its class.
+
+    Each tile alone, and where the engine takes more at once, all in a full batch as well.
+    """
     name, output = next(iter(backend.input_shapes)), next(iter(backend.output_shapes))
+    pairs = list(zip(golden.tensors, golden.logits, strict=True))
+    if batch > 1:
+        order = [number % len(pairs) for number in range(batch)]
+        pairs.append(
+            (
+                np.concatenate([golden.tensors[n] for n in order]),
+                np.concatenate([golden.logits[n] for n in order]),
+            )
+        )
     worst, same, cells = 0.0, 0, 0
-    for tensor, want in zip(golden.tensors, golden.logits, strict=True):
+    for tensor, want in pairs:
         have = backend.infer({name: tensor})[output]
         if have.shape != want.shape:
             raise BundleError(f"the engine gives {have.shape}, the golden outputs are {want.shape}")
         difference = float(np.abs(have.astype(np.float64) - want).max())
-        worst = max(worst, difference) if np.isfinite(difference) else np.inf
-        same += int((have.argmax(1) == want.argmax(1)).sum()) if np.isfinite(difference) else 0
+        finite = bool(np.isfinite(difference))
+        worst = max(worst, difference) if finite else np.inf
+        same += int((have.argmax(1) == want.argmax(1)).sum()) if finite else 0
         cells += want[:, 0].size
     return worst, same / cells
 
@@ -350,10 +436,13 @@ def _golden(opened: Bundle) -> _Golden:
     normalize = Normalizer(manifest.inputs[0])
     output = manifest.outputs[0].name
     with np.load(io.BytesIO(opened.file(manifest.golden.file).read())) as arrays:
-        count = manifest.golden.count
+        names = [(f"image_{n}", f"{output}_{n}") for n in range(manifest.golden.count)]
+        for name in (item for pair in names for item in pair):
+            if name not in arrays:
+                raise BundleError(f"{opened.path} lacks the golden {name}; build the bundle again")
         return _Golden(
-            [normalize(arrays[f"image_{n}"])[None] for n in range(count)],
-            [arrays[f"{output}_{n}"][None] for n in range(count)],
+            [normalize(arrays[image])[None] for image, _ in names],
+            [arrays[logits][None] for _, logits in names],
         )
 
 
@@ -365,16 +454,21 @@ def _fused(layers: str | None) -> int | None:
         found = json.loads(layers).get("Layers", [])
     except (ValueError, AttributeError):
         return None
-    return sum("mha" in json.dumps(item).lower() for item in found)
+    named = [
+        f"{item.get('Name', '')} {item.get('TacticName', '')}" if isinstance(item, dict) else item
+        for item in found
+    ]
+    return sum("mha" in str(text).lower() for text in named)
 
 
-def _trial(model: PortableModel, plan: Plan | None, why: str) -> EngineTrial:
+def _refused(model: PortableModel, why: str, say: Say) -> EngineTrial:
+    say(f"{model.precision} refused: {why}")
     return EngineTrial(
         precision=model.precision,
         typing=model.typing,
         source=model.file,
-        plan_bytes=0 if plan is None else len(plan.content),
-        build_s=0.0 if plan is None else plan.seconds,
+        plan_bytes=0,
+        build_s=0.0,
         tile_s=0.0,
         agreement=0.0,
         max_abs=None,
@@ -391,10 +485,9 @@ def _finished(
     manifest: Manifest,
     model: PortableModel,
     engine: EngineDone,
-    trials: Sequence[EngineTrial],
     folder: Path,
 ) -> Manifest:
-    best = next(item for item in trials if item.chosen)
+    best = next(item for item in engine.trials if item.chosen)
     assert best.max_abs is not None  # it kept its bound
     added = [
         Gate(
@@ -406,6 +499,7 @@ def _finished(
             passed=True, detail=engine.built_utc,
         ),
     ]  # fmt: skip
+    made = (MODEL_NAME, LAYERS_NAME, CACHE_NAME)
     kept = [gate for gate in manifest.gates if gate.name not in (AGREEMENT_GATE, DIFFERENCE_GATE)]
     changes = {
         "model": engine.file,
@@ -418,8 +512,9 @@ def _finished(
         "target": manifest.target.model_copy(
             update={"versions": {**manifest.target.versions, "tensorrt": engine.machine.tensorrt}}
         ),
+        # Of what was in the bundle the hashes that were checked, not of what may lie there by now.
         "files": {
-            file.name: sha256_file(file)
+            file.name: sha256_file(file) if file.name in made else manifest.files[file.name]
             for file in sorted(folder.iterdir())
             if file.name != MANIFEST_NAME
         },
@@ -428,11 +523,11 @@ def _finished(
     return Manifest.model_validate(plain)  # once more with every rule
 
 
-def _cache(opened: Bundle, options: Options) -> bytes:
+def _cache(opened: Bundle, options: Options, machine: Machine) -> bytes:
     if options.timing_cache is not None:
         return options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
     engine = opened.manifest.engine
-    if engine is None or engine.timing_cache is None:
+    if engine is None or engine.timing_cache is None or engine.machine.changes(machine):
         return b""
     return opened.file(engine.timing_cache).read()
 
@@ -444,12 +539,13 @@ def _keep(path: Path, cache: bytes) -> None:
         part.write_bytes(cache)
 
 
-def _same_file(source: Path, target: Path) -> None:
-    """Another name for a file, or a copy where the file system has no links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+def _same_file(source: Path, target: Path, link: bool) -> None:
+    """A copy; or another name for a file whose own is about to go, where there are links."""
+    if link:
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)
 
 
 def _verify(folder: Path, any_device: bool) -> None:

@@ -11,6 +11,7 @@ from edgekd.contracts.imageio import UInt8Array
 from edgekd.contracts.labelled import IGNORE, LabelledSet
 from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.windows import plan
+from edgekd.errors import DatasetError
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,22 @@ class LabelledTile:
     target: UInt8Array | None
 
 
-def labelled_tiles(data: LabelledSet, split: str, tile_px: int, count: int) -> list[LabelledTile]:
+def labelled_tiles(
+    data: LabelledSet, split: str, tile_px: int, count: int, distinct: bool = False
+) -> list[LabelledTile]:
     """Tiles of a split, spread evenly over its images and places, no two of them equal.
 
     Images smaller than a tile are mirrored to full size; what was mirrored has no label. Where two
     places look the same (black margins of a scene), another one is taken.
+
+    Args:
+        data, split: the set and its part.
+        tile_px: side of a tile.
+        count: most tiles.
+        distinct: refuse a set in which two images hold the same picture.
+
+    Raises:
+        DatasetError: with ``distinct``, the first two such images.
     """
     places: list[tuple[int, int]] = []
     samples = data.split(split)
@@ -46,7 +58,7 @@ def labelled_tiles(data: LabelledSet, split: str, tile_px: int, count: int) -> l
     picks = np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int))
     order = [*picks.tolist(), *(n for n in range(len(places)) if n not in set(picks.tolist()))]
     tiles: list[LabelledTile] = []
-    seen: set[bytes] = set()
+    seen: dict[bytes, str] = {}
     held: tuple[int, UInt8Array, UInt8Array] | None = None
     for pick in order:
         if len(tiles) == min(count, len(places)):
@@ -64,9 +76,15 @@ def labelled_tiles(data: LabelledSet, split: str, tile_px: int, count: int) -> l
         window = windows[number][place]
         cut = (slice(window.y0, window.y1), slice(window.x0, window.x1))
         mark = hashlib.sha256(held[1][cut].tobytes()).digest()
+        name = samples[number].id
         if mark in seen:
+            if distinct and seen[mark] != name and np.ptp(held[1][cut]) > 0:
+                raise DatasetError(
+                    f"{seen[mark]} and {name} of {data.name}, split {split}, hold the same pixels; "
+                    "a set that repeats itself looks larger than it is: remove copies"
+                )
             continue
-        seen.add(mark)
+        seen[mark] = name
         tiles.append(
             LabelledTile(
                 name=f"{samples[number].id} at row {window.y0} column {window.x0}",

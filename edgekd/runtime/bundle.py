@@ -31,7 +31,7 @@ from edgekd.contracts.trust import (
     check_signature,
     parse_signature,
 )
-from edgekd.errors import BundleError, TrustError
+from edgekd.errors import BundleError, OutputError, TrustError
 
 #: read before anything vouches for it, so its size is bounded; real ones have some 10 KiB.
 MANIFEST_MAX_BYTES = 4 << 20
@@ -220,6 +220,31 @@ def read_signature(bundle: Path) -> Signature | None:
     with _verdict():
         content = _read(path, SIGNATURE_MAX_BYTES)
     return parse_signature(content, path)
+
+
+def require_replaceable(out: Path) -> None:
+    """Raise unless ``out`` is free, or a bundle and nothing besides.
+
+    A damaged bundle may be replaced, a stranger's folder with a ``manifest.json`` may not. A
+    signature belongs to the bundle that is replaced and vanishes with it.
+    """
+    if not (out / MANIFEST_NAME).is_file():
+        return  # publish_folder decides
+    try:
+        value = json.loads((out / MANIFEST_NAME).read_text(encoding="utf-8"))
+        ours = "seal" in value and {MANIFEST_NAME, SIGNATURE_NAME, *value["files"]}
+    except (ValueError, TypeError, KeyError):
+        ours = False
+    if not ours:
+        raise OutputError(
+            f"{out} holds a {MANIFEST_NAME} that is not of edgekd; choose another folder with -o"
+        )
+    strange = sorted(item.name for item in out.iterdir() if item.name not in ours)
+    if strange:
+        raise OutputError(
+            f"{out} is a bundle but also holds {strange[0]}, which would be lost; move it away or "
+            "choose another folder with -o"
+        )
 
 
 def sealed_json(value: dict[str, Any]) -> str:

@@ -42,7 +42,7 @@ def evaluate_bundle(
     return {
         "what": "bundle",
         "model": session.manifest.name,
-        "model_sha256": session.manifest.files[session.manifest.model],
+        "model_sha256": session.manifest.files[session.model],
         "data": data.name,
         "data_sha256": data.digest,
         "split": split,

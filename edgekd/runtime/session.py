@@ -27,6 +27,7 @@ import numpy.typing as npt
 import edgekd
 from edgekd.contracts.imageio import Nodata, Raster, UInt8Array
 from edgekd.contracts.manifest import Manifest
+from edgekd.contracts.optional import available
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.tensors import MAP_NODATA
 from edgekd.contracts.trust import Requirement, Signers, requirements
@@ -106,12 +107,18 @@ class Session:
     calls at once than the backend has streams.
 
     Attributes:
+        model: file of the bundle that runs: of a bundle with an engine, on another machine than the
+            engine's, the typed graph that stands for it.
+        precision: of that file.
         signer: id of the key that signed the bundle; None where no signer was asked for, since an
             unasked signature was not looked at.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, model: str | None = None) -> None:
         manifest = bundle.manifest
+        self.model = model or manifest.model
+        graphs = {item.file: item.precision for item in manifest.portable if item.typing == "graph"}
+        self.precision = graphs.get(self.model, manifest.precision.done) or "undecided"
         self.path = bundle.path
         self.manifest: Manifest = manifest
         self.signer = None if bundle.signer is None else bundle.signer.key_id
@@ -230,7 +237,7 @@ class Session:
         tags = {
             "EDGEKD_VERSION": edgekd.__version__,
             "EDGEKD_BUNDLE": self.manifest.name,
-            "EDGEKD_MODEL_SHA256": self.manifest.files[self.manifest.model],
+            "EDGEKD_MODEL_SHA256": self.manifest.files[self.model],
         }
         with Raster(Path(src), nodata) as raster:
             source = RasterSource(raster, bands, self.channels)
@@ -429,16 +436,17 @@ def open_session(
     if streams < 0:
         raise InputError(f"expected 0 (one per core) or more streams, received {streams}")
     opened = open_bundle(Path(bundle), required)
-    backend = _open_backend(opened, any_device, streams)
+    backend, model = _open_backend(opened, any_device, streams)
     try:
         _check_tensors(opened.path, opened.manifest, backend)
     except BundleError:
         backend.close()
         raise
-    return Session(opened, backend)
+    return Session(opened, backend, model)
 
 
-def _open_backend(opened: Bundle, any_device: bool, streams: int) -> Backend:
+def _open_backend(opened: Bundle, any_device: bool, streams: int) -> tuple[Backend, str]:
+    """What runs the bundle here, and the file of the bundle that it runs."""
     path, manifest = opened.path, opened.manifest
     here, arch = platform.machine(), manifest.target.arch
     if manifest.portable and manifest.engine is None and not any_device:
@@ -452,31 +460,38 @@ def _open_backend(opened: Bundle, any_device: bool, streams: int) -> Backend:
             f"{path} was built for {manifest.target.name} ({arch}) and this is {here}; build it "
             "for this machine, or add --any-device (any_device=True) to try it"
         )
-    if manifest.engine is not None and manifest.engine.machine.arch == here:
+    engine = manifest.engine
+    if engine is not None and engine.machine.arch != here and not any_device:
+        raise BundleError(
+            f"{path} was finished on {engine.machine.arch} and this is {here}; build its engine "
+            f"here with: edgekd finalize {path}"
+        )
+    mine = engine is not None and engine.machine.arch == here
+    if engine is not None and mine and (available("tensorrt") or not any_device):
         opened.check_files(besides={manifest.model})  # the backend reads that one, once
         from edgekd.runtime.backends.trt import TensorRtBackend
 
-        return TensorRtBackend(opened.file(manifest.model), manifest.engine.machine)
+        plan = opened.file(manifest.model)
+        return TensorRtBackend(plan, engine.machine, engine.dla_core), manifest.model
     from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
 
     model = manifest.model
     if manifest.portable:  # another machine than the engine's: the typed graph as it is written
-        done = manifest.engine.precision if manifest.engine else manifest.portable[0].precision
-        model = next(
-            item.file
-            for item in manifest.portable
-            if item.typing == "graph" and item.precision == done
-        )
+        done = engine.precision if engine else manifest.portable[0].precision
+        graphs = [item for item in manifest.portable if item.typing == "graph"]
+        typed: dict[str, str] = {item.precision: item.file for item in graphs}
+        model = typed[done]  # the manifest's own rules say that it is there
     opened.check_files(besides={model})
     # INT8 made for another kind of processor may saturate in this one's kernels (x86 without VNNI
     # adds pairs of products in 16 bits): there the graph is run as it is written.
     foreign = bool(manifest.portable) or (arch != here and manifest.precision.done != "fp32")
-    return OnnxRuntimeBackend(
+    backend = OnnxRuntimeBackend(
         opened.file(model),
         threads=manifest.target.threads,
         streams=streams,
         optimize=not foreign,
     )
+    return backend, model
 
 
 def _check_tensors(path: Path, manifest: Manifest, backend: Backend) -> None:

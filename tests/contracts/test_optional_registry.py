@@ -54,7 +54,7 @@ def test_available_does_not_import_and_never_raises() -> None:
 
 
 def test_module_names_come_from_files() -> None:
-    assert registry.module_names("edgekd.runtime.backends") == ["fake", "onnxrt"]
+    assert registry.module_names("edgekd.runtime.backends") == ["fake", "onnxrt", "trt"]
     module = registry.load("edgekd.runtime.backends", "fake", "backend")
     assert module.__name__ == "edgekd.runtime.backends.fake"
 
@@ -63,7 +63,7 @@ def test_an_unknown_entry_names_the_nearest() -> None:
     with pytest.raises(InputError) as caught:
         registry.load("edgekd.runtime.backends", "onnxr", "backend")
     assert str(caught.value) == (
-        "backend 'onnxr' does not exist; did you mean 'onnxrt'? (valid: fake, onnxrt)"
+        "backend 'onnxr' does not exist; did you mean 'onnxrt'? (valid: fake, onnxrt, trt)"
     )
 
 

@@ -280,7 +280,7 @@ def test_a_checkpoint_for_other_classes_is_refused(
     with pytest.raises(CheckpointError, match=r"classes \['ground', 'tree'\].*\['sea', 'tree'\]"):
         build(
             Recipe.model_validate(values), "x86-cpu", line.checkpoints["small"],
-            tmp_path / "b", data,
+            tmp_path / "b", Images(data),
         )  # fmt: skip
     assert listed(tmp_path) == []
 
@@ -463,24 +463,24 @@ def test_two_checkpoints_give_two_models(
 
 @pytest.mark.parametrize("text", ['{"name": "my web app"}', "[]", "no json"])
 def test_a_strangers_folder_with_a_manifest_is_left_alone(tmp_path: Path, text: str) -> None:
-    from edgekd.deploy.bundle import _check_replaceable
     from edgekd.errors import OutputError
+    from edgekd.runtime.bundle import require_replaceable
 
     (tmp_path / "manifest.json").write_text(text)
     (tmp_path / "app.js").write_text("precious")
     with pytest.raises(OutputError, match="not of edgekd"):
-        _check_replaceable(tmp_path)
+        require_replaceable(tmp_path)
 
 
 def test_a_bundle_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
-    from edgekd.deploy.bundle import _check_replaceable
     from edgekd.errors import OutputError
+    from edgekd.runtime.bundle import require_replaceable
     from tests.helpers.bundles import make_bundle
 
     folder = make_bundle(tmp_path / "b")
-    _check_replaceable(folder)
+    require_replaceable(folder)
     (folder / "signature.json").write_text("{}")  # part of a bundle, whatever it holds
-    _check_replaceable(folder)
+    require_replaceable(folder)
     (folder / "notes.txt").write_text("precious")
     with pytest.raises(OutputError, match=r"notes\.txt, which would be lost"):
-        _check_replaceable(folder)
+        require_replaceable(folder)

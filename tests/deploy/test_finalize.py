@@ -6,7 +6,6 @@ files in it, the names of the interface in each version, and the numbers, which 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -19,14 +18,9 @@ import pytest
 
 import edgekd
 from edgekd.cli.main import main
-from edgekd.contracts.labelled import open_labelled
-from edgekd.contracts.recipe import load_recipe
 from edgekd.contracts.trust import SIGNATURE_NAME, SIGNER_VARIABLE, requirements
 from edgekd.deploy import finalize as finalize_module
-from edgekd.deploy.bundle import build
-from edgekd.deploy.export.onnx_export import OnnxModel
 from edgekd.deploy.finalize import CACHE_NAME, LAYERS_NAME, Options, finalize
-from edgekd.deploy.quantize.grounds import Images
 from edgekd.deploy.signing import load_private_key, sign_bundle, write_key_pair
 from edgekd.errors import (
     BundleError,
@@ -37,58 +31,8 @@ from edgekd.errors import (
 )
 from edgekd.runtime.bundle import read_manifest, sealed_json, verify_bundle
 from tests.helpers.fake_tensorrt import FakeBoard
-from tests.helpers.line import Line, reuse
+from tests.helpers.portable import digest, times
 from tests.helpers.tensorrt_api import VERSIONS
-
-TARGET = "orin-nx-16gb"
-CHANGES = [
-    "precision.allowed=[fp32,fp16,int8]", "calibration={tiles: 4}", "gates.agreement_min=0.9",
-    f"targets=[{TARGET}, x86-cpu]",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def made(
-    line: Line, exports: dict[str, OnnxModel], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A portable bundle with INT8 and FP16; not to be written to."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGEKD_TRT_RTX_PYTHON", "")
-        reuse(patch, exports["levels"])
-        out = tmp_path_factory.mktemp("portable") / "b"
-        recipe = load_recipe(line.recipes["levels"], CHANGES)
-        images = Images(open_labelled(line.data))
-        return build(recipe, TARGET, line.checkpoints["levels"], out, images).path
-
-
-@pytest.fixture
-def bundle(made: Path, tmp_path: Path) -> Path:
-    import shutil
-
-    return Path(shutil.copytree(made, tmp_path / "b"))
-
-
-@pytest.fixture
-def board(monkeypatch: pytest.MonkeyPatch) -> FakeBoard:
-    board = FakeBoard(monkeypatch)
-    board.boot("10.3")
-    monkeypatch.setattr(finalize_module, "_times", times("int8"))
-    return board
-
-
-def times(fast: str) -> Callable[..., list[float]]:
-    """Times in which one precision wins, in place of a clock on a shared machine."""
-
-    def timed(backends: list[Any], tensor: np.ndarray, runs: int) -> list[float]:
-        quantized = [b"QuantizeLinear" in item._engine._content for item in backends]
-        return [1e-3 if (fast == "int8") == item else 2e-3 for item in quantized]
-
-    return timed
-
-
-def digest(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
-
 
 QUICK = Options(runs=2)
 
@@ -105,6 +49,8 @@ def test_what_a_portable_bundle_holds(made: Path) -> None:
         ("int8", "graph", "int8-typed.onnx"),
         ("fp16", "flags", "fp32.onnx"),
         ("fp16", "graph", "fp16-typed.onnx"),
+        ("fp32", "flags", "fp32.onnx"),
+        ("fp32", "graph", "fp32.onnx"),
     ]
     assert sorted(manifest.files) == [
         "calibration.json", "fp16-typed.onnx", "fp32.onnx", "golden.npz", "int8-typed.onnx",
@@ -246,7 +192,7 @@ def test_an_engine_that_cannot_be_built_leaves_the_others(bundle: Path, board: F
     assert len(refused) == 1 and "no tactic for INT8" in refused[0].why
     before = digest(bundle)
     board.record["refuse"] = lambda content, flags: "out of memory"
-    with pytest.raises(GateError, match=r"no engine could be built: int8 .*out of memory; fp16"):
+    with pytest.raises(GateError, match=r"no engine could be built: .*int8 .*out of memory; fp16"):
         finalize(bundle, options=QUICK)
     assert digest(bundle) == before, "a failure leaves the bundle as it was"
     assert board.cuda.depth == 0
@@ -321,6 +267,7 @@ def test_dla(bundle: Path, board: FakeBoard) -> None:
     board.record["dla_cores"] = 2
     engine = finalize(bundle, options=Options(runs=1, dla_core=1)).engine
     assert engine is not None and engine.dla_core == 1 == board.record["dla"]
+    assert board.record["loaded_on"] == 1
     assert "GPU_FALLBACK" in board.record["flags"]
 
 
@@ -337,7 +284,7 @@ def test_batches(bundle: Path, board: FakeBoard) -> None:
 @pytest.mark.parametrize(
     ("boot", "words"),
     [
-        ({"arch": "x86_64", "capability": (9, 0), "name": "H200"}, "this is x86_64 with H200"),
+        ({"arch": "x86_64", "capability": (9, 0), "name": "H200"}, "this is x86_64"),
         ({"capability": (7, 2), "name": "Xavier"}, r"with Xavier \(7.2\)"),
     ],
 )
@@ -356,8 +303,6 @@ def test_another_class_of_device(
 def test_wrong_use(bundle: Path, board: FakeBoard, bundles: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="runs with ONNX Runtime, which needs no engine"):
         finalize(bundles["small"])
-    with pytest.raises(InputError, match="holds no fp32 .it holds int8, fp16.: it was not allowed"):
-        finalize(bundle, options=Options(precision="fp32"))
     board.boot("11.4")
     with pytest.raises(EnvironmentLacksError, match=r"nothing that TensorRT 11.4.* with flags"):
         finalize(bundle, options=Options(typing="flags"))
@@ -378,8 +323,38 @@ def test_without_tensorrt_or_gpu(bundle: Path, board: FakeBoard) -> None:
         finalize(bundle)
 
 
-def test_a_machine_without_tensorrt(made: Path) -> None:
+def test_a_precision_that_it_does_not_hold(
+    bundle: Path, board: FakeBoard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["portable"] = [m for m in manifest["portable"] if m["precision"] != "fp32"]
+    (bundle / "manifest.json").write_text(sealed_json(manifest))
+    assert main(["finalize", str(bundle), "--precision", "fp32"]) == 2
+    assert "holds no fp32 (it holds int8, fp16): it was not" in capsys.readouterr().err
+
+
+def test_fp32_is_what_is_left(bundle: Path, board: FakeBoard) -> None:
+    board.record["refuse"] = lambda content, flags: "no tactic" if "FP16" in flags else ""
+    engine = finalize(bundle, options=QUICK).engine
+    assert engine is not None and (engine.precision, engine.source) == ("fp32", "fp32.onnx")
+    assert [t.precision for t in engine.trials] == ["fp32", "int8", "fp16"]
+    assert board.record["flags"] == set(), "and nothing lowered or rounded it"
+
+
+def test_a_workstation_is_told_where_to_go(made: Path) -> None:
+    with pytest.raises(BundleError, match=r"is for orin-nx-16gb .* copy it there and type: edgekd"):
+        finalize(made)
+
+
+def test_a_machine_without_tensorrt(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import platform
+
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    options = Options(any_device=True)
     with pytest.raises(EnvironmentLacksError, match=r"tensorrt is not installed .*edgekd\[trt\]"):
+        finalize(made, options=options)
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    with pytest.raises(EnvironmentLacksError, match=r"TensorRT of JetPack .*system-site-packages"):
         finalize(made)
 
 
@@ -435,9 +410,6 @@ def test_the_command(
     said = capsys.readouterr()
     assert "built 2" in said.out and "on the board: * int8" in said.out
     assert main(["validate", str(out), "--json"]) == 0
-    capsys.readouterr()
-    assert main(["finalize", str(bundle), "--precision", "fp32"]) == 2
-    assert "holds no fp32" in capsys.readouterr().err
 
 
 def test_the_board_needs_neither_torch_nor_onnx() -> None:
@@ -499,7 +471,7 @@ def test_the_builder_with_nvidias_own_parser_and_builder(made: Path, tmp_path: P
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
     lines = result.stdout.splitlines()
-    assert lines[:2] == ["int8 True True", "fp16 True True"]
-    assert lines[2].startswith("GateError TensorRT 11.4.0 cannot read fp16-typed.onnx: ")
-    assert lines[3].startswith("EnvironmentLacksError DLA core 0 was asked for")
-    assert lines[4] == "True"
+    assert lines[:3] == ["int8 True True", "fp16 True True", "fp32 True True"]
+    assert lines[3].startswith("GateError TensorRT 11.4.0 cannot read fp32.onnx: ")
+    assert lines[4].startswith("EnvironmentLacksError DLA core 0 was asked for")
+    assert lines[5] == "True"

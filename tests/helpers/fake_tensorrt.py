@@ -8,6 +8,7 @@ about TensorRT; the order of calls, the memory copies and the refusals are what 
 from __future__ import annotations
 
 import enum
+import importlib.machinery
 import json
 import types
 from typing import Any
@@ -181,11 +182,14 @@ def fake_tensorrt(version: str, record: Record | None = None) -> types.ModuleTyp
 
     class Config(strict("IBuilderConfig")):  # type: ignore[misc]
         def __init__(self) -> None:
-            record.update(flags=set(), pinned=[], typed=[], profile={}, monitor=None)
+            record.update(flags={"TF32"}, pinned=[], typed=[], profile={}, monitor=None)
             self._cache: Any = None
 
         def set_flag(self, flag: Any) -> None:
             record["flags"].add(flag.name)
+
+        def clear_flag(self, flag: Any) -> None:
+            record["flags"].discard(flag.name)
 
         def set_memory_pool_limit(self, pool: Any, size: int) -> None:
             record["workspace"] = (pool.name, size)
@@ -235,7 +239,9 @@ def fake_tensorrt(version: str, record: Record | None = None) -> types.ModuleTyp
             record["dla"] = config.__dict__.get("DLA_core")
             if monitor is not None:
                 monitor.phase_start("Building Engine", None, 2)
-                assert monitor.step_complete("Building Engine", 0)
+                if not monitor.step_complete("Building Engine", 0):
+                    self._log.log(ILogger.ERROR, "the build was cancelled")
+                    return None
                 monitor.phase_finish("Building Engine")
             self._log.log(ILogger.WARNING, "a warning of the builder")
             refuse = record.get("refuse")
@@ -328,6 +334,10 @@ def fake_tensorrt(version: str, record: Record | None = None) -> types.ModuleTyp
         def deserialize_cuda_engine(self, content: bytes) -> Any:
             assert self.__dict__.get("engine_host_code_allowed") is False
             record["deserialized"] = record.get("deserialized", 0) + 1
+            record["loaded_on"] = self.__dict__.get("DLA_core")
+            if record.get("unloadable") and record["unloadable"](content):
+                self._log.log(ILogger.ERROR, "out of memory")
+                return None
             if not content.startswith(_MAGIC):
                 self._log.log(ILogger.ERROR, "magicTag mismatch")
                 return None
@@ -438,9 +448,11 @@ class FakeBoard:
 
         self.cuda = fake_pycuda(**gpu)
         package = types.ModuleType("pycuda")
+        trt = fake_tensorrt(version, self.record)
+        trt.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
         package.driver = self.cuda  # type: ignore[attr-defined]
         put = self._monkeypatch.setitem
-        put(sys.modules, "tensorrt", fake_tensorrt(version, self.record))
+        put(sys.modules, "tensorrt", trt)
         put(sys.modules, "pycuda", package)
         put(sys.modules, "pycuda.driver", self.cuda)
         self._monkeypatch.setattr(platform, "machine", lambda: arch)

@@ -42,6 +42,7 @@ Use = tuple[str, str, int]
 def api(version: str) -> Api:
     module = types.ModuleType("tensorrt")
     module.__version__ = VERSIONS[version]  # type: ignore[attr-defined]
+    module.ILogger = type("ILogger", (), {"__init__": lambda self: None})  # type: ignore[attr-defined]
     return Api(module)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from edgekd.contracts.manifest import PortableModel
 from edgekd.errors import EnvironmentLacksError, GateError
-from edgekd.runtime.backends.trt import Api, make_logger, why
+from edgekd.runtime.backends.trt import Api, why
 
 MODEL_NAME = "engine.plan"
 _MIB = 1 << 20
@@ -77,7 +77,8 @@ def build_plan(
         EnvironmentLacksError: a DLA was asked for and there is none.
     """
     trt = api.trt
-    log = make_logger(api)
+    log = api.log
+    log.clear()
     builder = trt.Builder(log)
     network = builder.create_network(_network_flags(api, model))
     parser = trt.OnnxParser(network, log)
@@ -90,23 +91,30 @@ def build_plan(
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib * _MIB)
+    # On by default, it rounds what is called FP32 to 10 bits of mantissa: as coarse as FP16.
+    config.clear_flag(trt.BuilderFlag.TF32)
     if api.weak and model.typing == "flags":
         _lower(api, config, network, model)
     _profile(builder, config, network, options.batch_max)
     if options.dla_core is not None:
         _use_dla(api, builder, config, options.dla_core)
     cache = config.create_timing_cache(options.timing_cache)
-    if not config.set_timing_cache(cache, False):
+    if cache is None or not config.set_timing_cache(cache, False):
         say("the timing cache is of another TensorRT or GPU and is not used")
-        config.set_timing_cache(config.create_timing_cache(b""), False)
+        cache = config.create_timing_cache(b"")
+        if cache is not None:
+            config.set_timing_cache(cache, False)
     monitor = _monitor(api, say)
     if api.monitored:
         config.progress_monitor = monitor
     if options.configure is not None:
         options.configure(config)
+    log.errors.clear()  # what a refused timing cache left is no reason for what comes
     start = time.monotonic()
     content = builder.build_serialized_network(network, config)
     seconds = time.monotonic() - start
+    if monitor is not None and monitor.failed is not None:
+        raise monitor.failed
     if content is None:
         raise GateError(f"TensorRT {api.text} cannot build {model.file}: {why(log)}")
     kept = config.get_timing_cache()
@@ -220,20 +228,31 @@ def _monitor(api: Api, say: Say) -> Any:
             trt.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}
             self.last = time.monotonic()
+            #: what a callback raised, e.g. KeyboardInterrupt: the binding would swallow it
+            self.failed: BaseException | None = None
+
+        def tell(self, text: str) -> None:
+            try:
+                say(text)
+            except BaseException as err:  # noqa: BLE001 - raised again after the build
+                self.failed = err
 
         def phase_start(self, phase_name: str, parent_phase: Any, num_steps: int) -> None:
             self.steps[phase_name] = num_steps
             if parent_phase is None:
-                say(f"{phase_name} ({num_steps} steps)")
+                self.tell(f"{phase_name} ({num_steps} steps)")
 
         def phase_finish(self, phase_name: str) -> None:
             self.steps.pop(phase_name, None)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            now = time.monotonic()
-            if now - self.last >= 5.0:
-                self.last = now
-                say(f"{phase_name}: step {step + 1} of {self.steps.get(phase_name, step + 1)}")
-            return True  # False would cancel the build
+            try:
+                now = time.monotonic()
+                if now - self.last >= 5.0:
+                    self.last = now
+                    self.tell(f"{phase_name}: step {step + 1} of {self.steps.get(phase_name, 0)}")
+            except BaseException as err:  # noqa: BLE001 - Ctrl-C comes to any Python
+                self.failed = err
+            return self.failed is None  # False cancels the build
 
     return Monitor()

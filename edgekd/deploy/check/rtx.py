@@ -40,7 +40,7 @@ _MIB = float(1 << 20)
 _SOURCE = "TensorRT-RTX"
 _MAX_WARNINGS = 8
 #: what every model prints and nobody can act on.
-_NOISE = ("Using PyTorch", "unsupported in TensorRT-RTX", "driver")
+_NOISE = ("Using PyTorch", "unsupported in TensorRT-RTX", "driver", "scales to fp32")
 
 
 @dataclass(frozen=True)

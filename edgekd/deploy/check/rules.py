@@ -34,7 +34,7 @@ _REQUANTIZE = "quantise it again, by symmetric INT8"
 _OPERATORS = "onnx-tensorrt docs/operators.md"
 _SEEN = "seen with TensorRT-RTX 1.7.1"
 _GUIDE = "NVIDIA/TensorRT#4167 (developer guide, MHA fusion)"
-_STRONG_FROM: Version = (10, 12)
+STRONG_FROM: Version = (10, 12)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Context:
     @property
     def strong(self) -> bool:
         """TensorRT takes types from the graph, not from flags (the default from 10.12 on)."""
-        return self.version >= _STRONG_FROM
+        return self.version >= STRONG_FROM
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from edgekd.deploy.check.report import (
     GraphFacts,
     by_severity,
 )
-from edgekd.deploy.check.rules import Context
+from edgekd.deploy.check.rules import STRONG_FROM, Context
 from edgekd.deploy.check.tables import TENSORRT_KNOWN, parse_version, shown
 from edgekd.errors import BundleError, EnvironmentLacksError, GateError, InputError
 from edgekd.runtime.bundle import open_bundle
@@ -53,8 +53,11 @@ class Options:
     timeout_s: float = rtx.TIMEOUT_S
 
 
-def model_file(path: Path) -> Path:
+def model_file(path: Path, tensorrt: tuple[int, ...] | None = None) -> Path:
     """The ONNX file of a bundle, or the path itself.
+
+    Of a portable bundle the one that this TensorRT would build first: the lowest precision, told by
+    flags where the version has them.
 
     A signer that ``EDGEKD_SIGNER`` requires is required here, too. The file is then read by its
     path: who can exchange files meanwhile can mislead a check, not a session.
@@ -68,6 +71,11 @@ def model_file(path: Path) -> Path:
     opened = open_bundle(path, requirements())
     opened.check_files()
     manifest = opened.manifest
+    if manifest.portable and tensorrt is not None:
+        typing = "flags" if tensorrt < STRONG_FROM else "graph"
+        for item in manifest.portable:
+            if item.suits(tensorrt) and item.typing == typing:
+                return path / item.file
     model = path / manifest.model
     if model.suffix != ".onnx":
         raise InputError(
@@ -93,7 +101,7 @@ def check_model(path: Path, target: Target, options: Options | None = None) -> C
     context = Context(target, _version(target, options.tensorrt))
     if options.tensorrt is not None:
         target = target.model_copy(update={"tensorrt": options.tensorrt})
-    model = model_file(path)
+    model = model_file(path, context.version if target.backend == "trt" else None)
     graph = read_graph(model)
     findings = rules.apply([*rules.RULES, *rules_onnxrt.RULES], graph, context)
     if not any(item.rule == "external-data" for item in findings):

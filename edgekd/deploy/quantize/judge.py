@@ -31,7 +31,8 @@ class Quality:
         agreement: part of the cells with FP32's class, 0-1.
         noise: root of the mean squared difference of the logits, over the deviation of FP32's.
         max_abs: largest difference of a logit.
-        least_agreement: of a single tile.
+        ends_max_abs, ends_agreement: of the first and the last tile alone, which are what a bundle
+            keeps as golden.
         tiles: number of tiles.
     """
 
@@ -39,8 +40,9 @@ class Quality:
     agreement: float
     noise: float
     max_abs: float
-    least_agreement: float
     tiles: int
+    ends_max_abs: float = np.inf
+    ends_agreement: float = 0.0
 
 
 class Judge:
@@ -77,17 +79,19 @@ class Judge:
 
     def _quality(self, answers: Mapping[int, FloatArray]) -> Quality:
         confusion = Confusion(self._classes)
-        least = 1.0
+        ends: list[tuple[float, int, int]] = []
         same, cells, squares, spread, worst = 0, 0, 0.0, 0.0, 0.0
         for place, have in answers.items():
             tile, want = self._tiles[place], self._answers[place]
             difference = have.astype(np.float64) - want
             finite = bool(np.isfinite(difference).all())
             squares += float(np.square(difference).mean()) if finite else np.inf
-            worst = max(worst, float(np.abs(difference).max())) if finite else np.inf
+            mine_worst = float(np.abs(difference).max()) if finite else np.inf
+            worst = max(worst, mine_worst)
             spread += float(want.var())
             mine = int((want.argmax(1) == have.argmax(1)).sum()) if finite else 0
-            least = min(least, mine / want[:, 0].size)
+            if place in (0, len(self._tiles) - 1):
+                ends.append((mine_worst, mine, want[:, 0].size))
             same += mine
             cells += int(want[:, 0].size)
             if tile.target is not None:
@@ -98,7 +102,8 @@ class Judge:
             agreement=same / cells,
             noise=noise,
             max_abs=worst,
-            least_agreement=least,
+            ends_max_abs=max(item[0] for item in ends),
+            ends_agreement=sum(item[1] for item in ends) / sum(item[2] for item in ends),
             tiles=len(answers),
         )
 

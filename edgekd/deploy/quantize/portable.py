@@ -36,9 +36,8 @@ from edgekd.errors import GateError
 FLAGS, GRAPH = ("8.6", "10.12"), ("10.3", "12.0")
 #: a board rounds elsewhere than the emulation: part of the golden cells that may differ more
 GOLDEN_SLACK = 0.005
-#: the largest difference of a golden logit to FP32 that a board may have, of the emulation's on
-#: any validation tile
-GOLDEN_FACTOR = 2.0
+#: the largest difference of a golden logit to FP32 that a board may have, of the emulation's
+BOARD_FACTOR = 2.0
 _FILES = {
     ("fp32", "flags"): "fp32.onnx",
     ("fp32", "graph"): "fp32.onnx",
@@ -131,8 +130,8 @@ def portable(
         files[_FILES[item.precision, "flags"]] = item.flags
         files[_FILES[item.precision, "graph"]] = item.typed
         models += _models(item.precision, item.keep, item.bounds)
-    if not kept:
-        files, models = {"fp32.onnx": proto}, full
+    if "fp32" in asked:  # what is left should the board refuse the others
+        files, models = {**files, "fp32.onnx": proto}, [*models, *full]
     return Portable(
         files=files,
         models=models,
@@ -237,7 +236,7 @@ class _Making:
         grounds = self._grounds
         passed = grounds.passes(quality)
         # The golden tiles are among those that were judged: the first and the last.
-        worst, same = quality.max_abs, quality.least_agreement
+        worst, same = quality.ends_max_abs, quality.ends_agreement
         islands = high_nodes(proto, keep, self._too_large)
         # NVIDIA, "Accuracy considerations": a LayerNorm in FP16 may overflow, hold it in FP32.
         norms = [n.name for n in proto.graph.node if n.op_type == "LayerNormalization"]
@@ -258,7 +257,7 @@ class _Making:
                 why=f"{why}; the board times it" if passed else why,
             ),
             bounds=(
-                max(GOLDEN_FACTOR * worst, self._atol) if np.isfinite(worst) else 1.0,
+                max(BOARD_FACTOR * worst, self._atol) if np.isfinite(worst) else 1.0,
                 max(same - GOLDEN_SLACK, 0.0),
             ),
             sensitivity=sensitivity,

@@ -8,7 +8,7 @@ without the images.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import onnx
@@ -18,6 +18,7 @@ from edgekd.contracts.artifacts import canonical_json, read_json, sha256_bytes
 from edgekd.contracts.calibration import Sha256
 from edgekd.contracts.recipe import PrecisionSpec
 from edgekd.contracts.schema import Document
+from edgekd.contracts.tensors import ImageInput
 from edgekd.deploy.quantize.calibrate import Activations
 from edgekd.deploy.quantize.layers import Layer
 from edgekd.deploy.quantize.smooth import smooth
@@ -29,6 +30,7 @@ class CalibrationFile(Document):
 
     Attributes:
         model_sha256: of the FP32 graph's canonical bytes.
+        input_sha256: of the recipe's input: channels, tile and normalisation.
         tiles, tiles_sha256: number of tiles, and hash over their bytes in order.
         source: where they come from, in words.
         range, percentile: how a range was chosen from what was seen.
@@ -41,19 +43,21 @@ class CalibrationFile(Document):
 
     schema_version: Literal[1] = pydantic.Field(default=1, alias="schema")
     model_sha256: Sha256
-    tiles: int
+    input_sha256: Sha256
+    tiles: int = pydantic.Field(ge=2)
     tiles_sha256: Sha256
     source: str
     range: Literal["minmax", "percentile", "entropy"]
     percentile: float | None
     smooth: float
     channels: dict[str, list[float]]
-    ranges: dict[str, float]
+    ranges: dict[str, Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]]
     largest: dict[str, float | None]
 
     def text(self) -> str:
-        """Canonical JSON."""
-        return canonical_json(self.model_dump(mode="json", by_alias=True))
+        """Canonical JSON, with a ``seal`` over everything else."""
+        body = self.model_dump(mode="json", by_alias=True)
+        return canonical_json({**body, "seal": sha256_bytes(canonical_json(body).encode())})
 
     def rescaled(self, proto: onnx.ModelProto, layers: list[Layer]) -> onnx.ModelProto:
         """The graph that the ranges belong to."""
@@ -62,13 +66,20 @@ class CalibrationFile(Document):
         channels = {name: np.array(value, np.float32) for name, value in self.channels.items()}
         return smooth(proto, layers, channels, self.smooth)[0]
 
-    def require_for(self, proto: onnx.ModelProto, spec: PrecisionSpec, where: Path) -> None:
+    def require_for(
+        self, proto: onnx.ModelProto, spec: PrecisionSpec, image: ImageInput, where: Path
+    ) -> None:
         """Raise InputError unless it was made from this graph and with these settings."""
         if self.model_sha256 != model_sha256(proto):
             raise InputError(
                 f"{where} was made from another model (sha256 {self.model_sha256[:12]}…, this one "
                 f"has {model_sha256(proto)[:12]}…); ranges of one model are wrong for another: "
                 "calibrate again without --calibration"
+            )
+        if self.input_sha256 != input_sha256(image):
+            raise InputError(
+                f"{where} was made with another input (channels, tile or normalisation) than the "
+                "recipe has; calibrate again without --calibration"
             )
         percentile = spec.percentile if spec.range == "percentile" else None
         made, asked = (
@@ -87,9 +98,15 @@ def model_sha256(proto: onnx.ModelProto) -> str:
     return sha256_bytes(proto.SerializeToString(deterministic=True))
 
 
+def input_sha256(image: ImageInput) -> str:
+    """Hash of what an image becomes before the model sees it."""
+    return sha256_bytes(canonical_json(image.model_dump(mode="json")).encode())
+
+
 def calibration_file(
     proto: onnx.ModelProto,
     spec: PrecisionSpec,
+    image: ImageInput,
     source: str,
     seen: Activations,
     channels: dict[str, list[float]],
@@ -99,6 +116,7 @@ def calibration_file(
     Args:
         proto: FP32, before rescaling.
         spec: how ranges are chosen.
+        image: input of the recipe.
         source: of the tiles, in words.
         seen: after rescaling.
         channels: see :class:`CalibrationFile`.
@@ -108,6 +126,7 @@ def calibration_file(
     }
     return CalibrationFile(
         model_sha256=model_sha256(proto),
+        input_sha256=input_sha256(image),
         tiles=seen.tiles,
         tiles_sha256=seen.sha256,
         source=source,
@@ -126,8 +145,10 @@ def read_calibration(path: Path) -> CalibrationFile:
     Raises:
         InputError: missing, damaged or of another schema.
     """
+    value = read_json(path)
+    seal = value.pop("seal", None) if isinstance(value, dict) else None
     try:
-        return CalibrationFile.model_validate(read_json(path))
+        file = CalibrationFile.model_validate(value)
     except pydantic.ValidationError as err:
         first = err.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -135,3 +156,9 @@ def read_calibration(path: Path) -> CalibrationFile:
             f"{path} is no calibration file of edgekd: {place}: {first['msg']}; make one with: "
             "edgekd quantize RECIPE MODEL.onnx --target TARGET -o FOLDER"
         ) from err
+    if seal != sha256_bytes(canonical_json(value).encode()):
+        raise InputError(
+            f"{path} was changed after it was written (its seal does not match); calibrate again "
+            "without --calibration"
+        )
+    return file

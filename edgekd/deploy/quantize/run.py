@@ -13,13 +13,15 @@ from edgekd.contracts.manifest import CALIBRATION_NAME, Gate, PortableModel, Pre
 from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.target import Target
 from edgekd.deploy.check.graph import read_graph
-from edgekd.deploy.quantize.grounds import Images, Say
+from edgekd.deploy.quantize.grounds import Images, Say, golden_atol
 from edgekd.deploy.quantize.lower import asked_of, lower
 from edgekd.deploy.quantize.portable import portable
 from edgekd.deploy.quantize.ranges import CalibrationFile
-from edgekd.errors import InputError
+from edgekd.errors import InputError, OutputError
 
 REPORT_NAME = "quantize.json"
+#: every model file that it may write
+_FILES = ("fp32.onnx", "int8.onnx", "fp16-typed.onnx", "int8-typed.onnx")
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def quantize(
     proto = onnx.load(model)
     _require_same(model, proto, recipe)
     if target.backend == "trt":
-        atol = recipe.gates.golden.atol if recipe.gates.golden else recipe.gates.onnx_vs_torch.atol
+        atol = golden_atol(recipe)
         made = portable(proto, recipe, target, images, atol, say)
         return _write(out, made.files, made.calibration, made.precision, made.gates, made.models)
     lowered = lower(proto, recipe, target, images, say)
@@ -113,6 +115,14 @@ def _write(
     gates: list[Gate],
     models: list[PortableModel],
 ) -> Quantized:
+    if (out / REPORT_NAME).is_file():
+        ours = {REPORT_NAME, CALIBRATION_NAME, *_FILES}
+        strange = sorted(item.name for item in out.iterdir() if item.name not in ours)
+        if strange:
+            raise OutputError(
+                f"{out} also holds {strange[0]}, which would be lost; move it away or choose "
+                "another folder with -o"
+            )
     with publish_folder(out, REPORT_NAME) as folder:
         for name, proto in files.items():
             (folder / name).write_bytes(proto.SerializeToString(deterministic=True))

@@ -24,6 +24,8 @@ from edgekd.errors import BundleError, EdgeKDError, EnvironmentLacksError
 from edgekd.runtime.backends.base import Arrays, Backend
 from edgekd.runtime.bundle import SealedFile
 
+#: the TensorRT and the CUDA device of this process
+_SHARED: dict[str, Any] = {}
 #: what the code was written for; the bindings of these were looked at.
 OLDEST, NEWEST = (8, 6), (12, 0)
 
@@ -33,6 +35,7 @@ class Api:
 
     Attributes:
         trt: the module.
+        log: what TensorRT says; one for the process, since it takes no second.
         version, text: as numbers, and as it calls itself.
         explicit_batch: networks must be asked for explicit batches (8.x).
         weak: precisions come from flags of the builder (below 10.12; gone in 11).
@@ -48,6 +51,7 @@ class Api:
         self.weak = self.version < (10, 12)
         self.strong_flag = (10, 0) <= self.version < (11, 0)
         self.monitored = self.version >= (10, 0)
+        self.log = _make_logger(trt)
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -67,7 +71,7 @@ def open_api() -> Api:
         EnvironmentLacksError: not installed, or a version that nobody looked at.
     """
     try:
-        api = Api(require("tensorrt", "trt", "run TensorRT engines"))
+        trt = require("tensorrt", "trt", "run TensorRT engines")
     except EnvironmentLacksError as err:
         if platform.machine() != "aarch64":
             raise
@@ -75,7 +79,10 @@ def open_api() -> Api:
             "the TensorRT of JetPack is not seen from this Python; make the environment with: "
             f"python3 -m venv --system-site-packages VENV ({err})"
         ) from err
-    if not OLDEST <= api.version[:2] < NEWEST:
+    if _SHARED.get("trt") is not trt:
+        _SHARED.update(trt=trt, api=Api(trt))
+    api: Api = _SHARED["api"]
+    if not OLDEST <= numbers(str(trt.__version__))[:2] < NEWEST:
         raise EnvironmentLacksError(
             f"TensorRT {api.text} is here, and this version of edgekd knows 8.6 to 11.x; update "
             "JetPack or edgekd"
@@ -83,11 +90,27 @@ def open_api() -> Api:
     return api
 
 
-class Device:
-    """The first CUDA device, through its primary context, which other libraries share."""
+def open_device() -> Device:
+    """The first CUDA device.
 
-    def __init__(self) -> None:
-        self.cuda: Any = require("pycuda.driver", "trt", "use the GPU")
+    One object for the process: its primary context is retained once and kept, as pycuda leaves
+    entries on a thread's stack of contexts each time that one is detached.
+
+    Raises:
+        EnvironmentLacksError: no pycuda, or no device that can be used.
+    """
+    cuda = require("pycuda.driver", "trt", "use the GPU")
+    if _SHARED.get("cuda") is not cuda:
+        _SHARED.update(cuda=cuda, device=Device(cuda))
+    device: Device = _SHARED["device"]
+    return device
+
+
+class Device:
+    """A CUDA device and its primary context, which other libraries share; see open_device."""
+
+    def __init__(self, cuda: Any) -> None:
+        self.cuda = cuda
         try:
             self.cuda.init()
             device = self.cuda.Device(0)
@@ -113,10 +136,6 @@ class Device:
         finally:
             self.cuda.Context.pop()
 
-    def close(self) -> None:
-        """Give the context back."""
-        self._primary.detach()
-
 
 def read_machine(api: Api, device: Device, root: Path = Path("/")) -> Machine:
     """What an engine is bound to, here."""
@@ -139,13 +158,15 @@ def read_machine(api: Api, device: Device, root: Path = Path("/")) -> Machine:
     )
 
 
-def make_logger(api: Api) -> Any:
+def _make_logger(trt: Any) -> Any:
     """A logger that keeps what TensorRT says: ``errors`` and ``warnings``, lists of lines."""
-    trt = api.trt
 
-    class Log(trt.ILogger):  # type: ignore[name-defined]
+    class Log(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
+            self.clear()
+
+        def clear(self) -> None:
             self.errors: list[str] = []
             self.warnings: list[str] = []
 
@@ -174,32 +195,47 @@ class TensorRtBackend(Backend):
     Args:
         plan: the engine; of a sealed file the bytes that were hashed are deserialised.
         machine: what it was built for; refused where this machine differs.
+        dla_core: deep learning accelerator that it was built for.
 
     Raises:
         BundleError: built for another TensorRT or GPU, or not readable.
         EnvironmentLacksError: no TensorRT, pycuda or CUDA device.
+        EdgeKDError: the GPU has too little memory for it.
     """
 
-    def __init__(self, plan: SealedFile | bytes, machine: Machine | None = None) -> None:
+    def __init__(
+        self,
+        plan: SealedFile | bytes,
+        machine: Machine | None = None,
+        dla_core: int | None = None,
+    ) -> None:
         super().__init__()
-        self._api = open_api()
-        self._device = Device()
+        self._api, self._device = open_api(), open_device()
         self._lock = threading.Lock()
         name = str(plan.path) if isinstance(plan, SealedFile) else "the plan"
         here = read_machine(self._api, self._device)
-        try:
-            changes = [] if machine is None else machine.changes(here)
-            if changes:
-                raise BundleError(
-                    f"{name} was built for another machine ({'; '.join(changes)}), and an engine "
-                    "runs where it was built; build it for this one with: edgekd finalize BUNDLE"
-                )
-            content = plan.read() if isinstance(plan, SealedFile) else plan
-            with self._device.current():
-                self._load(content, name)
-        except BaseException:
-            self._device.close()
-            raise
+        changes = [] if machine is None else machine.changes(here)
+        if changes:
+            raise BundleError(
+                f"{name} was built for another machine ({'; '.join(changes)}), and an engine "
+                "runs where it was built; build it for this one with: edgekd finalize BUNDLE"
+            )
+        content = plan.read() if isinstance(plan, SealedFile) else plan
+        self._host: dict[str, npt.NDArray[np.float32]] = {}
+        self._gpu: dict[str, Any] = {}
+        self._stream: Any = None
+        self._context: Any = None
+        self._engine: Any = None
+        self._runtime: Any = None
+        with self._device.current():
+            try:
+                self._load(content, name, dla_core)
+            except self._device.cuda.Error as err:
+                self._free()
+                raise EdgeKDError(f"{name} cannot be loaded: {_short(err)}") from err
+            except BaseException:
+                self._free()
+                raise
         self.streams = 1
         self.details = {
             "backend": "trt",
@@ -209,11 +245,14 @@ class TensorRtBackend(Backend):
             "batch_max": str(self.batch_max),
         }
 
-    def _load(self, content: bytes, name: str) -> None:
+    def _load(self, content: bytes, name: str, dla_core: int | None) -> None:
         trt, cuda = self._api.trt, self._device.cuda
-        self._log = make_logger(self._api)
+        self._log = self._api.log
+        self._log.clear()
         self._runtime = trt.Runtime(self._log)
         self._runtime.engine_host_code_allowed = False  # a plan is data here, never a program
+        if dla_core is not None:
+            self._runtime.DLA_core = dla_core
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise BundleError(
@@ -237,8 +276,6 @@ class TensorRtBackend(Backend):
         batches = [int(engine.get_tensor_profile_shape(item, 0)[2][0]) for item in inputs]
         self.batch_max = min(batches)
         self._stream = cuda.Stream()
-        self._host: dict[str, npt.NDArray[np.float32]] = {}
-        self._gpu: dict[str, Any] = {}
         for item in names:
             sides = [self.batch_max if side is None else side for side in shapes[item]]
             self._host[item] = cuda.pagelocked_empty(tuple(sides), np.float32)
@@ -260,13 +297,18 @@ class TensorRtBackend(Backend):
         with self._lock, self._device.current():
             for start in range(0, batch, self.batch_max):
                 end = min(start + self.batch_max, batch)
-                parts.append(self._run({name: a[start:end] for name, a in inputs.items()}))
+                part = {name: array[start:end] for name, array in inputs.items()}
+                try:
+                    parts.append(self._run(part))
+                except self._device.cuda.Error as err:
+                    raise EdgeKDError(f"the GPU failed: {_short(err)}") from err
         if len(parts) == 1:
             return parts[0]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _run(self, inputs: dict[str, npt.NDArray[np.float32]]) -> Arrays:
         cuda, context, stream = self._device.cuda, self._context, self._stream
+        self._log.clear()
         for name, array in inputs.items():
             host = self._host[name][: len(array)]
             np.copyto(host, array)
@@ -283,14 +325,19 @@ class TensorRtBackend(Backend):
         return {name: host.copy() for name, host in outputs.items()}
 
     def _close(self) -> None:
-        with self._lock:
-            with self._device.current():
-                # In this order: each needs the next one while it is freed.
-                for allocation in self._gpu.values():
-                    allocation.free()
-                del self._gpu, self._host, self._stream
-                del self._context, self._engine, self._runtime
-            self._device.close()
+        with self._lock, self._device.current():
+            self._free()
+
+    def _free(self) -> None:
+        """Free what the GPU holds, in the current context: each needs the next while it goes."""
+        for allocation in self._gpu.values():
+            allocation.free()
+        self._gpu, self._host = {}, {}
+        self._stream = self._context = self._engine = self._runtime = None
+
+
+def _short(err: BaseException) -> str:
+    return " ".join(str(err).split())[:200]
 
 
 def _shape(sides: Any) -> list[int | None]:

@@ -65,25 +65,20 @@ def _resample(channels: int, from_stride: int, to_stride: int) -> tuple[nn.Modul
 
 
 class PyramidPooling(nn.Module):
-    """Means over 8 x 8, 4 x 4, 2 x 2 and 1 x 1 blocks, beside the map itself.
-
-    Each of the N pooled branches has 1/N of the channels, so that context weighs as much as the map
-    (Zhao et al. 2017, section 3.2). With whole branches the merging convolution alone would hold
-    two thirds of the head's weights.
+    """Means over 8 x 8, 4 x 4, 2 x 2 and 1 x 1 blocks, beside the map itself (Zhao et al. 2017).
 
     Args:
-        channels: channels of the map, a multiple of 4.
+        channels: channels of the map, also of each pooled branch.
         width: output channels.
     """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        part = channels // len(BINS)
         self.branches = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, part, kernel_size=1), nn.ReLU(inplace=True))
+            nn.Sequential(nn.Conv2d(channels, channels, kernel_size=1), nn.ReLU(inplace=True))
             for _ in BINS
         )
-        self.merge = _conv_norm(channels + part * len(BINS), channels, kernel=3)
+        self.merge = _conv_norm(channels * (1 + len(BINS)), channels, kernel=3)
         self.reduce = _conv_norm(channels, width, kernel=1)
 
     def forward(self, feature: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from edgekd.deploy.quantize.grounds import Grounds, Images
 from edgekd.deploy.quantize.portable import Portable, portable
 from edgekd.deploy.quantize.ranges import read_calibration
 from edgekd.deploy.tiles import golden_tiles
-from edgekd.errors import GateError, InputError
+from edgekd.errors import DatasetError, GateError, InputError
 from tests.helpers.line import Line
 
 TARGET = load_target("orin-nx-16gb")
@@ -130,7 +130,8 @@ def test_keep_high_holds_in_every_form(
     assert kept and not [n for n in kept if "Quantize" in n.op_type]
     for model in made.models:
         names = {n.name for n in kept if n.op_type == "MatMul"}
-        assert (names <= set(model.keep_fp32)) == (model.typing == "flags")
+        pinned = model.typing == "flags" and model.precision != "fp32"
+        assert (names <= set(model.keep_fp32)) == pinned
     typed = made.files["fp16-typed.onnx"].graph
     kinds = {i.name: i.data_type for i in typed.initializer}
     products = [n for n in typed.node if n.op_type == "MatMul" and "blocks.3.mlp" in n.name]
@@ -168,7 +169,19 @@ def test_a_calibration_file_that_does_not_fit(
     with pytest.raises(InputError, match=r"was made with .*'percentile'.* asks for .*'entropy'"):
         make(line, exports, Images(data, None, place), "precision.range=entropy")
     value = json.loads(place.read_text())
-    place.write_text(json.dumps(value | {"model_sha256": "0" * 64}))
+    for edit in ({"tiles": 9999}, {"largest": {}}, {"source": "elsewhere"}):
+        place.write_text(json.dumps(value | edit))
+        with pytest.raises(InputError, match="was changed after it was written .its seal"):
+            make(line, exports, Images(data, None, place))
+    few = make(line, exports, Images(data), "precision.int8_layers=[patch]")
+    assert few.calibration is not None
+    place.write_text(few.calibration.text())
+    with pytest.raises(InputError, match=r"knows nothing of encoder.blocks.0.* .24 of 25 layers"):
+        make(line, exports, Images(data, None, place))
+    place.write_text(half.calibration.model_copy(update={"input_sha256": "0" * 64}).text())
+    with pytest.raises(InputError, match="another input .channels, tile or normalisation."):
+        make(line, exports, Images(data, None, place))
+    place.write_text(half.calibration.model_copy(update={"model_sha256": "0" * 64}).text())
     with pytest.raises(InputError, match="was made from another model .* wrong for another"):
         make(line, exports, Images(data, None, place))
     for text in ("{}", "[1]", "no json", json.dumps(value | {"tiles": "many"})):
@@ -204,3 +217,22 @@ def test_the_command(
     assert main([*start, "orin-nx-16gb", "-o", str(tmp_path / "s"), *sets]) == 2
     assert "holds FP16 or INT8 values, expected an FP32 model" in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
+
+
+def test_a_set_that_repeats_itself_stops(
+    line: Line, exports: dict[str, OnnxModel], tmp_path: Path
+) -> None:
+    """Copies of an image under other names, which would be counted as more than they are."""
+    import shutil
+
+    folder = Path(shutil.copytree(line.data, tmp_path / "data"))
+    splits = json.loads((folder / "splits.json").read_text())
+    first = splits["train"][0]
+    for name in splits["train"][1:]:
+        for kind in ("images", "masks"):
+            (source,) = (folder / kind).glob(f"{first}.*")
+            (target,) = (folder / kind).glob(f"{name}.*")
+            target.unlink()
+            shutil.copyfile(source, target.with_suffix(source.suffix))
+    with pytest.raises(DatasetError, match=rf"{first} and .* hold the same pixels; .* remove copi"):
+        make(line, exports, Images(open_labelled(folder)))
