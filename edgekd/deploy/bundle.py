@@ -41,6 +41,7 @@ from edgekd.contracts.target import Target, load_target
 from edgekd.contracts.trust import SIGNATURE_NAME, SIGNER_VARIABLE
 from edgekd.deploy.check.report import CheckReport
 from edgekd.deploy.check.run import require_fit
+from edgekd.deploy.check.tables import parse_version
 from edgekd.deploy.parity import FloatArray, Model, compare
 from edgekd.deploy.quantize.emulate import give_back_memory
 from edgekd.deploy.quantize.grounds import Images, golden_atol, require_images
@@ -312,7 +313,7 @@ def _portable(
         mine = [item for item in made.models if item.file == name]
         # A typed graph is for a TensorRT that takes types from it, whatever the board has today.
         typed = all(item.typing == "graph" for item in mine)
-        version = max(target.tensorrt or "", "10.12", key=_numbers) if typed else None
+        version = max(target.tensorrt or "10.12", "10.12", key=parse_version) if typed else None
         # fp32.onnx is the export, and was checked
         mine_report = report if name == "fp32.onnx" else require_fit(path, target, version)
         if any(item.typing == "flags" and item.precision != "fp32" for item in mine):
@@ -354,10 +355,6 @@ def _checked(name: str, report: CheckReport) -> CheckDone:
         warnings=[item.reason for item in report.findings if item.severity == "warning"],
         compile=report.compile_line(),
     )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part)
 
 
 def _verify(folder: Path) -> None:

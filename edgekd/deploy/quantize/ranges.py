@@ -2,7 +2,7 @@
 
 It belongs to one model, whose hash it carries, so that it cannot be used for another by its name.
 The same model, tiles and settings give the same bytes. With it INT8 and FP16 files are made again
-without the images.
+without calibrating; validation tiles still judge them.
 """
 
 from __future__ import annotations
