@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -14,6 +15,10 @@ from edgekd.cli._common import PathArgument, emit, note, shared_options
 @click.option("--target", required=True, help="Class of device; see edgekd ls targets.")
 @click.option("--tensorrt", metavar="VERSION",
               help="Rules of this TensorRT, e.g. 8.6, in place of the target's.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["fp32", "fp16"]),
+              help="What the engine is to compute in where the file holds FP32: fp16 is the "
+              "builder's flag (TensorRT to 10.11), fp32 is meant so. Without it the file is taken "
+              "as it stands, and FP32 attention is refused.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True,
               help="Largest batch that the compile is made for.")  # fmt: skip
 @click.option("--max-activation-mib", type=click.FloatRange(min=0, min_open=True),
@@ -27,6 +32,7 @@ def command(
     model: Path,
     target: str,
     tensorrt: str | None,
+    precision: Literal["fp32", "fp16"] | None,
     batch: int,
     max_activation_mib: float | None,
     require_compile: bool,
@@ -50,6 +56,7 @@ def command(
         declared,
         Options(
             tensorrt=tensorrt,
+            precision=precision,
             require_compile=require_compile,
             batch_max=batch,
             max_activation_mib=max_activation_mib,

@@ -70,5 +70,7 @@ def command(checkpoint_path: Path, output: Path, as_json: bool) -> None:
         as_json,
     )
     if not as_json:
-        note(f"next: edgekd check {output} --target orin-nx-16gb, or edgekd build RECIPE "
-             f"--target x86-cpu --checkpoint {checkpoint_path}")  # fmt: skip
+        note(
+            f"next: edgekd check {output} --target orin-nx-16gb --precision fp16, or edgekd build "
+            f"RECIPE --target x86-cpu --checkpoint {checkpoint_path}"
+        )

@@ -76,4 +76,4 @@ def command(
         as_json,
     )
     if not as_json:
-        note(f"next: edgekd bench {bundle} {scene}")
+        note(f"next: edgekd bench {bundle} {scene}" + (" --any-device" if any_device else ""))

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -119,9 +120,11 @@ def publish_file(path: Path) -> Iterator[Path]:
 
 def _sweep(path: Path) -> None:
     """Clear what killed processes left beside ``path``; give back what one had moved away."""
-    for item in path.parent.glob(f".{glob.escape(path.stem)}.*-*.part*"):
-        pid = item.name[len(path.stem) + 2 :].partition("-")[0]
-        if not pid.isdigit() or not item.is_dir() or _is_alive(int(pid)):
+    stem, suffix = re.escape(path.stem), re.escape(path.suffix)
+    ours = re.compile(rf"\.{stem}\.(\d+)-[0-9a-f]+\.part{suffix}(\.old)?")
+    for item in path.parent.glob(".*.part*"):
+        found = ours.fullmatch(item.name)
+        if found is None or not item.is_dir() or _is_alive(int(found[1])):
             continue
         if item.name.endswith(".old") and not path.exists():
             item.replace(path)

@@ -56,6 +56,8 @@ class CandidateDone(Document):
         agreement: part of the cells with FP32's class, 0-1.
         noise: root mean square of the logits' difference over their deviation.
         tiles: that it was measured on.
+        golden_agreement, golden_max_abs: on the golden tiles alone: part of the cells with FP32's
+            class, and the largest difference of a logit.
         size_bytes: of the model file.
         tile_s: median time of one core for a tile on the build host, s; None where it says nothing
             about the target.
@@ -68,6 +70,8 @@ class CandidateDone(Document):
     agreement: float
     noise: float
     tiles: int
+    golden_agreement: float
+    golden_max_abs: float
     size_bytes: int
     tile_s: float | None = None
     kept_high: list[str] = []
@@ -85,8 +89,8 @@ def row(item: CandidateDone) -> str:
     seconds = "" if item.tile_s is None else f", {1 / item.tile_s:.2f} tiles/s a core"
     mark = "*" if item.chosen else " "
     return (
-        f"{mark} {item.precision}: {miou}, agreement {100 * item.agreement:.2f} %, "
-        f"{item.size_bytes / 1e6:.1f} MB{seconds} ({item.why})"
+        f"{mark} {item.precision}: {miou}, agreement {100 * item.agreement:.2f} %, golden tiles "
+        f"{100 * item.golden_agreement:.2f} %, {item.size_bytes / 1e6:.1f} MB{seconds} ({item.why})"
     )
 
 

@@ -40,7 +40,7 @@ from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.target import Target, load_target
 from edgekd.contracts.trust import SIGNATURE_NAME, SIGNER_VARIABLE
 from edgekd.deploy.check.report import CheckReport
-from edgekd.deploy.check.run import require_fit
+from edgekd.deploy.check.run import Options, require_fit
 from edgekd.deploy.check.tables import parse_version
 from edgekd.deploy.parity import FloatArray, Model, compare
 from edgekd.deploy.quantize.emulate import give_back_memory
@@ -133,7 +133,8 @@ def build(
         say("export to ONNX")
         exported = export_onnx(model, recipe, folder / "export.onnx")
         say(f"check for {target_name}")
-        report = require_fit(exported.path, target)
+        meant = Options(precision="fp32") if target.backend == "trt" else Options()
+        report = require_fit(exported.path, target, meant)
         say("compare ONNX with torch")
         tensors = [normalize(tile)[None] for tile in tiles]
         with OnnxRuntimeBackend(exported.path, threads=target.threads) as backend:
@@ -301,7 +302,7 @@ def _portable(
     target: Target,
     images: Images,
     golden: _Golden,
-    report: CheckReport,
+    exported: CheckReport,
     say: Step,
 ) -> _Packed:
     """What a board builds its engine from; golden outputs are those of FP32."""
@@ -314,16 +315,14 @@ def _portable(
         # A typed graph is for a TensorRT that takes types from it, whatever the board has today.
         typed = all(item.typing == "graph" for item in mine)
         version = max(target.tensorrt or "10.12", "10.12", key=parse_version) if typed else None
-        # fp32.onnx is the export, and was checked
-        mine_report = report if name == "fp32.onnx" else require_fit(path, target, version)
-        if any(item.typing == "flags" and item.precision != "fp32" for item in mine):
-            mine_report = mine_report.without("attention.fp32")  # the builder's flag lowers it
-        _tell(name, mine_report, say)
-        checks[name] = _checked(name, mine_report)
-        if any(item.typing == "flags" and item.precision != "fp32" for item in mine):
-            note = "lowered by flags on the board: fusion, memory and accuracy show only there"
-            say(f"note: {name}: {note}")
-            checks[name].warnings.append(note)
+        lowered = any(item.typing == "flags" and item.precision != "fp32" for item in mine)
+        if name != "fp32.onnx" or lowered:  # as FP32 it is the export, and was checked
+            options = Options(tensorrt=version, precision="fp16" if lowered else "fp32")
+            report = require_fit(path, target, options)
+        else:
+            report = exported
+        _tell(name, report, say)
+        checks[name] = _checked(name, report)
     first = made.models[-1] if made.models[0].precision == "fp32" else made.models[1]
     return _Packed(
         model=first.file,

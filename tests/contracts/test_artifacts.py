@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -199,3 +201,57 @@ def test_hashes_and_json(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{\n "a": 1,,\n}')
     with pytest.raises(InputError, match="is not JSON: line 2"):
         read_json(tmp_path / "bad.json")
+
+
+def dead_process() -> int:
+    """The number of a process that has ended."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def leftover(folder: Path, name: str) -> Path:
+    path = folder / name
+    path.mkdir()
+    (path / "m.json").write_text("left")
+    return path
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
+    """Its number is free again; the parts of a living process and of other outputs are not ours."""
+    dead, alive = dead_process(), os.getpid()
+    gone = [
+        leftover(tmp_path, f".b.{dead}-0a1b2c.part.v1"),
+        leftover(tmp_path, f".b.{dead}-3d4e5f.part.v1.old"),
+    ]
+    stay = [
+        leftover(tmp_path, f".b.{alive}-0a1b2c.part.v1"),
+        leftover(tmp_path, f".b.{dead}-0a1b2c.part.v2"),
+        leftover(tmp_path, f".b.{dead}-0a1b2c.part.v2.old"),
+        leftover(tmp_path, f".c.{dead}-0a1b2c.part.v1"),
+        leftover(tmp_path, f".b.x{dead}-0a1b2c.part.v1"),
+    ]
+    (tmp_path / "b.v1").mkdir()
+    (tmp_path / "b.v1" / "m.json").write_text("whole")
+    with publish_folder(tmp_path / "b.v1", "m.json") as part:
+        assert (tmp_path / "b.v1" / "m.json").read_text() == "whole"
+        (part / "m.json").write_text("new")
+    assert not [item for item in gone if item.exists()]
+    assert all(item.exists() for item in stay)
+    assert (tmp_path / "b.v1" / "m.json").read_text() == "new"
+
+
+def test_what_a_killed_process_had_moved_away_comes_back(tmp_path: Path) -> None:
+    """Killed between its two moves: the old folder is the only whole one there is."""
+    moved = leftover(tmp_path, f".b.{dead_process()}-0a1b2c.part.old")
+    with pytest.raises(ValueError), publish_folder(tmp_path / "b", "m.json"):
+        raise ValueError
+    assert not moved.exists() and (tmp_path / "b" / "m.json").read_text() == "left"
+
+
+def test_another_user_s_process_counts_as_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(pid: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refused)
+    assert artifacts._is_alive(1)

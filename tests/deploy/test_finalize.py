@@ -74,6 +74,11 @@ def test_what_a_portable_bundle_holds(made: Path) -> None:
     norms = [n.name for n in protos["fp32.onnx"].graph.node if n.op_type == "LayerNormalization"]
     assert norms and set(norms) <= set(flags.keep_fp32), "FP16 LayerNorm overflows on JetPack 6"
     assert manifest.portable[1].keep_fp32 == []
+    tried = {item.precision: item for item in manifest.precision.candidates}
+    assert (tried["fp32"].golden_agreement, tried["fp32"].golden_max_abs) == (1.0, 0.0)
+    for precision in ("fp16", "int8"):
+        assert 0.9 <= tried[precision].golden_agreement <= 1.0
+    assert 0 < tried["fp16"].golden_max_abs < tried["int8"].golden_max_abs
     checked = {item.file: item for item in manifest.checks}
     assert set(checked) == set(protos)
     assert checked["int8.onnx"].rules == "TensorRT 10.3"

@@ -231,12 +231,23 @@ def test_positions_follow_the_grid_and_are_not_saved():
     encoder = tiny_vit("global")
     with torch.no_grad():
         encoder(image(64, 32))
-        assert tuple(encoder.positions.shape) == (1, 4, 2, 48)
+        assert tuple(encoder.positions_for(4, 2).shape) == (1, 4, 2, 48)
         first = encoder(image(32, 64))
         encoder(image(64, 64))
         again = encoder(image(32, 64))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert "positions" not in encoder.state_dict()
+    assert not {"positions", "columns", "rows"} & set(encoder.state_dict())
+
+
+def test_positions_added_as_two_tables_are_the_bits_of_the_paper_s_table():
+    """In FP16 too: where one table holds a number the other holds zero, so nothing rounds twice."""
+    for kind in (torch.float32, torch.float16):
+        encoder = tiny_vit("global").to(kind)
+        tokens = torch.randn(2, 4, 6, 48, generator=torch.Generator().manual_seed(1)).to(kind)
+        table = torch.from_numpy(sincos_positions(4, 6, 48)).to(kind)
+        assert torch.equal(encoder.positions_for(4, 6)[0], table)
+        assert torch.equal(encoder.place(tokens), tokens + table)
+        assert (encoder.columns.numel(), encoder.rows.numel()) == (6 * 48, 4 * 48)
 
 
 def test_positions_matter():

@@ -143,11 +143,6 @@ class CheckReport(Document):
         """The findings that refuse the model."""
         return [item for item in self.findings if item.severity == "error"]
 
-    def without(self, rule: str) -> CheckReport:
-        """The report less the warnings of a rule."""
-        kept = [i for i in self.findings if i.rule != rule or i.severity == "error"]
-        return self.model_copy(update={"findings": kept})
-
     def plain(self) -> dict[str, Any]:
         """JSON-ready values."""
         return self.model_dump(mode="json", by_alias=True)

@@ -177,7 +177,7 @@ def _judge(
     batch_max: int,
     seconds: float,
 ) -> Compiled:
-    findings = [_fault(item, answer["stage"]) for item in answer["errors"]]
+    findings = _together([_fault(item, answer["stage"]) for item in answer["errors"]])
     if died and answer["stage"] != "done":
         findings.append(
             _finding(
@@ -241,6 +241,8 @@ def _fault(item: dict[str, str], stage: str) -> Finding:
     node = item["node"] or item["op"]
     if stage == "parse":
         kind = f"{item['op']}: " if item["op"] else ""
+        if text in ("", "false"):  # an assertion without words
+            kind, text = item["op"], "" if item["op"] else "the model"
         return _finding("compile.parse", "error", f"the parser refuses {kind}{text}",
                         "change this node or export with edgekd export",
                         [node] if node else [])  # fmt: skip
@@ -248,6 +250,17 @@ def _fault(item: dict[str, str], stage: str) -> Finding:
         "compile.build", "error", f"the builder refuses the model: {text}",
         "change what it names or export with edgekd export",
     )  # fmt: skip
+
+
+def _together(findings: list[Finding]) -> list[Finding]:
+    """Findings of the same reason as one, with all their nodes."""
+    found: dict[tuple[str, str], list[Finding]] = {}
+    for item in findings:
+        found.setdefault((item.rule, item.reason), []).append(item)
+    return [
+        same[0].model_copy(update={"nodes": [node for item in same for node in item.nodes]})
+        for same in found.values()
+    ]
 
 
 def _reason(text: str) -> str:

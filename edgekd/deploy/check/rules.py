@@ -44,15 +44,23 @@ class Context:
     Attributes:
         target: class of device.
         version: of the target's library: TensorRT for ``trt``, ONNX Runtime for ``onnxrt``.
+        precision: what the engine is to compute in where the file holds FP32: ``fp16`` is the
+            builder's flag, ``fp32`` says that FP32 is meant; None takes the file as it stands.
     """
 
     target: Target
     version: Version
+    precision: Literal["fp32", "fp16"] | None = None
 
     @property
     def strong(self) -> bool:
         """TensorRT takes types from the graph, not from flags (the default from 10.12 on)."""
         return self.version >= STRONG_FROM
+
+    @property
+    def lowered(self) -> bool:
+        """The builder is told by flag to take FP16 in place of the file's FP32."""
+        return self.precision == "fp16" and not self.strong
 
 
 @dataclass(frozen=True)
@@ -361,12 +369,33 @@ def _attention_operator(graph: Graph, context: Context) -> Iterator[Hit]:
 
 
 def _attention_fp32(graph: Graph, context: Context) -> Iterator[Hit]:
+    if context.lowered:
+        return
     for item in graph.attentions:
         if item.scores is not None and type_name(item.dtype) == "float" and not item.between:
             reason = "attention in FP32 never fuses: every score is written to memory"
-            if not context.strong:
-                reason += " (unless the builder is told FP16 by flag on the board)"
-            yield Hit(title(item.softmax), reason, "build with precision fp16")
+            if context.precision == "fp32":
+                yield Hit(title(item.softmax), reason, "FP16 would fuse it", "warning")
+                continue
+            if item.tokens:
+                reason += f", {item.tokens} x {item.tokens} for every head"
+            fix = "let edgekd build make FP16 of it, or say --precision fp32 where FP32 is meant"
+            if context.precision == "fp16":
+                reason += f"; TensorRT {shown(context.version)} has no flag that lowers it"
+                fix = "let edgekd build make FP16 of it"
+            elif not context.strong:
+                fix += " and --precision fp16 where the builder lowers it by flag"
+            yield Hit(title(item.softmax), reason, fix)
+
+
+def _lowered_by_flag(graph: Graph, context: Context) -> Iterator[Hit]:
+    if context.lowered and "fp32" in precisions(graph):
+        yield Hit(
+            "",
+            "FP32 in the file, lowered by the builder's flag: fusion, memory and accuracy show "
+            "only on the board",
+            "edgekd finalize on the board compares and times it",
+        )
 
 
 def _attention_quantized(graph: Graph, context: Context) -> Iterator[Hit]:
@@ -517,7 +546,8 @@ RULES: list[Rule] = [
     Rule("resize.antialias", "error", _antialias, f"{_OPERATORS}; {_SEEN}"),
     Rule("layernorm.outputs", "error", _extra_outputs, _OPERATORS),
     Rule("attention.operator", "error", _attention_operator, _SEEN, since=(10, 14)),
-    Rule("attention.fp32", "warning", _attention_fp32, f"{_GUIDE}; {_SEEN}"),
+    Rule("attention.fp32", "error", _attention_fp32, f"{_GUIDE}; {_SEEN}"),
+    Rule("precision.flag", "warning", _lowered_by_flag, "NVIDIA, Reduced Precision (to 10.11)"),
     Rule("attention.quantized", "error", _attention_quantized, f"{_GUIDE}; {_SEEN}"),
     Rule("attention.head-size", "warning", _attention_shape, f"{_GUIDE}; {_SEEN}"),
     Rule("layernorm.written-out", "warning", _layernorm, "NVIDIA/TensorRT#2922, #4355; " + _SEEN),

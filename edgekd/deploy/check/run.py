@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import onnx
 
@@ -40,6 +41,8 @@ class Options:
         tensorrt: apply the rules of this TensorRT in place of the target's.
         compile_model: compile (TensorRT) or load (ONNX Runtime) as well.
         require_compile: end with an error where compiling is not possible.
+        precision: see :class:`edgekd.deploy.check.rules.Context`; None takes a file as it stands
+            and a file of a portable bundle as its manifest says.
         batch_max: the largest batch of a profile.
         max_activation_mib: bound, MiB; None is an eighth of the target's memory.
         timeout_s: of the compile, s.
@@ -48,13 +51,16 @@ class Options:
     tensorrt: str | None = None
     compile_model: bool = True
     require_compile: bool = False
+    precision: Literal["fp32", "fp16"] | None = None
     batch_max: int = 1
     max_activation_mib: float | None = None
     timeout_s: float = rtx.TIMEOUT_S
 
 
-def model_file(path: Path, tensorrt: tuple[int, ...] | None = None) -> Path:
-    """The ONNX file of a bundle, or the path itself.
+def model_file(
+    path: Path, tensorrt: tuple[int, ...] | None = None
+) -> tuple[Path, Literal["fp32", "fp16"] | None]:
+    """The ONNX file of a bundle, or the path itself; and what its engine is to compute in.
 
     Of a portable bundle the one that this TensorRT would build first: the lowest precision, told by
     flags where the version has them.
@@ -67,7 +73,7 @@ def model_file(path: Path, tensorrt: tuple[int, ...] | None = None) -> Path:
         InputError: the bundle's model is no ONNX file.
     """
     if not (path.is_dir() and (path / MANIFEST_NAME).is_file()):
-        return path
+        return path, None
     opened = open_bundle(path, requirements())
     opened.check_files()
     manifest = opened.manifest
@@ -75,14 +81,15 @@ def model_file(path: Path, tensorrt: tuple[int, ...] | None = None) -> Path:
         typing = "flags" if tensorrt < STRONG_FROM else "graph"
         for item in manifest.portable:
             if item.suits(tensorrt) and item.typing == typing:
-                return path / item.file
+                lowered = item.typing == "flags" and item.precision != "fp32"
+                return path / item.file, "fp16" if lowered else "fp32"  # as a build meant it
     model = path / manifest.model
     if model.suffix != ".onnx":
         raise InputError(
             f"the model of bundle {path} is {manifest.model}, not ONNX; check the .onnx file that "
             "it was built from"
         )
-    return model
+    return model, None
 
 
 def check_model(path: Path, target: Target, options: Options | None = None) -> CheckReport:
@@ -98,16 +105,22 @@ def check_model(path: Path, target: Target, options: Options | None = None) -> C
         EnvironmentLacksError: compiling was required and is not possible here.
     """
     options = options or Options()
-    context = Context(target, _version(target, options.tensorrt))
+    version = _version(target, options.tensorrt)
     if options.tensorrt is not None:
         target = target.model_copy(update={"tensorrt": options.tensorrt})
-    model = model_file(path, context.version if target.backend == "trt" else None)
+    if options.precision is not None and target.backend != "trt":
+        raise InputError(
+            f"--precision {options.precision} does not apply: target {target.name} runs the model "
+            "with ONNX Runtime, which computes in what the file holds"
+        )
+    model, precision = model_file(path, version if target.backend == "trt" else None)
+    context = Context(target, version, options.precision or precision)
     graph = read_graph(model)
     findings = rules.apply([*rules.RULES, *rules_onnxrt.RULES], graph, context)
     if not any(item.rule == "external-data" for item in findings):
         findings += _valid(model, graph)
     compiled = _compile(model, graph, target, findings, options)
-    findings += compiled.findings + _memory(compiled.facts, target, options)
+    findings += compiled.findings + _memory(compiled.facts, target, options, context.lowered)
     findings = by_severity(findings)
     trt = target.backend == "trt"
     return CheckReport(
@@ -124,18 +137,18 @@ def check_model(path: Path, target: Target, options: Options | None = None) -> C
     )
 
 
-def require_fit(path: Path, target: Target, tensorrt: str | None = None) -> CheckReport:
+def require_fit(path: Path, target: Target, options: Options | None = None) -> CheckReport:
     """The gate of a build: check, and raise with the first reason when the verdict is no.
 
     Args:
         path: an ONNX file.
         target: class of device.
-        tensorrt: apply the rules of this version in place of the target's.
+        options: how.
 
     Raises:
         GateError: the target would refuse the model.
     """
-    report = check_model(path, target, Options(tensorrt=tensorrt))
+    report = check_model(path, target, options)
     if report.errors:
         raise refusal(report, "; no bundle was written")
     return report
@@ -259,7 +272,8 @@ def _load(model: Path, target: Target) -> rtx.Compiled:
     )
 
 
-def _memory(facts: CompileFacts, target: Target, options: Options) -> list[Finding]:
+def _memory(facts: CompileFacts, target: Target, options: Options, lowered: bool) -> list[Finding]:
+    """Activations over the bound; what the builder's flag will lower was compiled as FP32 here."""
     bound, whose = options.max_activation_mib, "asked for"
     if bound is None:
         if target.memory_mib is None:
@@ -271,7 +285,7 @@ def _memory(facts: CompileFacts, target: Target, options: Options) -> list[Findi
     return [
         Finding(
             rule="compile.activation-memory",
-            severity="error",
+            severity="warning" if lowered else "error",
             reason=f"activations take {facts.activation_mib:.0f} MiB, allowed are {bound:.0f} "
             f"({whose})",
             fix="build in fp16 so that attention fuses, take a smaller tile or batch, or raise "

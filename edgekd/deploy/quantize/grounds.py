@@ -6,9 +6,11 @@ hold.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -263,11 +265,8 @@ class Grounds:
 
     def candidate(self, size_bytes: int) -> CandidateDone:
         """FP32, the reference."""
-        quality = self.judge.reference
-        return CandidateDone(
-            precision="fp32", miou=quality.miou, agreement=1.0, noise=0.0, tiles=quality.tiles,
-            size_bytes=size_bytes, chosen=False, why="the reference",
-        )  # fmt: skip
+        reference = self.judge.reference
+        return candidate("fp32", reference, size_bytes, chosen=False, why="the reference")
 
     def gates(self, quality: Quality, end: str = "") -> list[Gate]:
         """The gates of a precision that holds them; ``end`` makes names of several differ."""
@@ -283,6 +282,20 @@ class Grounds:
                 unit="percentage points of mIoU", passed=True, detail=tiles,
             ),
         ]  # fmt: skip
+
+
+def candidate(
+    precision: str, quality: Quality, size_bytes: int, *, chosen: bool, why: str, **rest: Any
+) -> CandidateDone:
+    """A tried precision's line in the manifest; the golden tiles are the first and last judged."""
+    largest = sys.float_info.max  # JSON has no infinity
+    return CandidateDone(
+        precision=precision, miou=quality.miou, agreement=quality.agreement,
+        noise=min(quality.noise, largest), tiles=quality.tiles,
+        golden_agreement=quality.ends_agreement,
+        golden_max_abs=min(quality.ends_max_abs, largest), size_bytes=size_bytes,
+        chosen=chosen, why=why, **rest,
+    )  # fmt: skip
 
 
 def calibration_done(file: CalibrationFile) -> CalibrationDone:

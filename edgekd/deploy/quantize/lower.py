@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import platform
 import statistics
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
 
-from edgekd.contracts.manifest import CandidateDone, Gate, PrecisionDone, row
+from edgekd.contracts.manifest import Gate, PrecisionDone, row
 from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.target import Target
 from edgekd.deploy.parity import Model
 from edgekd.deploy.quantize.emulate import emulate
-from edgekd.deploy.quantize.grounds import Grounds, Images, Say, calibration_done
+from edgekd.deploy.quantize.grounds import Grounds, Images, Say, calibration_done, candidate
 from edgekd.deploy.quantize.ranges import CalibrationFile
 from edgekd.errors import GateError, InputError
 
@@ -150,14 +149,11 @@ def _choose(grounds: Grounds, target: Target, asked: list[str]) -> Lowered:
                 f", and {cpu.model} has no 8-bit dot products, without which INT8 is often "
                 "slower: --precision int8 takes it all the same; time both on the device"
             )
-    quality = int8.quality
     candidates = [
         fp32.model_copy(update={"tile_s": seconds[0]}),
-        CandidateDone(
-            precision="int8", miou=quality.miou, agreement=quality.agreement,
-            noise=min(quality.noise, sys.float_info.max), tiles=quality.tiles,
-            size_bytes=proto.ByteSize(), tile_s=seconds[1], kept_high=int8.kept_high,
-            chosen=passed, why=why,
+        candidate(
+            "int8", int8.quality, proto.ByteSize(), chosen=passed, why=why, tile_s=seconds[1],
+            kept_high=int8.kept_high,
         ),
     ]  # fmt: skip
     if not passed and "fp32" not in asked:
@@ -177,7 +173,7 @@ def _choose(grounds: Grounds, target: Target, asked: list[str]) -> Lowered:
         grounds.say(row(item))
     if not passed:
         return Lowered(grounds.proto, None, precision, calibration=calibration)
-    return Lowered(proto, run, precision, grounds.gates(quality), calibration)
+    return Lowered(proto, run, precision, grounds.gates(int8.quality), calibration)
 
 
 def timed(grounds: Grounds, candidate: onnx.ModelProto) -> tuple[float, float]:

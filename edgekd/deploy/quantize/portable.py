@@ -10,7 +10,6 @@ faster only the board can tell: every precision that keeps the gates goes along.
 from __future__ import annotations
 
 import fnmatch
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -22,7 +21,7 @@ from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.target import Target
 from edgekd.deploy.export.graph import lift
 from edgekd.deploy.quantize.emulate import emulate
-from edgekd.deploy.quantize.grounds import Grounds, Images, Say, calibration_done
+from edgekd.deploy.quantize.grounds import Grounds, Images, Say, calibration_done, candidate
 from edgekd.deploy.quantize.half import high_nodes, overflowing, to_half
 from edgekd.deploy.quantize.judge import Quality
 from edgekd.deploy.quantize.layers import Layer
@@ -119,8 +118,8 @@ def portable(
             update={"chosen": True, "why": "what is left when lower precisions are refused"}
         )
     candidates = [fp32, *(item.candidate for item in reversed(tried))]
-    for candidate in candidates:
-        say(row(candidate))
+    for line in map(row, candidates):
+        say(line)
     if not kept and "fp32" not in asked:
         table = "; ".join(row(item).strip(" *") for item in candidates)
         raise GateError(f"no allowed precision keeps the gates: {table}")
@@ -250,10 +249,8 @@ class _Making:
             keep=list(dict.fromkeys([*islands, *norms])),
             quality=quality,
             passed=passed,
-            candidate=CandidateDone(
-                precision=precision, miou=quality.miou, agreement=quality.agreement,
-                noise=min(quality.noise, sys.float_info.max), tiles=quality.tiles,
-                size_bytes=typed.ByteSize(), kept_high=kept_high, chosen=passed,
+            candidate=candidate(
+                precision, quality, typed.ByteSize(), kept_high=kept_high, chosen=passed,
                 why=f"{why}; the board times it" if passed else why,
             ),
             bounds=(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -35,6 +35,7 @@ class Case:
         rule, severity: what is found; ``words`` stand in its line.
         target, version: for which; the version is TensorRT's and None is the target's.
         fine: targets or TensorRT versions for which the rule says nothing.
+        precision: what the engine is to compute in where the file holds FP32.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Case:
     target: str = ORIN
     version: str | None = None
     fine: tuple[str, ...] = ()
+    precision: Literal["fp32", "fp16"] | None = None
 
 
 def good(dtype: int = FLOAT, opset: int = 17) -> onnx.ModelProto:
@@ -216,8 +218,17 @@ CASES = [
     Case("Attention operator in FP32", _attention_operator(FLOAT), "attention.operator",
          ("Attention in float has no fused kernel", "the build fails"), version="11.4",
          fine=("10.3",)),
-    Case("attention in FP32", good, "attention.fp32", ("never fuses",), "warning",
-         version="11.4"),
+    Case("attention in FP32", good, "attention.fp32", ("never fuses", "64 x 64 for every head",
+         "--precision fp32 where FP32 is meant"), version="11.4"),
+    Case("attention in FP32 before 10.12", good, "attention.fp32",
+         ("--precision fp16 where the builder lowers it by flag",)),
+    Case("attention in FP32 that is meant", good, "attention.fp32", ("never fuses",), "warning",
+         precision="fp32"),
+    Case("attention in FP32, flags that are gone", good, "attention.fp32",
+         ("TensorRT 10.13 has no flag that lowers it",), version="10.13", fine=("10.3", "8.6"),
+         precision="fp16"),
+    Case("FP32 that a flag lowers", good, "precision.flag", ("show only on the board",),
+         "warning", fine=("10.13", "11.4"), precision="fp16"),
     Case("INT8 attention, many tokens", _attention(HALF, ("N", 600, 64), 64, ("q", "k", "softmax",
          "v")), "attention.quantized", ("breaks fusion", "600 tokens, INT8 fuses up to 512")),
     Case("INT8 attention, head size", _attention(HALF, ("N", 64, 96), 96, ("q", "k", "softmax",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import onnx
 import pytest
@@ -20,18 +21,22 @@ RULES = [*rules.RULES, *rules_onnxrt.RULES]
 
 
 def found(
-    model: onnx.ModelProto, folder: Path, target: str, version: str | None = None
+    model: onnx.ModelProto,
+    folder: Path,
+    target: str,
+    version: str | None = None,
+    precision: Literal["fp32", "fp16"] | None = None,
 ) -> list[Finding]:
     declared = load_target(target)
     text = version or declared.tensorrt or declared.onnxruntime
     assert text is not None
-    context = Context(declared, tables.parse_version(text))
+    context = Context(declared, tables.parse_version(text), precision)
     return rules.apply(RULES, read_graph(save(model, folder / "m.onnx")), context)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_rule(case: Case, tmp_path: Path) -> None:
-    findings = found(case.build(), tmp_path, case.target, case.version)
+    findings = found(case.build(), tmp_path, case.target, case.version, case.precision)
     mine = [item for item in findings if item.rule == case.rule and item.severity == case.severity]
     assert mine, findings
     line = mine[0].line()
@@ -42,13 +47,13 @@ def test_rule(case: Case, tmp_path: Path) -> None:
     for other in case.fine:
         version = None if other in target_names() else other
         target = other if version is None else case.target
-        rest = found(case.build(), tmp_path, target, version)
+        rest = found(case.build(), tmp_path, target, version, case.precision)
         assert case.rule not in {item.rule for item in rest}, (other, rest)
 
 
 def test_every_rule_has_a_case() -> None:
     ids = [rule.id for rule in RULES]
-    assert len(set(ids)) == len(ids) == 26
+    assert len(set(ids)) == len(ids) == 27
     assert {case.rule for case in CASES} == set(ids) - {"external-data"}  # has tests of its own
     assert len({case.name for case in CASES}) == len(CASES) >= 45
 
@@ -57,8 +62,8 @@ def test_every_rule_has_a_case() -> None:
 def test_what_is_right_is_found_right(version: str, tmp_path: Path) -> None:
     """Otherwise a rule that always finds something would pass."""
     assert found(good(TensorProto.FLOAT16), tmp_path, ORIN, version) == []
-    findings = found(good(), tmp_path, ORIN, version)
-    assert {item.rule for item in findings} == {"attention.fp32"}
+    findings = found(good(), tmp_path, ORIN, version, "fp32")
+    assert {(item.rule, item.severity) for item in findings} == {("attention.fp32", "warning")}
     assert found(_quantized()(), tmp_path, ORIN, version) == []
     if version != "8.6":
         assert found(_quantized(20, TensorProto.FLOAT16)(), tmp_path, ORIN, version) == []

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto
 
 from edgekd.cli.main import main
+from edgekd.contracts.artifacts import sha256_file
 from edgekd.contracts.labelled import open_labelled
 from edgekd.contracts.recipe import load_recipe
 from edgekd.contracts.target import load_target, target_names
@@ -144,31 +145,66 @@ def test_what_onnx_runtime_cannot_load(tmp_path: Path) -> None:
 
 
 def test_missing_data_stops_the_compile(tmp_path: Path) -> None:
-    onnx.save(good(), str(tmp_path / "m.onnx"), save_as_external_data=True, location="w.bin",
-              size_threshold=0)  # fmt: skip
+    onnx.save(good(TensorProto.FLOAT16), str(tmp_path / "m.onnx"), save_as_external_data=True,
+              location="w.bin", size_threshold=0)  # fmt: skip
     size = check_model(tmp_path / "m.onnx", load_target(ORIN)).graph
     (tmp_path / "w.bin").unlink()
-    for target in (ORIN, "rpi5"):
+    for target, more in ((ORIN, set()), ("rpi5", {"precision"})):
         report = check_model(tmp_path / "m.onnx", load_target(target))
-        assert {item.rule for item in report.errors} == {"external-data"}
+        assert {item.rule for item in report.errors} == {"external-data", *more}
         assert report.compile.reason == "values of the model are missing"
     assert size is not None and size.size_mib > 0
 
 
 def test_a_bundle_is_checked_by_its_model(bundles: dict[str, Path], tmp_path: Path) -> None:
-    for target in target_names():
-        report = check_model(bundles["small"], load_target(target))
-        assert report.verdict == "pass" and report.model == str(bundles["small"])
+    for target in map(load_target, target_names()):
+        report = check_model(bundles["small"], target)
+        assert report.model == str(bundles["small"])
+        wrong = {"attention.fp32"} if target.backend == "trt" else set()  # made for a CPU
+        assert {item.rule for item in report.errors} == wrong
     with pytest.raises(InputError, match="is a folder"):
         check_model(tmp_path, load_target(ORIN))
 
 
 @pytest.mark.parametrize("name", ["conv", "levels", "small"])
 def test_every_export_suits_every_target(name: str, exports: dict[str, OnnxModel]) -> None:
-    for target in target_names():
-        report = check_model(exports[name].path, load_target(target))
+    for target in map(load_target, target_names()):
+        lowered = Options(precision="fp16") if target.backend == "trt" else Options()
+        report = check_model(exports[name].path, target, lowered)
         rules = {item.rule for item in report.findings}
-        assert rules <= {"attention.fp32", "compile.not-done"}, report.lines()
+        assert rules <= {"precision.flag", "compile.not-done"}, report.lines()
+
+
+@pytest.mark.parametrize(
+    ("version", "file", "precision"),
+    [("8.6", "int8.onnx", ["fp32", "int8"]), ("10.3", "int8.onnx", ["fp32", "int8"]),
+     ("10.13", "int8-typed.onnx", ["fp16", "int8"]), ("11.4", "int8-typed.onnx", ["fp16", "int8"])],
+)  # fmt: skip
+def test_of_a_portable_bundle_the_file_of_this_tensorrt_is_checked(
+    version: str, file: str, precision: list[str], made: Path
+) -> None:
+    report = check_model(made, load_target(ORIN), Options(tensorrt=version))
+    assert report.verdict == "pass" and report.graph is not None
+    assert report.sha256 == sha256_file(made / file)
+    assert set(report.graph.precision) == set(precision)
+    rules = {item.rule for item in report.findings} - {"compile.not-done"}
+    assert rules == ({"precision.flag"} if "fp32" in precision else set())
+
+
+def test_fp32_is_refused_unless_it_is_meant(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = save(good(), tmp_path / "m.onnx")
+    for options, code, words in (
+        ([], 1, "error   attention.fp32  softmax: attention in FP32 never fuses"),
+        (["--precision", "fp32"], 0, "warning attention.fp32"),
+        (["--precision", "fp16"], 0, "warning precision.flag"),
+        (["--precision", "fp16", "--tensorrt", "11.4"], 1, "TensorRT 11.4 has no flag"),
+    ):
+        assert main(["check", str(path), "--target", ORIN, *options]) == code
+        assert words in capfd.readouterr().out
+    assert main(["check", str(path), "--target", "rpi5", "--precision", "fp16"]) == 2
+    assert "--precision fp16 does not apply: target rpi5" in capfd.readouterr().err
 
 
 def test_a_build_refuses_what_the_target_would(

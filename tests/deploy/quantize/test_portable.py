@@ -16,6 +16,7 @@ from edgekd.contracts.labelled import LabelledSet, open_labelled
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.recipe import Recipe, load_recipe
 from edgekd.contracts.target import load_target
+from edgekd.deploy.bundle import build
 from edgekd.deploy.export.onnx_export import OnnxModel
 from edgekd.deploy.quantize import grounds as grounds_module
 from edgekd.deploy.quantize import search as search_module
@@ -217,6 +218,21 @@ def test_the_command(
     assert main([*start, "orin-nx-16gb", "-o", str(tmp_path / "s"), *sets]) == 2
     assert "holds FP16 or INT8 values, expected an FP32 model" in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
+    start[2] = str(exports["levels"].path)
+    (tmp_path / "q" / "notes.txt").write_text("mine")
+    assert main([*start, "orin-nx-16gb", "-o", str(tmp_path / "q"), *sets]) == 2
+    assert "q also holds notes.txt, which would be lost" in capsys.readouterr().err
+    assert (tmp_path / "q" / "notes.txt").read_text() == "mine"
+
+
+def test_ranges_for_a_bundle_that_takes_none_are_refused(
+    line: Line, data: LabelledSet, tmp_path: Path
+) -> None:
+    """Somebody who hands over a calibration means INT8; silence would give them FP32."""
+    wanted = recipe(line, "precision.allowed=[fp32]", "targets=[orin-nx-16gb]")
+    images = Images(data, saved=tmp_path / "calibration.json")
+    with pytest.raises(InputError, match=r"calibration.json was given and only fp32 is made for"):
+        build(wanted, TARGET.name, line.checkpoints["levels"], tmp_path / "b", images)
 
 
 def test_a_set_that_repeats_itself_stops(

@@ -134,12 +134,12 @@ class Feature(Method):
             maps = encoder(image)
             return {tap: maps[tap - 1].permute(0, 2, 3, 1) for tap in taps}, None
         tokens = encoder.patchify(image)
-        positions = encoder.positions_for(tokens.shape[1], tokens.shape[2])
         index = None
         if self.masked is None:
-            tokens = tokens + positions
+            tokens = encoder.place(tokens)
         else:
             index = self.masked.index(batch.numbers, image.device)
+            positions = encoder.positions_for(tokens.shape[1], tokens.shape[2])
             tokens = take_visible(tokens, index) + take_positions(positions, index)
         wanted = taps
         if self.masked is not None and self.masked.branch is not None:
