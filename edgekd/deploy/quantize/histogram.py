@@ -56,9 +56,9 @@ class Histogram:
         if self._exponent is None:  # zeros only; they are bin 0 of any width
             self._counts[0] += size.size
             return
-        # Exact: dividing by a power of two does not round.
-        place = np.ldexp(size, -self._exponent).astype(np.int64)
-        self._counts += np.bincount(np.minimum(place, BINS - 1), minlength=BINS)
+        # Exact: dividing by a power of two does not round, and what underflows is bin 0 anyway.
+        place = np.ldexp(size, -self._exponent, out=size).astype(np.int32)
+        self._counts += np.bincount(place, minlength=BINS)
 
     def _widen(self, top: float) -> None:
         needed = int(np.frexp(top / BINS)[1])  # top < 2**needed * BINS
