@@ -74,12 +74,19 @@ def emit(payload: dict[str, Any], lines: list[str], as_json: bool) -> None:
         click.echo(json.dumps(payload, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         for line in lines:
-            click.echo(line)
+            click.echo(_shown(line))
+
+
+def _shown(line: str) -> str:
+    """A line that stays one and moves no cursor, whatever a bundle calls itself."""
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def note(text: str) -> None:
     """Print a line on stderr."""
-    click.echo(text, err=True)
+    click.echo(_shown(text), err=True)
 
 
 def open_images(

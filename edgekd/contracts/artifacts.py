@@ -68,9 +68,9 @@ def read_text(path: Path) -> str:
     return text
 
 
-def _sibling(path: Path) -> Path:
+def _sibling(path: Path, kind: str = "part") -> Path:
     """A temporary name beside ``path`` that keeps its suffix (drivers look at it)."""
-    return path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(3)}.part{path.suffix}")
+    return path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(3)}.{kind}{path.suffix}")
 
 
 def _prepare_parent(path: Path) -> None:
@@ -118,15 +118,15 @@ def publish_file(path: Path) -> Iterator[Path]:
             leftover.unlink(missing_ok=True)
 
 
-def _sweep(path: Path) -> None:
+def _sweep(path: Path, marker: str) -> None:
     """Clear what killed processes left beside ``path``; give back what one had moved away."""
     stem, suffix = re.escape(path.stem), re.escape(path.suffix)
-    ours = re.compile(rf"\.{stem}\.(\d+)-[0-9a-f]+\.part{suffix}(\.old)?")
-    for item in path.parent.glob(".*.part*"):
+    ours = re.compile(rf"\.{stem}\.(\d+)-[0-9a-f]+\.(part|moved){suffix}")
+    for item in path.parent.glob(".*-*"):
         found = ours.fullmatch(item.name)
         if found is None or not item.is_dir() or _is_alive(int(found[1])):
             continue
-        if item.name.endswith(".old") and not path.exists():
+        if found[2] == "moved" and (item / marker).is_file() and not path.exists():
             item.replace(path)
         else:
             shutil.rmtree(item, ignore_errors=True)
@@ -137,7 +137,7 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # another user's
+    except (OSError, OverflowError):  # another user's; no number of a process
         return True
     return True
 
@@ -172,9 +172,9 @@ def publish_folder(path: Path, marker: str) -> Iterator[Path]:
             f"{path} exists and is not empty and holds no {marker}; choose another folder with -o"
         )
     _prepare_parent(path)
-    _sweep(path)
+    _sweep(path, marker)
     part = _sibling(path)
-    old = part.with_name(part.name + ".old")
+    old = _sibling(path, "moved")
     try:
         part.mkdir()
         yield part

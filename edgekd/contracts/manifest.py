@@ -14,7 +14,7 @@ from edgekd.contracts.windows import Blend
 
 MANIFEST_NAME = "manifest.json"
 GOLDEN_NAME = "golden.npz"
-MANIFEST_SCHEMA = 3
+MANIFEST_SCHEMA = 4
 CALIBRATION_NAME = "calibration.json"
 
 
@@ -200,6 +200,11 @@ class PortableModel(Document):
     keep_fp32: list[str] = []
     golden_atol: float = pydantic.Field(gt=0)
     golden_agreement_min: float = pydantic.Field(ge=0, le=1)
+
+    @property
+    def lowered(self) -> bool:
+        """The file is FP32, and flags of the builder make it something lower."""
+        return self.typing == "flags" and self.precision != "fp32"
 
     def suits(self, version: tuple[int, ...]) -> bool:
         """Whether this TensorRT, as numbers, can build it."""

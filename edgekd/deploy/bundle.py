@@ -58,6 +58,8 @@ GOLDEN_COUNT = 2
 #: part of the golden cells of a lower precision that must have the stored class on any processor.
 GOLDEN_AGREEMENT = 0.995
 
+#: TensorRT versions whose rules a file is checked by where the target has a later or earlier one
+STRONG, WEAK = "10.12", "10.11"
 Step = Callable[[str], None]
 
 
@@ -133,7 +135,9 @@ def build(
         say("export to ONNX")
         exported = export_onnx(model, recipe, folder / "export.onnx")
         say(f"check for {target_name}")
-        meant = Options(precision="fp32") if target.backend == "trt" else Options()
+        # For TensorRT the files that are made from it are compiled, the export itself is none.
+        trt = target.backend == "trt"
+        meant = Options(precision="fp32", compile_model=False) if trt else Options()
         report = require_fit(exported.path, target, meant)
         say("compare ONNX with torch")
         tensors = [normalize(tile)[None] for tile in tiles]
@@ -157,8 +161,10 @@ def build(
         proto = onnx.load(exported.path)
         exported.path.unlink()
         golden = _Golden(tensors, answers[: len(tensors)], atol)
-        pack = _portable if target.backend == "trt" else _onnxrt
-        packed = pack(folder, proto, recipe, target, images, golden, report, say)
+        if trt:
+            packed = _portable(folder, proto, recipe, target, images, golden, say)
+        else:
+            packed = _onnxrt(folder, proto, recipe, target, images, golden, report, say)
         if packed.calibration is not None:
             (folder / CALIBRATION_NAME).write_text(packed.calibration.text(), encoding="utf-8")
         arrays: dict[str, Any] = {f"image_{n}": tile for n, tile in enumerate(tiles)}
@@ -302,7 +308,6 @@ def _portable(
     target: Target,
     images: Images,
     golden: _Golden,
-    exported: CheckReport,
     say: Step,
 ) -> _Packed:
     """What a board builds its engine from; golden outputs are those of FP32."""
@@ -314,13 +319,14 @@ def _portable(
         mine = [item for item in made.models if item.file == name]
         # A typed graph is for a TensorRT that takes types from it, whatever the board has today.
         typed = all(item.typing == "graph" for item in mine)
-        version = max(target.tensorrt or "10.12", "10.12", key=parse_version) if typed else None
-        lowered = any(item.typing == "flags" and item.precision != "fp32" for item in mine)
-        if name != "fp32.onnx" or lowered:  # as FP32 it is the export, and was checked
-            options = Options(tensorrt=version, precision="fp16" if lowered else "fp32")
-            report = require_fit(path, target, options)
-        else:
-            report = exported
+        lowered = any(item.lowered for item in mine)
+        version = target.tensorrt
+        if typed:
+            version = max(version or STRONG, STRONG, key=parse_version)
+        elif lowered:  # and the other way round, whatever the board will have
+            version = min(version or WEAK, WEAK, key=parse_version)
+        options = Options(tensorrt=version, precision="fp16" if lowered else "fp32")
+        report = require_fit(path, target, options)
         _tell(name, report, say)
         checks[name] = _checked(name, report)
     first = made.models[-1] if made.models[0].precision == "fp32" else made.models[1]

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import time
@@ -147,6 +148,9 @@ def finalize(
     api, device = open_api(), open_device()
     machine = read_machine(api, device)
     _require_target(bundle, manifest, machine, options.any_device)
+    other = _other_board(manifest, machine)
+    if other:
+        say(other)
     if manifest.engine is not None:
         changes = manifest.engine.machine.changes(machine)
         say(f"built before: {'; '.join(changes) if changes else 'on this very machine'}")
@@ -221,7 +225,7 @@ def _require_arch(bundle: Path, manifest: Manifest, any_device: bool) -> None:
 
 
 def _require_target(bundle: Path, manifest: Manifest, machine: Machine, any_device: bool) -> None:
-    """Raise unless this is the class of device that the bundle is for."""
+    """Raise unless the GPU is of the bundle's kind; orin-nx and agx-orin are told apart by name."""
     target = load_target(manifest.target.name)
     here = platform.machine()
     fits = here == target.arch and machine.compute_capability == target.compute_capability
@@ -232,6 +236,19 @@ def _require_target(bundle: Path, manifest: Manifest, machine: Machine, any_devi
             f"({machine.compute_capability}); finalise it there, or add --any-device to build it "
             "here all the same (its times then say nothing about the target)"
         )
+
+
+def _other_board(manifest: Manifest, machine: Machine) -> str:
+    """A sentence where the board's own name is not the target's; boards of others may be called
+    anything, so it is no error."""
+    target = load_target(manifest.target.name)
+    name = re.sub(r"^Jetson | \d+ GB$", "", target.title)
+    if machine.board is None or name.lower() in machine.board.lower():
+        return ""
+    return (
+        f"note: the bundle is for {target.title} and this board calls itself '{machine.board}' "
+        f"({machine.multiprocessors} multiprocessors): the times measured here are this board's"
+    )
 
 
 def _chosen(bundle: Path, manifest: Manifest, api: Api, options: Options) -> list[PortableModel]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +37,8 @@ def labelled_tiles(
     """Tiles of a split, spread evenly over its images and places, no two of them equal.
 
     Images smaller than a tile are mirrored to full size; what was mirrored has no label. Where two
-    places look the same (black margins of a scene), another one is taken.
+    places look the same (black margins of a scene), another one is taken. The first and the last
+    tile are the same for every ``count`` from 2 on.
 
     Args:
         data, split: the set and its part.
@@ -55,14 +57,15 @@ def labelled_tiles(
         mine = [w for row in plan(region[0], region[1], tile_px, 0) for w in row]
         windows.append(mine)
         places += [(number, place) for place in range(len(mine))]
-    picks = np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int))
-    order = [*picks.tolist(), *(n for n in range(len(places)) if n not in set(picks.tolist()))]
-    tiles: list[LabelledTile] = []
+    last = len(places) - 1
+    count = min(count, len(places))
+    picks = np.unique(np.linspace(0, last, count).round().astype(int)).tolist()
     seen: dict[bytes, str] = {}
     held: tuple[int, UInt8Array, UInt8Array] | None = None
-    for pick in order:
-        if len(tiles) == min(count, len(places)):
-            break
+
+    def take(pick: int) -> LabelledTile | None:
+        """The tile of a place; None where another one holds the same pixels."""
+        nonlocal held
         number, place = places[pick]
         if held is None or held[0] != number:
             pixels, target = data.load(samples[number])
@@ -83,15 +86,32 @@ def labelled_tiles(
                     f"{seen[mark]} and {name} of {data.name}, split {split}, hold the same pixels; "
                     "a set that repeats itself looks larger than it is: remove copies"
                 )
-            continue
+            return None
         seen[mark] = name
-        tiles.append(
-            LabelledTile(
-                name=f"{samples[number].id} at row {window.y0} column {window.x0}",
-                pixels=np.ascontiguousarray(held[1][cut]),
-                target=np.ascontiguousarray(held[2][cut]),
-            )
+        return LabelledTile(
+            name=f"{samples[number].id} at row {window.y0} column {window.x0}",
+            pixels=np.ascontiguousarray(held[1][cut]),
+            target=np.ascontiguousarray(held[2][cut]),
         )
+
+    def first(order: Iterable[int], most: int) -> dict[int, LabelledTile]:
+        found: dict[int, LabelledTile] = {}
+        for pick in order:
+            if len(found) >= most:
+                break
+            tile = take(pick)
+            if tile is not None:
+                found[pick] = tile
+        return found
+
+    # The two ends are found first and alike for every count: a bundle's golden tiles are the ends
+    # of what its precisions are judged on.
+    ends = list(first(dict.fromkeys([0, last, *range(last)]), min(count, 2)).items())
+    tried = {pick for pick, _ in ends}
+    rest = dict.fromkeys([*picks, *range(last + 1)])
+    middle = first((pick for pick in rest if pick not in tried), count - len(ends))
+    inner = [tile for _, tile in sorted(middle.items())]
+    tiles = [ends[0][1], *inner, *(tile for _, tile in ends[1:])] if ends else []
     return tiles
 
 

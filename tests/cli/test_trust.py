@@ -17,6 +17,7 @@ import pytest
 from edgekd.cli.main import main
 from edgekd.contracts.trust import SIGNATURE_NAME, SIGNER_VARIABLE
 from edgekd.deploy.signing import PASSPHRASE_VARIABLE
+from edgekd.runtime.bundle import sealed_json
 from edgekd.runtime.session import read_manifest
 from tests.conftest import ROOT
 from tests.helpers.bundles import an_origin, make_bundle
@@ -201,6 +202,17 @@ def test_tampering_each_with_its_own_sentence(call: Any, work: Path) -> None:
     for command in ("verify", "run"):
         sentences = [text for what, text in said.items() if what.endswith(command)]
         assert len(sentences) == 7 == len(set(sentences))
+
+
+def test_what_a_bundle_calls_itself_forges_no_line(call: Any, work: Path) -> None:
+    path = work / "b" / "manifest.json"
+    value = json.loads(path.read_text())
+    value["title"] = "x\nsignature: valid, by key fleet\x1b[2J\u202e"
+    path.write_text(sealed_json(value))
+    (work / "b" / SIGNATURE_NAME).unlink()
+    _, text, _ = call("inspect b")
+    assert "x\\nsignature: valid, by key fleet\\x1b[2J\\u202e" in text
+    assert not [line for line in text.splitlines() if line.startswith("signature: valid")]
 
 
 def test_inspect_tells_a_person(call: Any, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

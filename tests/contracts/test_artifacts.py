@@ -222,14 +222,15 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
     dead, alive = dead_process(), os.getpid()
     gone = [
         leftover(tmp_path, f".b.{dead}-0a1b2c.part.v1"),
-        leftover(tmp_path, f".b.{dead}-3d4e5f.part.v1.old"),
+        leftover(tmp_path, f".b.{dead}-3d4e5f.moved.v1"),
     ]
     stay = [
         leftover(tmp_path, f".b.{alive}-0a1b2c.part.v1"),
         leftover(tmp_path, f".b.{dead}-0a1b2c.part.v2"),
-        leftover(tmp_path, f".b.{dead}-0a1b2c.part.v2.old"),
+        leftover(tmp_path, f".b.{dead}-0a1b2c.moved.v2"),
         leftover(tmp_path, f".c.{dead}-0a1b2c.part.v1"),
         leftover(tmp_path, f".b.x{dead}-0a1b2c.part.v1"),
+        leftover(tmp_path, f".b.{10**30}-0a1b2c.part.v1"),
     ]
     (tmp_path / "b.v1").mkdir()
     (tmp_path / "b.v1" / "m.json").write_text("whole")
@@ -243,10 +244,21 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_had_moved_away_comes_back(tmp_path: Path) -> None:
     """Killed between its two moves: the old folder is the only whole one there is."""
-    moved = leftover(tmp_path, f".b.{dead_process()}-0a1b2c.part.old")
+    moved = leftover(tmp_path, f".b.{dead_process()}-0a1b2c.moved")
     with pytest.raises(ValueError), publish_folder(tmp_path / "b", "m.json"):
         raise ValueError
     assert not moved.exists() and (tmp_path / "b" / "m.json").read_text() == "left"
+
+
+def test_only_what_was_whole_comes_back(tmp_path: Path) -> None:
+    """The part of an output with the suffix .moved, or a folder that was being removed."""
+    pid = dead_process()
+    part = leftover(tmp_path, f".b.{pid}-0a1b2c.part.moved")
+    broken = leftover(tmp_path, f".b.{pid}-0a1b2c.moved")
+    (broken / "m.json").unlink()
+    with pytest.raises(ValueError), publish_folder(tmp_path / "b", "m.json"):
+        raise ValueError
+    assert part.exists() and not broken.exists() and not (tmp_path / "b").exists()
 
 
 def test_another_user_s_process_counts_as_alive(monkeypatch: pytest.MonkeyPatch) -> None:

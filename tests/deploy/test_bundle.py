@@ -26,7 +26,7 @@ from edgekd.deploy import bundle as bundle_module
 from edgekd.deploy.bundle import BuildResult, build
 from edgekd.deploy.export.onnx_export import OnnxModel, torch_model
 from edgekd.deploy.quantize.grounds import Images
-from edgekd.deploy.tiles import golden_tiles
+from edgekd.deploy.tiles import golden_tiles, labelled_tiles
 from edgekd.errors import (
     BundleError,
     CheckpointError,
@@ -41,6 +41,7 @@ from edgekd.train.checkpoint import load_checkpoint, rebuild
 from tests.helpers.checkpoints import make_checkpoint
 from tests.helpers.labelled import lite0_values, make_set
 from tests.helpers.line import Line, reuse, variants
+from tests.helpers.rasters import write_raster
 
 NAMES = sorted(variants())
 
@@ -425,6 +426,25 @@ def test_golden_tiles_are_whole_and_different(
     assert len({item.tobytes() for item in tiles}) == expected
     for word in origin.split("split val: ")[1].split(", "):
         assert word.startswith("v0 at row ")
+
+
+@pytest.mark.parametrize("count", [3, 4, 8, 16, 32])
+def test_golden_tiles_are_the_ends_of_what_is_judged(count: int, tmp_path: Path) -> None:
+    """Where the last places are black margins, too: bounds are measured on the golden tiles."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(1, 255, (160, 160, 3), dtype=np.uint8)
+    image[96:], image[:, 96:] = 0, 0
+    folder = make_set(tmp_path / "set")
+    splits = {"train": ["t0"], "val": ["v0"], "test": ["e0"]}
+    (folder / "splits.json").write_text(json.dumps(splits))
+    write_raster(next(folder.glob("images/v0.*")), image)
+    write_raster(next(folder.glob("masks/v0.*")), np.zeros((160, 160, 1), np.uint8))
+    data = open_labelled(folder)
+    ends = labelled_tiles(data, "val", 32, 2)
+    assert ends[0].name == "v0 at row 0 column 0"
+    judged = labelled_tiles(data, "val", 32, count)
+    assert [judged[0].name, judged[-1].name] == [tile.name for tile in ends]
+    assert len({tile.pixels.tobytes() for tile in judged}) == len(judged) == min(count, 10)
 
 
 def test_a_set_without_validation_images_is_refused(

@@ -305,6 +305,30 @@ def test_another_class_of_device(
         assert session.backend.details["backend"] == "trt"
 
 
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("NVIDIA Jetson Orin NX Engineering Reference Developer Kit Super", False),
+        ("NVIDIA Jetson AGX Orin Developer Kit", True),
+        ("NVIDIA Jetson Orin Nano Developer Kit", True),
+        (None, False),
+    ],
+)
+def test_a_board_of_another_name_is_told(
+    bundle: Path, board: FakeBoard, monkeypatch: pytest.MonkeyPatch, model: str | None, said: bool
+) -> None:
+    """All Orins have one architecture and one compute capability."""
+    real = finalize_module.read_machine
+    monkeypatch.setattr(
+        finalize_module, "read_machine",
+        lambda *given: real(*given).model_copy(update={"board": model}),
+    )  # fmt: skip
+    lines: list[str] = []
+    finalize(bundle, options=QUICK, say=lines.append)
+    words = f"note: the bundle is for Jetson Orin NX 16 GB and this board calls itself '{model}'"
+    assert any(line.startswith(words) for line in lines) == said
+
+
 def test_wrong_use(bundle: Path, board: FakeBoard, bundles: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="runs with ONNX Runtime, which needs no engine"):
         finalize(bundles["small"])

@@ -248,6 +248,8 @@ def test_positions_added_as_two_tables_are_the_bits_of_the_paper_s_table():
         assert torch.equal(encoder.positions_for(4, 6)[0], table)
         assert torch.equal(encoder.place(tokens), tokens + table)
         assert (encoder.columns.numel(), encoder.rows.numel()) == (6 * 48, 4 * 48)
+    encoder.float()  # and what FP16 had rounded is made anew
+    assert torch.equal(encoder.positions_for(4, 6)[0], torch.from_numpy(sincos_positions(4, 6, 48)))
 
 
 def test_positions_matter():

@@ -29,6 +29,7 @@ from edgekd.deploy.check.tables import (
 #: INT8 attention fuses up to this many tokens and with these head sizes (NVIDIA/TensorRT#4167).
 INT8_MHA_TOKENS, INT8_MHA_HEADS = 512, (16, 32, 64)
 _HALF = ("float16", "bfloat16")
+_NO_ARITHMETIC = ("Cast", "Constant", "QuantizeLinear", "DequantizeLinear")
 _EDGEKD = "export it with edgekd export"
 _REQUANTIZE = "quantise it again, by symmetric INT8"
 _OPERATORS = "onnx-tensorrt docs/operators.md"
@@ -233,6 +234,15 @@ def _precision(graph: Graph, context: Context) -> Iterator[Hit]:
             )
 
 
+def computes_in_fp32(graph: Graph) -> bool:
+    """Whether any node gives FP32 that a flag could lower; casts and Q/DQ compute nothing."""
+    return any(
+        type_name(graph.types.get(node.output[0], 0)) == "float"
+        for node in graph.nodes
+        if node.output and node.op_type not in _NO_ARITHMETIC
+    )
+
+
 def precisions(graph: Graph) -> list[str]:
     """What products and convolutions compute in, a subset of fp32, fp16, bf16, int8."""
     words = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -389,7 +399,7 @@ def _attention_fp32(graph: Graph, context: Context) -> Iterator[Hit]:
 
 
 def _lowered_by_flag(graph: Graph, context: Context) -> Iterator[Hit]:
-    if context.lowered and "fp32" in precisions(graph):
+    if context.lowered and computes_in_fp32(graph):
         yield Hit(
             "",
             "FP32 in the file, lowered by the builder's flag: fusion, memory and accuracy show "

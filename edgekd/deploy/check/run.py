@@ -81,8 +81,8 @@ def model_file(
         typing = "flags" if tensorrt < STRONG_FROM else "graph"
         for item in manifest.portable:
             if item.suits(tensorrt) and item.typing == typing:
-                lowered = item.typing == "flags" and item.precision != "fp32"
-                return path / item.file, "fp16" if lowered else "fp32"  # as a build meant it
+                # as a build meant it
+                return path / item.file, "fp16" if item.lowered else "fp32"
     model = path / manifest.model
     if model.suffix != ".onnx":
         raise InputError(
@@ -120,7 +120,8 @@ def check_model(path: Path, target: Target, options: Options | None = None) -> C
     if not any(item.rule == "external-data" for item in findings):
         findings += _valid(model, graph)
     compiled = _compile(model, graph, target, findings, options)
-    findings += compiled.findings + _memory(compiled.facts, target, options, context.lowered)
+    lowered = context.lowered and rules.computes_in_fp32(graph)
+    findings += compiled.findings + _memory(compiled.facts, target, options, lowered)
     findings = by_severity(findings)
     trt = target.backend == "trt"
     return CheckReport(
@@ -285,7 +286,7 @@ def _memory(facts: CompileFacts, target: Target, options: Options, lowered: bool
     return [
         Finding(
             rule="compile.activation-memory",
-            severity="warning" if lowered else "error",
+            severity="warning" if lowered and options.max_activation_mib is None else "error",
             reason=f"activations take {facts.activation_mib:.0f} MiB, allowed are {bound:.0f} "
             f"({whose})",
             fix="build in fp16 so that attention fuses, take a smaller tile or batch, or raise "

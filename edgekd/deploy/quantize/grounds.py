@@ -23,7 +23,7 @@ from edgekd.deploy.parity import FloatArray, Model
 from edgekd.deploy.quantize.calibrate import WATCHED_TILES, observe
 from edgekd.deploy.quantize.emulate import emulate
 from edgekd.deploy.quantize.judge import Judge, Quality
-from edgekd.deploy.quantize.layers import Layer, choose_layers, find_layers
+from edgekd.deploy.quantize.layers import Layer, choose_layers, find_layers, require_modules
 from edgekd.deploy.quantize.qdq import insert_qdq
 from edgekd.deploy.quantize.ranges import CalibrationFile, calibration_file, read_calibration
 from edgekd.deploy.quantize.search import search
@@ -126,6 +126,7 @@ class Grounds:
         self._images = images
         self._spec = recipe.io.inputs[0]
         self.normalize = Normalizer(self._spec)
+        require_modules(proto, recipe.precision.keep_high)
         self.saved = None if images.saved is None else read_calibration(images.saved)
         if self.saved is not None and images.saved is not None:
             self.saved.require_for(proto, recipe.precision, self._spec, images.saved)

@@ -64,6 +64,26 @@ def find_layers(proto: onnx.ModelProto) -> list[Layer]:
     return found
 
 
+def module_of(node: onnx.NodeProto) -> str:
+    """The module of the student that a node of the export came from."""
+    return node.name.rsplit("/", 1)[0]
+
+
+def require_modules(proto: onnx.ModelProto, keep_high: Sequence[str]) -> None:
+    """Raise where a pattern keeps nothing high, whichever precisions are made.
+
+    Raises:
+        InputError: it matches no module of the graph, most likely a slip.
+    """
+    names = list(dict.fromkeys(module_of(node) for node in proto.graph.node))
+    for pattern in keep_high:
+        if not fnmatch.filter(names, pattern):
+            raise InputError(
+                f"precision.keep_high: '{pattern}' matches no layer"
+                f"{nearest(pattern, names)} (layers: {', '.join(names[:3])}, ... {names[-1]})"
+            )
+
+
 def choose_layers(
     layers: Sequence[Layer], kinds: Iterable[str], keep_high: Sequence[str]
 ) -> list[Layer]:
@@ -73,17 +93,7 @@ def choose_layers(
         layers: of the graph.
         kinds: to take.
         keep_high: patterns as of file names (``encoder.blocks.11.*``) that stay in high precision.
-
-    Raises:
-        InputError: a pattern that matches no layer of the graph, most likely a slip.
     """
-    names = [layer.name for layer in layers]
-    for pattern in keep_high:
-        if not fnmatch.filter(names, pattern):
-            raise InputError(
-                f"precision.keep_high: '{pattern}' matches no layer"
-                f"{nearest(pattern, names)} (layers: {', '.join(names[:3])}, ... {names[-1]})"
-            )
     wanted = set(kinds)
     return [
         layer

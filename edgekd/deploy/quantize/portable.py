@@ -24,7 +24,7 @@ from edgekd.deploy.quantize.emulate import emulate
 from edgekd.deploy.quantize.grounds import Grounds, Images, Say, calibration_done, candidate
 from edgekd.deploy.quantize.half import high_nodes, overflowing, to_half
 from edgekd.deploy.quantize.judge import Quality
-from edgekd.deploy.quantize.layers import Layer
+from edgekd.deploy.quantize.layers import Layer, module_of
 from edgekd.deploy.quantize.lower import asked_of
 from edgekd.deploy.quantize.ranges import CalibrationFile
 from edgekd.deploy.quantize.search import search
@@ -176,7 +176,7 @@ class _Making:
         self._keep = {
             node.name
             for node in grounds.proto.graph.node
-            if any(fnmatch.fnmatch(_module(node), pattern) for pattern in patterns)
+            if any(fnmatch.fnmatch(module_of(node), pattern) for pattern in patterns)
         }
 
     def int8(self) -> _Tried:
@@ -199,12 +199,12 @@ class _Making:
         quality = grounds.judge(emulate(typed))
         if grounds.passes(quality):
             return self._tried("fp16", typed, proto, proto, self._keep, quality, [], {})
-        names = list(dict.fromkeys(_module(node) for node in proto.graph.node))
+        names = list(dict.fromkeys(module_of(node) for node in proto.graph.node))
         modules = [Layer(name, "linear", "", "", "", 0) for name in names]
 
         def kept(chosen: Sequence[Layer]) -> set[str]:
             low = {item.name for item in chosen}
-            high = {node.name for node in proto.graph.node if _module(node) not in low}
+            high = {node.name for node in proto.graph.node if module_of(node) not in low}
             return high | self._keep
 
         found = search(
@@ -259,7 +259,3 @@ class _Making:
             ),
             sensitivity=sensitivity,
         )  # fmt: skip
-
-
-def _module(node: onnx.NodeProto) -> str:
-    return node.name.rsplit("/", 1)[0]

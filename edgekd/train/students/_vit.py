@@ -203,6 +203,7 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.register_buffer("columns", torch.empty(1, 1, 0, dim), persistent=False)
         self.register_buffer("rows", torch.empty(1, 0, 1, dim), persistent=False)
+        self._rounded = torch.float32  # what the tables were rounded to when they were made
         self._initialize()
 
     def _initialize(self) -> None:
@@ -251,17 +252,16 @@ class ViT(nn.Module):
 
     def _tables_for(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         """``columns`` and ``rows`` of a grid; the last are kept, an exported graph's constants."""
-        columns, rows = self.columns, self.rows
-        if (rows.shape[1], columns.shape[2]) != (height, width):
+        columns, rows, like = self.columns, self.rows, self.patch_embed.weight
+        if (rows.shape[1], columns.shape[2]) != (height, width) or self._rounded != like.dtype:
             table = torch.from_numpy(sincos_positions(height, width, self.dim)[None])
             half = self.dim // 2
-            like = self.patch_embed.weight
             columns = torch.zeros(1, 1, width, self.dim, device=like.device, dtype=like.dtype)
             rows = torch.zeros(1, height, 1, self.dim, device=like.device, dtype=like.dtype)
             columns[..., :half] = table[:, :1, :, :half]
             rows[..., half:] = table[:, :, :1, half:]
             if not _exporting():  # a traced function must not change the module
-                self.columns, self.rows = columns, rows
+                self.columns, self.rows, self._rounded = columns, rows, like.dtype
         return columns, rows
 
     def run_blocks(

@@ -17,7 +17,7 @@ from edgekd.contracts.recipe import load_recipe
 from edgekd.contracts.target import load_target, target_names
 from edgekd.deploy.bundle import build
 from edgekd.deploy.check import rtx, run
-from edgekd.deploy.check.report import CheckReport
+from edgekd.deploy.check.report import CheckReport, CompileFacts
 from edgekd.deploy.check.run import Options, check_model
 from edgekd.deploy.export import onnx_export
 from edgekd.deploy.export.onnx_export import OnnxModel
@@ -189,6 +189,22 @@ def test_of_a_portable_bundle_the_file_of_this_tensorrt_is_checked(
     assert set(report.graph.precision) == set(precision)
     rules = {item.rule for item in report.findings} - {"compile.not-done"}
     assert rules == ({"precision.flag"} if "fp32" in precision else set())
+
+
+def test_a_flag_excuses_memory_only_where_there_is_something_to_lower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And never a bound that somebody gave."""
+    facts = CompileFacts(status="done", library="made up", activation_mib=5000.0)
+    monkeypatch.setattr(run, "_compile", lambda *_: rtx.Compiled(facts))
+    target = load_target(ORIN)
+    single, half = save(good(), tmp_path / "s.onnx"), save(good(10), tmp_path / "h.onnx")
+    for path, given, severity in ((single, None, "warning"), (half, None, "error"),
+                                  (single, 10.0, "error")):  # fmt: skip
+        report = check_model(path, target, Options(precision="fp16", max_activation_mib=given))
+        found = {item.rule: item.severity for item in report.findings}
+        assert found["compile.activation-memory"] == severity
+        assert ("precision.flag" in found) == (path == single)
 
 
 def test_fp32_is_refused_unless_it_is_meant(

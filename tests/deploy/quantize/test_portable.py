@@ -16,6 +16,7 @@ from edgekd.contracts.labelled import LabelledSet, open_labelled
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.recipe import Recipe, load_recipe
 from edgekd.contracts.target import load_target
+from edgekd.deploy import bundle as bundle_module
 from edgekd.deploy.bundle import build
 from edgekd.deploy.export.onnx_export import OnnxModel
 from edgekd.deploy.quantize import grounds as grounds_module
@@ -223,6 +224,38 @@ def test_the_command(
     assert main([*start, "orin-nx-16gb", "-o", str(tmp_path / "q"), *sets]) == 2
     assert "q also holds notes.txt, which would be lost" in capsys.readouterr().err
     assert (tmp_path / "q" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("version", ["8.6", "10.3", "10.12", "10.13", "11.4"])
+def test_every_file_is_checked_by_rules_of_a_tensorrt_that_builds_it(
+    line: Line, exports: dict[str, OnnxModel], data: LabelledSet, tmp_path: Path, version: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Also where the target's own has no flags any more, or takes no types from the graph yet."""
+    monkeypatch.setenv("EDGEKD_TRT_RTX_PYTHON", "")
+    monkeypatch.setattr(bundle_module, "load_target",
+                        lambda _: TARGET.model_copy(update={"tensorrt": version}))  # fmt: skip
+    wanted = recipe(line, "targets=[orin-nx-16gb]")
+    manifest = build(
+        wanted, TARGET.name, line.checkpoints["levels"], tmp_path / "b", Images(data)
+    ).manifest
+    rules = {item.file: item.rules.removeprefix("TensorRT ") for item in manifest.checks}
+    weak = version if version in ("8.6", "10.3") else "10.11"
+    strong = version if version in ("10.13", "11.4") else "10.12"
+    assert rules == {"int8.onnx": weak, "fp32.onnx": weak,
+                     "int8-typed.onnx": strong, "fp16-typed.onnx": strong}  # fmt: skip
+
+
+@pytest.mark.parametrize("allowed", ["fp16", "fp16,int8"])
+def test_a_pattern_that_keeps_nothing_high_is_a_slip(
+    line: Line, exports: dict[str, OnnxModel], data: LabelledSet, allowed: str
+) -> None:
+    changes = [f"precision.allowed=[{allowed}]", "precision.keep_high=['encoder.blokcs.0.*']"]
+    with pytest.raises(InputError, match="'encoder.blokcs.0.*' matches no layer"):
+        make(line, exports, Images(data), *changes)
+    kept = make(line, exports, Images(data), changes[0], "precision.keep_high=['*.norm1']")
+    norms = [name for name in kept.models[0].keep_fp32 if name.split("/")[0].endswith("norm1")]
+    assert len(norms) == 6
 
 
 def test_ranges_for_a_bundle_that_takes_none_are_refused(

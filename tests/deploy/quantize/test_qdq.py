@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as npst
 from onnx import helper
 
 from edgekd.deploy.quantize.emulate import emulate
-from edgekd.deploy.quantize.layers import choose_layers, find_layers
+from edgekd.deploy.quantize.layers import choose_layers, find_layers, require_modules
 from edgekd.deploy.quantize.qdq import insert_qdq, quantized, storable, weight_scales
 from edgekd.errors import InputError
 from tests.deploy.quantize.graphs import constants_of, operators, perceptron, tiles
@@ -44,8 +44,9 @@ def test_patterns_keep_layers_high_and_a_slip_is_refused() -> None:
     layers = find_layers(perceptron())
     chosen = choose_layers(layers, ["linear", "patch"], ["blocks.1.*"])
     assert [layer.name for layer in chosen] == ["embed", "blocks.0.fc1", "blocks.0.fc2"]
+    require_modules(perceptron(), ["blocks.1.*", "embed"])
     with pytest.raises(InputError, match=r"'block.1.fc2' matches no layer; did you mean 'blocks"):
-        choose_layers(layers, ["linear"], ["block.1.fc2"])
+        require_modules(perceptron(), ["block.1.fc2"])
 
 
 @pytest.mark.parametrize("as_int8", [True, False])
