@@ -81,5 +81,5 @@ def command(
         note(f"next: copy {out} to the {target}, and there: edgekd finalize {out}")
         return
     here = manifest.target.arch == platform.machine()
-    first = "" if here else f"copy {out} to a {manifest.target.arch} device, and there: "
+    first = "" if here else f"copy {out} to the {target}, and there: "
     note(f"next: {first}edgekd run {out} SCENE.tif -o map.tif --bands 1,2,3")

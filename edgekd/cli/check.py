@@ -67,4 +67,9 @@ def command(
     if report.errors:
         raise refusal(report)
     if not as_json:
-        note(f"next: edgekd build RECIPE --target {target}")
+        if not model.is_dir():
+            note(f"next: edgekd build RECIPE --target {target}")
+        elif declared.backend == "trt":
+            note(f"next: on the {target}, edgekd finalize {model}")
+        else:
+            note(f"next: on the {target}, edgekd run {model} SCENE.tif -o map.tif")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 import sys
 import tempfile
@@ -122,6 +123,10 @@ def _signer() -> tuple[str | None, str | None]:
     return " and ".join(map(str, required)) or None, None
 
 
+#: libraries that may live in another Python, and the variable that names it
+_ELSEWHERE = {"tensorrt_rtx": "EDGEKD_TRT_RTX_PYTHON"}
+
+
 def _extras() -> dict[str, dict[str, Any]]:
     """Per extra: versions of what is there, what is not, and what to type."""
     from edgekd.contracts.optional import EXTRAS, available
@@ -132,7 +137,10 @@ def _extras() -> dict[str, dict[str, Any]]:
         has: dict[str, str] = {}
         lacks: list[str] = []
         for module in modules:
-            if available(module):
+            given = os.environ.get(_ELSEWHERE.get(module, ""))
+            if given:
+                has[module] = f"in {given} ({_ELSEWHERE[module]})"
+            elif available(module):
                 has[module] = package_version(*_DISTRIBUTIONS.get(module, (module,))) or "?"
             else:
                 lacks.append(module)

@@ -65,7 +65,7 @@ def _bundle(path: Path) -> tuple[dict[str, Any], list[str], EdgeKDError | None]:
         f"({origin.student['parameters'] / 1e6:.2f} M parameters), "
         f"data {origin.data_name}, validation mIoU {percent(tuning.get('best_val_miou'))}",
         *(
-            f"gate {gate.name}: {'passed' if gate.passed else 'FAILED'}, {gate.value:.3g}, "
+            f"gate {gate.name}: {'passed' if gate.passed else 'FAILED'}, {gate.value:.6g}, "
             f"{gate.sense} {gate.bound:.3g} {gate.unit}"
             for gate in manifest.gates
         ),

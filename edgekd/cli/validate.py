@@ -46,7 +46,9 @@ def command(
                 raise
             note(f"error: {text}")
     lines = [
-        f"{item['path']}: {item['summary']}" if item["valid"] else f"{item['path']}: not valid"
+        f"{item['path']}: {item['summary']}"
+        if item["valid"]
+        else f"{item['path']}: no: {item['error']}"
         for item in results
     ]
     emit({"results": results}, lines, as_json)
@@ -69,8 +71,22 @@ def _recipe(path: Path, overrides: list[str]) -> dict[str, Any]:
 
 
 def _bundle(path: Path, any_device: bool, signer: list[Path] | None) -> dict[str, Any]:
+    from edgekd.contracts.trust import requirements
+    from edgekd.errors import BundleError, TrustError
+    from edgekd.runtime.bundle import open_bundle
     from edgekd.runtime.session import load
 
+    opened = open_bundle(path, requirements(signer))
+    opened.check_files()
+    try:
+        load(path, any_device=any_device, signer=signer).close()
+    except TrustError:
+        raise
+    except BundleError as err:
+        raise type(err)(
+            f"{path} is whole (its {len(opened.manifest.files)} files are as sealed) and was not "
+            f"run, so nothing is said about its answers: {err}"
+        ) from err
     with load(path, any_device=any_device, signer=signer) as session:
         by = "" if session.signer is None else f", signed by key {session.signer}"
         error = session.verify()

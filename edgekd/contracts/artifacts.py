@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -152,6 +153,22 @@ def _flush(folder: Path) -> None:
             os.close(number)
 
 
+def require_folder(path: Path, marker: str) -> None:
+    """Raise unless :func:`publish_folder` could fill ``path`` now.
+
+    Raises:
+        OutputError: the place is taken by something else or cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path} is a file; give the name of a folder to write")
+    if path.is_dir() and any(path.iterdir()) and not (path / marker).is_file():
+        raise OutputError(
+            f"{path} exists and is not empty and holds no {marker}; choose another folder with -o"
+        )
+    _prepare_parent(path)
+
+
 @contextlib.contextmanager
 def publish_folder(path: Path, marker: str) -> Iterator[Path]:
     """Fill a folder beside its place and move it there when it is whole.
@@ -165,13 +182,7 @@ def publish_folder(path: Path, marker: str) -> Iterator[Path]:
     path = Path(path)
     if path.name in ("", ".."):
         path = path.resolve()
-    if path.exists() and not path.is_dir():
-        raise OutputError(f"{path} is a file; give the name of a folder to write")
-    if path.is_dir() and any(path.iterdir()) and not (path / marker).is_file():
-        raise OutputError(
-            f"{path} exists and is not empty and holds no {marker}; choose another folder with -o"
-        )
-    _prepare_parent(path)
+    require_folder(path, marker)
     _sweep(path, marker)
     part = _sibling(path)
     old = _sibling(path, "moved")
@@ -185,7 +196,8 @@ def publish_folder(path: Path, marker: str) -> Iterator[Path]:
     except OSError as err:
         if err.filename is not None and part not in (name := Path(err.filename), *name.parents):
             raise  # another file than ours
-        raise OutputError(f"{path} cannot be written: {err.strerror or err}") from err
+        room = "; make room and run again" if err.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise OutputError(f"{path} cannot be written: {err.strerror or err}{room}") from err
     finally:
         if old.exists() and not path.exists():  # interrupted between the two moves
             old.replace(path)

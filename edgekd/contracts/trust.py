@@ -214,7 +214,10 @@ def requirements(signer: Signers | None = None) -> tuple[Requirement, ...]:
     """
     found = []
     if signer is not None:
-        paths = [signer] if isinstance(signer, str | os.PathLike) else list(signer)
+        paths = [signer] if isinstance(signer, str | os.PathLike) else signer
+        if not isinstance(paths, Iterable) or isinstance(paths, bytes):
+            raise InputError(f"signer is a public key file or a list of them, received {signer!r}")
+        paths = list(paths)
         if not paths:
             raise InputError(
                 "signer holds no key, and no bundle can be by none of them; name a public key "

@@ -139,6 +139,11 @@ class CheckReport(Document):
         return self
 
     @property
+    def lowered(self) -> bool:
+        """What was compiled is not what a builder told by flags makes of it."""
+        return any(item.rule == "precision.flag" for item in self.findings)
+
+    @property
     def errors(self) -> list[Finding]:
         """The findings that refuse the model."""
         return [item for item in self.findings if item.severity == "error"]
@@ -181,6 +186,7 @@ class CheckReport(Document):
         if self.backend == "trt":
             total = len(self.graph.attentions) if self.graph else 0
             parts += [
+                *(["as FP32, which the flag lowers on the board"] if self.lowered else []),
                 f"fused attention {done.fused_attention} of {total}",
                 f"{done.int8_gemms} INT8 products",
                 f"activations {done.activation_mib:.0f} MiB",

@@ -29,6 +29,8 @@ from edgekd.deploy.check.tables import (
 #: INT8 attention fuses up to this many tokens and with these head sizes (NVIDIA/TensorRT#4167).
 INT8_MHA_TOKENS, INT8_MHA_HEADS = 512, (16, 32, 64)
 _HALF = ("float16", "bfloat16")
+_INTEGER_PRODUCTS = ("MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "QGemm",
+                     "DynamicQuantizeMatMul", "MatMulIntegerToFloat")  # fmt: skip
 _NO_ARITHMETIC = ("Cast", "Constant", "QuantizeLinear", "DequantizeLinear")
 _EDGEKD = "export it with edgekd export"
 _REQUANTIZE = "quantise it again, by symmetric INT8"
@@ -243,11 +245,16 @@ def computes_in_fp32(graph: Graph) -> bool:
     )
 
 
+def integer_nodes(graph: Graph) -> list[onnx.NodeProto]:
+    """Products in operators of their own on integers, in place of Q/DQ around float ones."""
+    return [node for node in graph.all_nodes() if node.op_type in _INTEGER_PRODUCTS]
+
+
 def precisions(graph: Graph) -> list[str]:
     """What products and convolutions compute in, a subset of fp32, fp16, bf16, int8."""
     words = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16"}
     quantized = [node.name or node.output[0] for node in graph.quantized_gemms]
-    found = {"int8"} if quantized else set()
+    found = {"int8"} if quantized or integer_nodes(graph) else set()
     for node in graph.gemms:
         if (node.name or node.output[0]) not in quantized:
             kind = words.get(type_name(graph.types.get(node.input[0], 0)))

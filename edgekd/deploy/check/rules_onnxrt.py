@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from edgekd.deploy.check.graph import Graph, title
-from edgekd.deploy.check.rules import Context, Hit, Rule, precisions
+from edgekd.deploy.check.rules import Context, Hit, Rule, integer_nodes, precisions
 from edgekd.deploy.check.tables import ONNXRUNTIME_OPSETS, shown
 
 _COMPATIBILITY = "https://onnxruntime.ai/docs/reference/compatibility.html"
@@ -75,6 +75,30 @@ def _weight_bits(graph: Graph, context: Context) -> Iterator[Hit]:
             )
 
 
+def _integer_operators(graph: Graph, context: Context) -> Iterator[Hit]:
+    """What ONNX Runtime's quantize_dynamic and QuantFormat.QOperator write."""
+    cpu = context.target.cpu
+    for node in integer_nodes(graph):
+        said = f"{node.op_type}, a product in an operator of its own"
+        fix = "quantise with edgekd build or edgekd quantize, which write Q/DQ"
+        if cpu is not None and cpu.int8_weight_bits == 7:
+            said += ": its weights have 8 bits by default, with which a CPU of this class saturates"
+            yield Hit(title(node), said, fix, "error")
+        else:
+            yield Hit(title(node), f"{said}; it cannot be judged layer by layer", fix)
+
+
+def _attention(graph: Graph, context: Context) -> Iterator[Hit]:
+    for item in graph.attentions:
+        if item.quantized:
+            yield Hit(
+                title(item.softmax),
+                "Q/DQ at the attention products: 8 bits for a softmax of many tokens cost accuracy "
+                "and gain little",
+                "leave QK^T, softmax and AV unquantised",
+            )
+
+
 def _dot_product(graph: Graph, context: Context) -> Iterator[Hit]:
     cpu = context.target.cpu
     if cpu is not None and not cpu.int8_dot_product and "int8" in precisions(graph):
@@ -89,6 +113,9 @@ RULES: list[Rule] = [
     Rule("onnxrt.opset", "error", _opset, _COMPATIBILITY, "onnxrt"),
     Rule("onnxrt.domain", "error", _domains, "ONNX Runtime, contrib operators", "onnxrt"),
     Rule("onnxrt.weight-bits", "error", _weight_bits, _QUANTIZATION, "onnxrt"),
+    Rule("onnxrt.integer-operator", "warning", _integer_operators, _QUANTIZATION, "onnxrt"),
+    Rule("onnxrt.attention-quantized", "warning", _attention,
+         "Liu et al. 2021, Post-Training Quantization for Vision Transformer", "onnxrt"),
     Rule("onnxrt.dot-product", "warning", _dot_product,
          "https://github.com/ARM-software/armnn/issues/511", "onnxrt"),
 ]  # fmt: skip

@@ -125,7 +125,7 @@ def check_model(path: Path, target: Target, options: Options | None = None) -> C
     findings = by_severity(findings)
     trt = target.backend == "trt"
     return CheckReport(
-        model=str(path),
+        model=str(model),
         sha256=sha256_file(model),
         target=target.name,
         backend=target.backend,
@@ -159,7 +159,7 @@ def refusal(report: CheckReport, end: str = "") -> GateError:
     """The error for a report whose verdict is no."""
     first, more = report.errors[0], len(report.errors) - 1
     node = f"{first.nodes[0]}: " if first.nodes else ""
-    rest = f" (and {more} more: edgekd check)" if more else ""
+    rest = f" (and {more} more)" if more else ""
     return GateError(
         f"{report.model} does not suit {report.target}: {first.rule}: {node}{first.reason}; "
         f"{first.fix}{rest}{end}"

@@ -95,6 +95,7 @@ def observe(
     linear = {layer.source for layer in layers if layer.kind == "linear"}
     found = Activations(histograms={source: Histogram() for source in sources})
     digest, seen = hashlib.sha256(), set()
+    flat = 0
     same = _passed_on(proto)
     for tile in tiles:
         content = np.ascontiguousarray(tile, np.float32).tobytes()
@@ -105,6 +106,7 @@ def observe(
                 "repeats itself looks larger than it is: remove copies"
             )
         seen.add(mark)
+        flat += int((np.ptp(tile, axis=(2, 3)) == 0).all())
         digest.update(content)
         if watching and layers and found.tiles >= WATCHED_TILES:
             # FP16 has eight times of headroom over these; INT8's ranges want every tile.
@@ -133,6 +135,11 @@ def observe(
             step(found.tiles, expected)
         if found.tiles == expected:
             break
+    if found.tiles and flat == found.tiles:
+        raise InputError(
+            f"none of the {flat} calibration tiles shows anything, each is of one colour, so the "
+            "ranges of the layers would mean nothing; give real images"
+        )
     if found.tiles < expected:
         raise InputError(
             f"calibration asked for {expected} tiles and the set gave {found.tiles}; give more "

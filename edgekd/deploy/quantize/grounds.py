@@ -7,7 +7,7 @@ hold.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from edgekd.contracts.labelled import LabelledSet
-from edgekd.contracts.manifest import CalibrationDone, CandidateDone, Gate
+from edgekd.contracts.manifest import CalibrationDone, CandidateDone, Gate, row
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.recipe import CalibrationSpec, Recipe
 from edgekd.deploy.parity import FloatArray, Model
@@ -29,7 +29,7 @@ from edgekd.deploy.quantize.ranges import CalibrationFile, calibration_file, rea
 from edgekd.deploy.quantize.search import search
 from edgekd.deploy.quantize.smooth import smooth
 from edgekd.deploy.tiles import labelled_tiles
-from edgekd.errors import InputError
+from edgekd.errors import GateError, InputError
 
 #: validation tiles that a precision is judged on, between the two numbers
 MOST_JUDGED, FEWEST_JUDGED = 32, 4
@@ -39,6 +39,9 @@ JUDGED_PX = 4 << 20
 #: golden outputs come from ONNX Runtime on the build host; on another processor the same float32
 #: graph differs by the order of its sums, so the bound is wider than the export's.
 GOLDEN_FACTOR = 10.0
+
+#: layers that a refusal names
+SHOWN_LAYERS = 5
 
 Say = Callable[[str], None]
 
@@ -297,6 +300,24 @@ def candidate(
         golden_max_abs=min(quality.ends_max_abs, largest), size_bytes=size_bytes,
         chosen=chosen, why=why, **rest,
     )  # fmt: skip
+
+
+def refusal(
+    candidates: Sequence[CandidateDone], sensitivity: Mapping[str, float], asked: Sequence[str]
+) -> GateError:
+    """The error where nothing that is allowed keeps the gates, with the table that shows why."""
+    text = "no allowed precision keeps the gates: "
+    text += "; ".join(row(item).strip(" *") for item in candidates)
+    if sensitivity:
+        worst = sorted(sensitivity.items(), key=lambda item: -item[1])[:SHOWN_LAYERS]
+        text += "; lowered alone, the worst layers change the logits by " + ", ".join(
+            f"{name} {100 * value:.2g} %" for name, value in worst
+        )
+        text += f" of their deviation ({len(sensitivity)} layers; at most half may stay high)"
+    return GateError(
+        f"{text}; allow a higher precision (asked: {', '.join(asked)}), calibrate otherwise "
+        "(precision.range, precision.smooth, calibration.tiles), or lower gates.agreement_min"
+    )
 
 
 def calibration_done(file: CalibrationFile) -> CalibrationDone:

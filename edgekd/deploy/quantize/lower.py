@@ -20,9 +20,16 @@ from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.target import Target
 from edgekd.deploy.parity import Model
 from edgekd.deploy.quantize.emulate import emulate
-from edgekd.deploy.quantize.grounds import Grounds, Images, Say, calibration_done, candidate
+from edgekd.deploy.quantize.grounds import (
+    Grounds,
+    Images,
+    Say,
+    calibration_done,
+    candidate,
+    refusal,
+)
 from edgekd.deploy.quantize.ranges import CalibrationFile
-from edgekd.errors import GateError, InputError
+from edgekd.errors import InputError
 
 #: runs that a tile's time is the median of, FP32 and candidate in turn
 TIMED_RUNS = 5
@@ -157,8 +164,7 @@ def _choose(grounds: Grounds, target: Target, asked: list[str]) -> Lowered:
         ),
     ]  # fmt: skip
     if not passed and "fp32" not in asked:
-        table = "; ".join(row(item).strip(" *") for item in candidates)
-        raise GateError(f"no allowed precision keeps the gates: {table}")
+        raise refusal(candidates, int8.sensitivity, asked)
     if not passed:
         candidates[0] = candidates[0].model_copy(
             update={"chosen": True, "why": "what is left when INT8 is refused"}

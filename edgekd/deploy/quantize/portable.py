@@ -21,14 +21,20 @@ from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.target import Target
 from edgekd.deploy.export.graph import lift
 from edgekd.deploy.quantize.emulate import emulate
-from edgekd.deploy.quantize.grounds import Grounds, Images, Say, calibration_done, candidate
+from edgekd.deploy.quantize.grounds import (
+    Grounds,
+    Images,
+    Say,
+    calibration_done,
+    candidate,
+    refusal,
+)
 from edgekd.deploy.quantize.half import high_nodes, overflowing, to_half
 from edgekd.deploy.quantize.judge import Quality
 from edgekd.deploy.quantize.layers import Layer, module_of
 from edgekd.deploy.quantize.lower import asked_of
 from edgekd.deploy.quantize.ranges import CalibrationFile
 from edgekd.deploy.quantize.search import search
-from edgekd.errors import GateError
 
 #: flags of the builder exist from TensorRT 8 and are gone in 11; NVIDIA calls strong typing fully
 #: available from 10.12, the flag for it is in the bindings from 10.3 on (API table).
@@ -121,8 +127,8 @@ def portable(
     for line in map(row, candidates):
         say(line)
     if not kept and "fp32" not in asked:
-        table = "; ".join(row(item).strip(" *") for item in candidates)
-        raise GateError(f"no allowed precision keeps the gates: {table}")
+        sensitivity = next((item.sensitivity for item in tried if item.sensitivity), {})
+        raise refusal(candidates, sensitivity, asked)
     files: dict[str, onnx.ModelProto] = {}
     models: list[PortableModel] = []
     for item in kept:

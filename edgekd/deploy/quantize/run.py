@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from edgekd.contracts.artifacts import canonical_json, publish_folder, sha256_file
+from edgekd.contracts.artifacts import canonical_json, publish_folder, require_folder, sha256_file
 from edgekd.contracts.manifest import CALIBRATION_NAME, Gate, PortableModel, PrecisionDone
 from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.target import Target
@@ -67,6 +67,7 @@ def quantize(
             f"{target.name} holds fp32 alone, so there is nothing to lower; allow more, e.g. "
             "--set 'precision.allowed=[fp32,int8]' --set 'calibration={tiles: 16}'"
         )
+    _require_place(out)
     read_graph(model)  # says in words what is wrong with a file that is no model
     proto = onnx.load(model)
     _require_same(model, proto, recipe)
@@ -77,6 +78,19 @@ def quantize(
     lowered = lower(proto, recipe, target, images, say)
     files = {f"{lowered.precision.done}.onnx": lowered.proto}
     return _write(out, files, lowered.calibration, lowered.precision, lowered.gates, [])
+
+
+def _require_place(out: Path) -> None:
+    """Raise unless results can be written there; asked before the minutes of work."""
+    if (out / REPORT_NAME).is_file():
+        ours = {REPORT_NAME, CALIBRATION_NAME, *_FILES}
+        strange = sorted(item.name for item in out.iterdir() if item.name not in ours)
+        if strange:
+            raise OutputError(
+                f"{out} also holds {strange[0]}, which would be lost; move it away or choose "
+                "another folder with -o"
+            )
+    require_folder(out, REPORT_NAME)
 
 
 def _require_same(model: Path, proto: onnx.ModelProto, recipe: Recipe) -> None:
@@ -115,14 +129,6 @@ def _write(
     gates: list[Gate],
     models: list[PortableModel],
 ) -> Quantized:
-    if (out / REPORT_NAME).is_file():
-        ours = {REPORT_NAME, CALIBRATION_NAME, *_FILES}
-        strange = sorted(item.name for item in out.iterdir() if item.name not in ours)
-        if strange:
-            raise OutputError(
-                f"{out} also holds {strange[0]}, which would be lost; move it away or choose "
-                "another folder with -o"
-            )
     with publish_folder(out, REPORT_NAME) as folder:
         for name, proto in files.items():
             (folder / name).write_bytes(proto.SerializeToString(deterministic=True))

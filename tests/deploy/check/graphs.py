@@ -184,6 +184,15 @@ def _attention_operator(dtype: int) -> Build:
     return build
 
 
+def _integer_product() -> onnx.ModelProto:
+    """What quantize_dynamic writes."""
+    tiny = Tiny(("N", 4, 8))
+    weight = tiny.weight("w", np.ones((8, 8)), np.int8)
+    tiny.add("DynamicQuantizeLinear", ["image"], "q", outputs=["q", "scale", "zero"])
+    tiny.add("MatMulInteger", ["q", weight], "sum")
+    return tiny.model(tiny.add("Cast", ["sum"], "out", to=FLOAT))
+
+
 CASES = [
     Case("opset of torch's default for 8.6", lambda: good(opset=18), "opset",
          ("opset 18", "TensorRT 8.6 reads up to 17"), version="8.6", fine=("10.3", "11.4")),
@@ -285,6 +294,14 @@ CASES = [
          ("ONNX Runtime's own",), "warning", target="x86-cpu"),
     Case("8-bit weights on x86 without VNNI", _quantized(), "onnxrt.weight-bits",
          ("-64 to 63 are 7 bits", "VNNI"), target="x86-cpu", fine=("rpi4", "rpi5", ORIN)),
+    Case("integer products on x86", _integer_product, "onnxrt.integer-operator",
+         ("MatMulInteger, a product in an operator", "saturates"), target="x86-cpu",
+         fine=(ORIN,)),
+    Case("integer products on Arm", _integer_product, "onnxrt.integer-operator",
+         ("cannot be judged layer by layer",), "warning", target="rpi5"),
+    Case("INT8 attention on a CPU", _attention(FLOAT, ("N", 64, 64), 64, ("q", "k", "softmax",
+         "v")), "onnxrt.attention-quantized", ("cost accuracy",), "warning", target="rpi5",
+         fine=(ORIN,)),
     Case("INT8 without dot products", _quantized(high=63), "onnxrt.dot-product",
          ("Cortex-A72", "may be slower"), "warning", target="rpi4", fine=("rpi5", ORIN)),
 ]  # fmt: skip

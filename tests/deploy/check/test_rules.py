@@ -53,7 +53,7 @@ def test_rule(case: Case, tmp_path: Path) -> None:
 
 def test_every_rule_has_a_case() -> None:
     ids = [rule.id for rule in RULES]
-    assert len(set(ids)) == len(ids) == 27
+    assert len(set(ids)) == len(ids) == 29
     assert {case.rule for case in CASES} == set(ids) - {"external-data"}  # has tests of its own
     assert len({case.name for case in CASES}) == len(CASES) >= 45
 

@@ -159,7 +159,7 @@ def test_missing_data_stops_the_compile(tmp_path: Path) -> None:
 def test_a_bundle_is_checked_by_its_model(bundles: dict[str, Path], tmp_path: Path) -> None:
     for target in map(load_target, target_names()):
         report = check_model(bundles["small"], target)
-        assert report.model == str(bundles["small"])
+        assert report.model == str(bundles["small"] / "model.onnx")
         wrong = {"attention.fp32"} if target.backend == "trt" else set()  # made for a CPU
         assert {item.rule for item in report.errors} == wrong
     with pytest.raises(InputError, match="is a folder"):
@@ -185,7 +185,7 @@ def test_of_a_portable_bundle_the_file_of_this_tensorrt_is_checked(
 ) -> None:
     report = check_model(made, load_target(ORIN), Options(tensorrt=version))
     assert report.verdict == "pass" and report.graph is not None
-    assert report.sha256 == sha256_file(made / file)
+    assert report.sha256 == sha256_file(made / file) and report.model == str(made / file)
     assert set(report.graph.precision) == set(precision)
     rules = {item.rule for item in report.findings} - {"compile.not-done"}
     assert rules == ({"precision.flag"} if "fp32" in precision else set())

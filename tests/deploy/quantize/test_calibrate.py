@@ -89,6 +89,14 @@ def test_a_set_that_repeats_stops() -> None:
         observe(perceptron(), find_layers(perceptron()), [one, two, one.copy()], 3)
 
 
+def test_a_set_of_plain_colours_stops_and_one_black_margin_does_not() -> None:
+    plain = [np.full_like(tiles(1)[0], number) for number in range(4)]
+    with pytest.raises(InputError, match="none of the 4 calibration tiles shows anything"):
+        observe(perceptron(), find_layers(perceptron()), plain, 4)
+    mixed = [*plain[:3], tiles(1)[0]]
+    assert observe(perceptron(), find_layers(perceptron()), mixed, 4).tiles == 4
+
+
 def test_a_set_that_fails_stops_with_its_own_error() -> None:
     def broken():
         yield from tiles(2)
