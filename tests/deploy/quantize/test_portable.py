@@ -86,8 +86,8 @@ def test_precisions_that_fail_are_refused_with_the_table(
     assert len(made.precision.sensitivity) >= 25
     assert any("look for the worst" in text for text in said)
     with pytest.raises(GateError, match=r"no allowed precision .*; fp16: .*; int8: .*fails the"
-                       r".*worst layers change the logits by encoder\.\S+ [\d.]+ %.*at most half may"
-                       r".*; allow a higher precision \(asked: fp16, int8\)"):  # fmt: skip
+                       r".*worst layers change the logits by encoder\.\S+ [\d.]+ %.*at most "
+                       r"half may .*; allow a higher precision \(asked: fp16, int8\)"):  # fmt: skip
         make(line, exports, Images(data), strict, "precision.allowed=[fp16,int8]")
 
 
