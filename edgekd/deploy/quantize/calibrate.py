@@ -120,7 +120,7 @@ def observe(
             except InputError as err:
                 raise InputError(f"calibration tile {found.tiles + 1}: {source}: {err}") from err
             axes = tuple(range(value.ndim - 1)) if source in linear else (0, 2, 3)
-            top = np.abs(value).max(axis=axes)
+            top = np.maximum(value.max(axis=axes), -value.min(axis=axes))
             before = found.channels.get(source)
             found.channels[source] = top if before is None else np.maximum(before, top)
             found.largest[source] = found.histograms[source].largest

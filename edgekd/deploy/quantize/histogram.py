@@ -16,6 +16,7 @@ from edgekd.errors import InputError
 
 Method = Literal["minmax", "percentile", "entropy"]
 BINS = 2048
+_PIECE = 1 << 15
 #: 8-bit symmetric: 0 to 127.
 LEVELS = 128
 
@@ -43,22 +44,29 @@ class Histogram:
         Raises:
             InputError: a value is not finite.
         """
-        size = np.abs(values, dtype=np.float32).ravel()
-        if not size.size:
+        flat = np.asarray(values, dtype=np.float32).reshape(-1)
+        if not flat.size:
             return
-        top = float(size.max())
+        top = max(float(flat.max()), -float(flat.min()))
         if not np.isfinite(top):
             raise InputError("an activation is NaN or infinite")
         self.largest = max(self.largest, top)
-        self.count += size.size
+        self.count += flat.size
         if top > 0:
             self._widen(top)
         if self._exponent is None:  # zeros only; they are bin 0 of any width
-            self._counts[0] += size.size
+            self._counts[0] += flat.size
             return
-        # Exact: dividing by a power of two does not round, and what underflows is bin 0 anyway.
-        place = np.ldexp(size, -self._exponent, out=size).astype(np.int32)
-        self._counts += np.bincount(place, minlength=BINS)
+        # A piece at a time that stays in the processor's cache: half the time of all at once.
+        size, place = np.empty(_PIECE, np.float32), np.empty(_PIECE, np.intp)
+        for start in range(0, flat.size, _PIECE):
+            piece = flat[start : start + _PIECE]
+            some, where = size[: piece.size], place[: piece.size]
+            np.abs(piece, out=some)
+            # Exact: dividing by a power of two does not round; what underflows is bin 0 anyway.
+            np.ldexp(some, -self._exponent, out=some)
+            np.copyto(where, some, casting="unsafe")
+            self._counts += np.bincount(where, minlength=BINS)
 
     def _widen(self, top: float) -> None:
         needed = int(np.frexp(top / BINS)[1])  # top < 2**needed * BINS
