@@ -71,6 +71,12 @@ class GateError(EdgeKDError):
     exit_code = 1
 
 
+class CancelledError(EdgeKDError):
+    """The caller asked a running job to stop; what is done of it is kept."""
+
+    exit_code = 1
+
+
 class EnvironmentLacksError(EdgeKDError):
     """This machine lacks an extra, a library, a permission or a device."""
 

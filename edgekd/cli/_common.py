@@ -219,6 +219,49 @@ def parse_nodata(context: click.Context, parameter: click.Parameter, value: str)
         ) from err
 
 
+def parse_scale(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> list[tuple[float, float]] | None:
+    """Callback of ``--scale LOW,HIGH[,LOW,HIGH...]``."""
+    if value is None:
+        return None
+    try:
+        numbers = [float(part) for part in value.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or len(numbers) % 2:
+        raise click.BadParameter(
+            f"expected pairs of numbers like 0,3000 or 0,3000,0,2800,0,2500, received '{value}'"
+        )
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def scene_options(function: F) -> F:
+    """Add what ``run`` and ``watch`` share: how scenes are read and cut into windows."""
+    options = (
+        click.option("--bands", callback=parse_bands,
+                     help="1-based bands to feed as R,G,B, e.g. 1,2,3."),
+        click.option("--scale", callback=parse_scale, metavar="LOW,HIGH[,LOW,HIGH...]",
+                     help="What becomes 0 and 255, for all bands or each; needed for pixels of "
+                     "more than 8 bits."),
+        click.option("--overlap", type=int,
+                     help="Pixels that windows share; default: the bundle's own."),
+        click.option("--nodata", default="auto", callback=parse_nodata, show_default=True,
+                     help="auto, declared, none, or the value that every band holds there."),
+        click.option("--streams", type=click.IntRange(min=0), default=0, show_default=True,
+                     help="Tiles in the model at once, at most; 1 needs the least memory, 0 is one "
+                     "per core."),
+        click.option("--simplify", type=click.FloatRange(min=0), default=1.0, show_default=True,
+                     help="Pixels that simplified outlines of polygons may be off; 0 keeps all."),
+        click.option("--min-area", type=click.IntRange(min=0), default=16, show_default=True,
+                     help="Pixels below which an area takes the class around it in the polygons."),
+        click.option("--any-device", is_flag=True, help="Run a bundle of another architecture."),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def repeated(overrides: tuple[str, ...]) -> str:
     """`` --set ...`` for the command that comes next, quoted for a shell; empty without any."""
     return "".join(f" --set {shlex.quote(text)}" for text in overrides)

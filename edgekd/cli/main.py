@@ -20,7 +20,7 @@ from edgekd.errors import EdgeKDError
 
 _ORDER = [
     "doctor", "ls", "validate", "distill", "finetune", "eval", "export", "quantize", "check",
-    "build", "finalize", "keygen", "sign", "verify", "inspect", "run", "bench", "report",
+    "build", "finalize", "keygen", "sign", "verify", "inspect", "run", "watch", "bench", "report",
 ]  # fmt: skip
 
 

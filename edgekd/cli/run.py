@@ -1,4 +1,4 @@
-"""``edgekd run``: a bundle over a scene."""
+"""``edgekd run``: a bundle over a scene, or over every image of a folder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from edgekd.cli._common import (
     PathArgument,
     emit,
     note,
-    parse_bands,
-    parse_nodata,
     percent,
     progress_bar,
+    scene_options,
     shared_options,
     signer_option,
     table,
@@ -22,58 +21,112 @@ from edgekd.cli._common import (
 
 if TYPE_CHECKING:
     from edgekd.contracts.imageio import Nodata
+    from edgekd.runtime.session import SceneResult
 
 
 @click.command("run")
 @click.argument("bundle", type=PathArgument)
 @click.argument("scene", metavar="INPUT", type=PathArgument)
-@click.option("-o", "--output", type=PathArgument, required=True, help="GeoTIFF to write.")
-@click.option("--bands", callback=parse_bands, help="1-based bands to feed as R,G,B, e.g. 1,2,3.")
-@click.option("--overlap", type=int, help="Pixels that windows share; default: the bundle's own.")
-@click.option("--nodata", default="auto", callback=parse_nodata, show_default=True,
-              help="auto, declared, none, or the value that every band holds there.")  # fmt: skip
-@click.option("--streams", type=click.IntRange(min=0), default=0, show_default=True,
-              help="Tiles in the model at once, at most; 1 needs the least memory, 0 is one per "
-              "core.")  # fmt: skip
-@click.option("--any-device", is_flag=True, help="Run a bundle of another architecture.")
+@click.option("-o", "--output", type=PathArgument, required=True,
+              help="GeoTIFF to write; of a folder, the folder of the results.")  # fmt: skip
+@click.option("--scores", type=PathArgument, metavar="TIF",
+              help="Confidence of each pixel as 8 bits: value / 254.")  # fmt: skip
+@click.option("--polygons", type=PathArgument, metavar="GPKG|GEOJSON",
+              help="The map as simplified polygons with areas.")  # fmt: skip
+@click.option("--summary", type=PathArgument, metavar="JSON",
+              help="Areas, confidences and sizes: the smallest product.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Finish an earlier run that did not end.")
+@click.option("--restart", is_flag=True, help="Forget an earlier run that did not end.")
+@scene_options
 @signer_option
 @shared_options
 def command(
     bundle: Path,
     scene: Path,
     output: Path,
+    scores: Path | None,
+    polygons: Path | None,
+    summary: Path | None,
+    resume: bool,
+    restart: bool,
     bands: list[int] | None,
+    scale: list[tuple[float, float]] | None,
     overlap: int | None,
     nodata: Nodata,
     streams: int,
+    simplify: float,
+    min_area: int,
     any_device: bool,
     signer: list[Path] | None,
     as_json: bool,
 ) -> None:
-    """Run BUNDLE over the image INPUT and write a class map with the same georeference."""
+    """Run BUNDLE over the image INPUT and write a class map with the same georeference.
+
+    What is done is kept beside the map until it is whole: after a kill, a power cut or a full disk,
+    the same command with --resume goes on and gives the same bytes. Of a folder, every image gets
+    a map in the output folder; --scores, --polygons and --summary then take what their names end
+    in, e.g. --polygons .gpkg.
+    """
+    from edgekd.errors import InputError
+    from edgekd.runtime.polygons import Outline
     from edgekd.runtime.session import load
 
-    with (
-        load(bundle, any_device=any_device, streams=streams, signer=signer) as session,
-        progress_bar("run", "tile") as update,
-    ):
-        result = session.run_scene(scene, output, bands, overlap, update, nodata)
+    if resume and restart:
+        raise InputError("--resume goes on with an earlier run and --restart forgets it; give one")
+    outline = Outline(simplify_px=simplify, min_area_px=min_area)
+    with load(bundle, any_device=any_device, streams=streams, signer=signer) as session:
+        if scene.is_dir():
+            from edgekd.runtime.folder import Wanted, run_folder
+
+            wanted = Wanted(
+                bands=bands, overlap_px=overlap, nodata=nodata, scale=scale,
+                scores=scores is not None,
+                polygons=None if polygons is None else Path(f"x{polygons.name}").suffix,
+                summary=summary is not None, outline=outline,
+            )  # fmt: skip
+            tally = run_folder(
+                session, scene, output, wanted, resume=resume, restart=restart, say=note
+            )
+            emit(
+                tally.plain(),
+                [f"{len(tally.done)} maps in {output}, {len(tally.failed)} images failed",
+                 *(f"failed: {why}" for why in tally.failed.values())],
+                as_json,
+            )  # fmt: skip
+            if tally.failed:
+                raise InputError(
+                    f"{len(tally.failed)} of {len(tally.failed) + len(tally.done)} images of "
+                    f"{scene} could not be processed; mend them and run again with --restart"
+                )
+            return
+        with progress_bar("run", "tile") as update:
+            result = session.run_scene(
+                scene, output, bands, overlap, update, nodata, scale=scale, scores=scores,
+                polygons=polygons, summary=summary, outline=outline, resume=resume,
+                restart=restart,
+            )  # fmt: skip
+    emit(result.plain(), _lines(result), as_json)
+    if not as_json:
+        note(f"next: edgekd bench {bundle} {scene}" + (" --any-device" if any_device else ""))
+
+
+def _lines(result: SceneResult) -> list[str]:
     rows = []
     for name, count in result.class_pixels.items():
         area = "" if result.class_area_m2 is None else f"{result.class_area_m2[name]:,.0f} m²"
         share = percent(count / result.pixels_valid) if result.pixels_valid else "-"
         rows.append([name, f"{count:,}", share, area])
-    emit(
-        result.plain(),
-        [
-            *table(["class", "pixels", "share", "area"], rows),
-            f"{result.pixels:,} px = {result.pixels_valid:,} valid + {result.pixels_nodata:,} "
-            f"nodata; {result.windows_run} of {result.windows} windows run",
-            f"nodata {result.nodata_rule}",
-            f"{result.total_s:.1f} s, {result.mpx_per_s:.2f} Mpx/s",
-            f"map: {result.output}",
-        ],
-        as_json,
+    resumed = (
+        f", resumed behind row {result.resumed_rows} (attempt {result.attempts})"
+        if result.attempts > 1
+        else ""
     )
-    if not as_json:
-        note(f"next: edgekd bench {bundle} {scene}" + (" --any-device" if any_device else ""))
+    sizes = ", ".join(f"{name} {size:,} bytes" for name, size in result.file_bytes.items())
+    return [
+        *table(["class", "pixels", "share", "area"], rows),
+        f"{result.pixels:,} px = {result.pixels_valid:,} valid + {result.pixels_nodata:,} "
+        f"nodata; {result.windows_run} of {result.windows} windows run",
+        f"nodata {result.nodata_rule}",
+        f"{result.total_s:.1f} s, {result.mpx_per_s:.2f} Mpx/s{resumed}",
+        f"map: {result.output}" + (f" ({sizes})" if sizes else ""),
+    ]

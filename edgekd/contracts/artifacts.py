@@ -74,7 +74,12 @@ def _sibling(path: Path, kind: str = "part") -> Path:
     return path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(3)}.{kind}{path.suffix}")
 
 
-def _prepare_parent(path: Path) -> None:
+def prepare_parent(path: Path) -> None:
+    """Make the folder that ``path`` goes into.
+
+    Raises:
+        OutputError: it cannot be made or written.
+    """
     parent = path.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +108,10 @@ def publish_file(path: Path) -> Iterator[Path]:
     path = Path(path)
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give the name of a file to write")
-    _prepare_parent(path)
+    prepare_parent(path)
+    for item, kind in _leftovers(path):
+        if kind == "part" and item.is_file():
+            item.unlink(missing_ok=True)
     part = _sibling(path)
     try:
         yield part
@@ -121,16 +129,26 @@ def publish_file(path: Path) -> Iterator[Path]:
 
 def _sweep(path: Path, marker: str) -> None:
     """Clear what killed processes left beside ``path``; give back what one had moved away."""
-    stem, suffix = re.escape(path.stem), re.escape(path.suffix)
-    ours = re.compile(rf"\.{stem}\.(\d+)-[0-9a-f]+\.(part|moved){suffix}")
-    for item in path.parent.glob(".*-*"):
-        found = ours.fullmatch(item.name)
-        if found is None or not item.is_dir() or _is_alive(int(found[1])):
+    for item, kind in _leftovers(path):
+        if not item.is_dir():
             continue
-        if found[2] == "moved" and (item / marker).is_file() and not path.exists():
+        if kind == "moved" and (item / marker).is_file() and not path.exists():
             item.replace(path)
         else:
             shutil.rmtree(item, ignore_errors=True)
+
+
+def _leftovers(path: Path) -> Iterator[tuple[Path, str]]:
+    """(place, ``part`` or ``moved``) of what processes that are gone left of this output."""
+    stem, suffix = re.escape(path.stem), re.escape(path.suffix)
+    ours = re.compile(rf"\.{stem}\.(\d+)-[0-9a-f]+\.(part|moved){suffix}([.-][a-z.-]+)?")
+    for item in list(path.parent.glob(f".{glob.escape(path.stem)}.*-*")):
+        found = ours.fullmatch(item.name)
+        if found is None or _is_alive(int(found[1])):
+            continue
+        if found[3] is not None and item.is_dir():
+            continue  # of an output with another suffix
+        yield item, found[2]
 
 
 def _is_alive(pid: int) -> bool:
@@ -166,7 +184,7 @@ def require_folder(path: Path, marker: str) -> None:
         raise OutputError(
             f"{path} exists and is not empty and holds no {marker}; choose another folder with -o"
         )
-    _prepare_parent(path)
+    prepare_parent(path)
 
 
 @contextlib.contextmanager

@@ -32,6 +32,9 @@ _GDAL_OPTIONS = {"GDAL_CACHEMAX": 32 << 20, "GDAL_ERROR_ON_LIBJPEG_WARNING": Tru
 _DRIVERS = ["GTiff", "VRT", "PNG", "JPEG", "JP2OpenJPEG", "WEBP", "BMP"]
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
+_WEB_MERCATOR, _MERCATOR = (3857, 3785, 900913), (3395, 54004)
+_EQUATOR_M, _FLATTENING = 6378137.0, 1 / 298.257223563  # WGS 84
+
 #: what counts as a pixel without data; see :class:`Raster`
 Nodata = float | Literal["auto", "declared", "none"]
 UInt8Array = npt.NDArray[np.uint8]
@@ -74,7 +77,6 @@ class Raster:
         nodata_rule: what counts as "no data" here and why, in words.
         masked: whether any pixel may be without data.
         block_rows: rows that are stored together.
-        pixel_area_m2: area of a pixel where the CRS is projected in metres, else None.
 
     Args:
         path: the file.
@@ -177,18 +179,51 @@ class Raster:
             if meaning == rasterio.enums.ColorInterp.alpha
         ]
 
-    @property
-    def pixel_area_m2(self) -> float | None:
-        """Area of one pixel, m², where the CRS is projected; None where it tells no area.
+    def row_areas_m2(self) -> npt.NDArray[np.float64] | None:
+        """Area of a pixel of each row, ``(height,)`` m²; None where the CRS tells no area.
 
-        Web Mercator does not: its metres grow with latitude (twice the area at 45 degrees).
+        A projected CRS: what the transform says, in the projection's own metres (UTM: within 0.1 %
+        of the ground). Longitude and latitude, and Web Mercator, whose metres grow with latitude:
+        the ellipsoid's area between the row's parallels (WGS 84; Snyder, "Map Projections", USGS
+        1987, equation 3-12).
         """
-        if self.crs is None or self.transform is None or not self.crs.is_projected:
+        if self.crs is None or self.transform is None:
             return None
-        if self.crs.to_epsg() in (3857, 3785, 900913, 3395, 54004):
+        step = self.transform
+        code = self.crs.to_epsg()
+        if self.crs.is_geographic or code in _WEB_MERCATOR:
+            if step.b or step.d:
+                return None
+            edges = step.f + step.e * np.arange(self.height + 1)
+            if self.crs.is_geographic:
+                factor = float(self.crs.units_factor[1])  # radians
+                latitude, width = edges * factor, abs(step.a) * factor
+            else:
+                latitude = 2 * np.arctan(np.exp(edges / _EQUATOR_M)) - np.pi / 2
+                width = abs(step.a) / _EQUATOR_M
+            if np.abs(latitude).max() > np.pi / 2 + 1e-9:
+                return None
+            areas: npt.NDArray[np.float64] = width * np.abs(np.diff(_area_to_equator(latitude)))
+            return areas
+        if not self.crs.is_projected or code in _MERCATOR:
             return None
-        factor = float(self.crs.linear_units_factor[1])
-        return abs(float(self.transform.determinant)) * factor * factor
+        unit = float(self.crs.linear_units_factor[1])
+        return np.full(self.height, abs(float(step.determinant)) * unit * unit)
+
+    def thumbnail(self, bands: list[int], side_px: int) -> npt.NDArray[np.float64]:
+        """Pixels ``(len(bands), h, w)`` of the middle, thinned to at most ``side_px``.
+
+        The middle is at most eight times as wide, since a thinned reading decodes every block.
+        """
+        height, width = (min(side, 8 * side_px) for side in (self.height, self.width))
+        y0, x0 = (self.height - height) // 2, (self.width - width) // 2
+        middle = Window(y0, x0, y0 + height, x0 + width)
+        shape = (len(bands), min(height, side_px), min(width, side_px))
+        found = self._checked(
+            lambda: self._data.read(indexes=bands, window=self._box(middle), out_shape=shape),
+            middle,
+        )
+        return np.asarray(found, np.float64)
 
     def choose_bands(self, bands: list[int] | None, channels: int) -> list[int]:
         """The bands to feed, checked.
@@ -313,6 +348,15 @@ class Raster:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _area_to_equator(latitude: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Area between parallels (radians) and the equator, m² for each radian of longitude."""
+    e = float(np.sqrt(_FLATTENING * (2 - _FLATTENING)))
+    sine = e * np.sin(np.clip(latitude, -np.pi / 2, np.pi / 2))
+    half = (_EQUATOR_M * (1 - _FLATTENING)) ** 2 / 2
+    area: npt.NDArray[np.float64] = half / e * (sine / (1 - sine**2) + np.arctanh(sine))
+    return area
 
 
 def _check_png(path: Path) -> None:

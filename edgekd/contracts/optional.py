@@ -21,7 +21,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     ),
     "deploy": ("torch", "onnx", "onnxscript", "onnxruntime", "rasterio"),
     "onnxrt": ("onnxruntime",),
-    "geo": ("rasterio",),
+    "geo": ("rasterio", "shapely", "pyogrio"),
     "trt": ("tensorrt", "pycuda"),
     "check": ("onnx", "onnxruntime", "tensorrt_rtx"),
     "jetson": ("jtop",),

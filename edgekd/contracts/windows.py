@@ -15,7 +15,11 @@ import numpy.typing as npt
 
 from edgekd.errors import InputError
 
-Blend = Literal["cosine", "constant"]
+Blend = Literal["cosine", "gaussian", "crop", "constant"]
+#: of a window's side, as MONAI and nnU-Net have it
+GAUSSIAN_SIGMA = 0.125
+#: weight of what is cropped: it counts where no other window says anything
+CROPPED = 1e-6
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,12 @@ def blend_profile(length: int, overlap: int, blend: Blend) -> npt.NDArray[np.flo
     """Weights along one axis of a window, ``(length,)`` float32, all > 0, symmetric.
 
     ``cosine`` rises over ``overlap`` cells as sin² of the cell centre (a Hann flank), so that two
-    windows that overlap by exactly ``overlap`` have weights that add up to 1. ``constant`` is 1
-    everywhere. Weights are never 0, so that scene borders, where only one window contributes,
-    stay defined after division by the summed weight.
+    windows that overlap by exactly ``overlap`` have weights that add up to 1. ``gaussian`` falls
+    from the middle with a deviation of :data:`GAUSSIAN_SIGMA` of the window, whatever the overlap
+    (Isensee et al. 2021, nnU-Net). ``crop`` leaves half of the overlap out at each side, so that
+    windows meet there and nothing is mixed. ``constant`` is 1 everywhere. Weights are never 0, so
+    that scene borders, where only one window contributes, stay defined after division by the
+    summed weight.
     """
     profile = np.ones(length, dtype=np.float32)
     ramp = min(overlap, length // 2)
@@ -103,6 +110,12 @@ def blend_profile(length: int, overlap: int, blend: Blend) -> npt.NDArray[np.flo
         flank = np.sin(phase).astype(np.float32) ** 2
         profile[:ramp] = flank
         profile[length - ramp :] = flank[::-1]
+    elif blend == "gaussian":
+        place = np.arange(length, dtype=np.float64) - (length - 1) / 2
+        profile = np.exp(-0.5 * (place / (GAUSSIAN_SIGMA * length)) ** 2).astype(np.float32)
+    elif blend == "crop" and ramp > 1:
+        profile[: ramp // 2] = CROPPED
+        profile[length - ramp // 2 :] = CROPPED
     return profile
 
 

@@ -48,6 +48,10 @@ class BandBlender:
         self._top = 0
         self.windows = 0
 
+    def begin(self, y: int) -> None:
+        """Let the first band start at cell row ``y``; the scene above it is done."""
+        self._top = y
+
     def add(self, y: int, x: int, probabilities: FloatArray) -> None:
         """Add a window whose first cell is ``(y, x)``; ``probabilities`` is ``(K, w, w)``.
 
@@ -106,6 +110,14 @@ class RowUpsampler:
         self._height, self._width = height_px, width_px
         self._held: FloatArray | None = None  # cell rows from the one above self._next on
         self._next = 0
+
+    def begin(self, row: int) -> None:
+        """Let the first cells pushed be those of cell row ``row``.
+
+        Below the scene's first row they are taken for what the next one is interpolated with, and
+        pixels come from there on.
+        """
+        self._next = row + 1 if row else 0
 
     def push(self, rows: FloatArray, last: bool) -> Iterator[tuple[int, UInt8Array, FloatArray]]:
         """Take the next finished cell rows ``(K, n, width)``; ``last`` ends the scene."""

@@ -1,33 +1,23 @@
-"""Georeferenced reading and writing for the runtime."""
+"""Where the runtime's pixels come from: images in memory, rasters of any pixel type."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekd.contracts.artifacts import publish_file
-from edgekd.contracts.imageio import (
-    BoolArray,
-    Raster,
-    UInt8Array,
-    cause_text,
-    gdal_environment,
-    gdal_failures,
-    open_quietly,
-)
+from edgekd.contracts.imageio import BoolArray, Raster, UInt8Array
 from edgekd.contracts.preprocess import check_pixels
-from edgekd.contracts.tensors import MAP_NODATA, ClassSpec
 from edgekd.contracts.windows import Window
-from edgekd.errors import GateError, ImageError, OutputError
+from edgekd.errors import ImageError, InputError
 
-_BLOCK_PX = 256
+#: side of the thumbnail that a scale is suggested from, px
+_LOOK_PX = 512
 
 
 class Source(Protocol):
@@ -74,175 +64,140 @@ class ArraySource:
 
 
 class RasterSource:
-    """An open raster and the bands to feed.
+    """An open raster and the bands to feed, as 8-bit pixels.
+
+    Args:
+        raster: open.
+        bands: 1-based, in the order of the model's channels; None takes the colours.
+        channels: of the model.
+        scale: (low, high) for each band, or one for all: what becomes 0 and 255. Values between
+            are rounded, values beyond are cut off, NaN and infinities are no data. None leaves
+            8-bit pixels as they are, and no other type is accepted.
+
+    Attributes:
+        seen: ``[first row, end row, CRC-32]`` of every reading of 8-bit pixels, in order.
 
     Raises:
-        ImageError: wrong band count or a pixel type other than 8 bit.
+        ImageError: wrong band count, or a pixel type other than 8 bit without a scale.
+        InputError: a scale that is none.
     """
 
-    def __init__(self, raster: Raster, bands: list[int] | None, channels: int) -> None:
+    def __init__(
+        self,
+        raster: Raster,
+        bands: list[int] | None,
+        channels: int,
+        scale: Sequence[tuple[float, float]] | None = None,
+    ) -> None:
         self._raster = raster
         self.bands = raster.choose_bands(bands, channels)
         self.height, self.width = raster.height, raster.width
         self.masked, self.block_rows = raster.masked, raster.block_rows
-        if raster.dtypes[self.bands[0] - 1] != "uint8":  # all chosen bands have one type
+        self.seen: list[list[int]] = []
+        kind = np.dtype(raster.dtypes[self.bands[0] - 1])  # all chosen bands have one type
+        self.scale = _checked_scale(scale, channels)
+        self._finite = self.scale is not None and kind.kind == "f"
+        self.masked |= self._finite
+        if self.scale is None and kind != np.uint8:
             corner = raster.read(
                 Window(0, 0, min(512, self.height), min(512, self.width)), self.bands
             )
-            with _file_named(raster.path):
+            with _file_named(raster.path, self._advice()):
                 check_pixels(corner, channels)
+        self._not_finite: dict[tuple[int, int], BoolArray] = {}
+
+    def _advice(self) -> str:
+        """A scale to begin with: the 2nd and 98th percentile of a thumbnail."""
+        values = self._raster.thumbnail(self.bands, _LOOK_PX)
+        values = values[np.isfinite(values)]
+        if not values.size:
+            return "; no pixel of it is finite"
+        low, high = np.percentile(values, (2, 98))
+        if not low < high:
+            low, high = float(values.min()), float(values.max()) + 1.0
+        return (
+            f", or say what becomes 0 and 255 with --scale (scale=), as the model was trained; "
+            f"its 2nd and 98th percentiles would be --scale {low:g},{high:g}"
+        )
 
     def read(self, window: Window, out: UInt8Array) -> None:
         """See :class:`Source`."""
-        self._raster.read(window, self.bands, out)
+        if self.scale is None:
+            self._raster.read(window, self.bands, out)
+        else:
+            values = self._raster.read(window, self.bands)
+            for channel, (low, high) in enumerate(self.scale):
+                plane = values[..., channel].astype(np.float32)
+                plane -= np.float32(low)
+                plane *= np.float32(255.0 / (high - low))
+                np.nan_to_num(plane, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
+                np.rint(np.clip(plane, 0.0, 255.0, out=plane), out=plane)
+                out[..., channel] = plane
+            if self._finite:
+                # Asked for by read_valid right afterwards; kept so that nothing is decoded twice.
+                self._not_finite = {(window.y0, window.y1): ~np.isfinite(values).all(axis=2)}
+        self.seen.append([window.y0, window.y1, _crc(out)])
 
     def read_valid(self, window: Window) -> BoolArray:
         """See :class:`Source`."""
-        return self._raster.read_valid(window)
+        valid = self._raster.read_valid(window)
+        if self._finite:
+            wrong = self._not_finite.pop((window.y0, window.y1), None)
+            if wrong is None:
+                wrong = ~np.isfinite(self._raster.read(window, self.bands)).all(axis=2)
+            valid &= ~wrong
+        return valid
+
+    def require_unchanged(self, seen: list[list[int]]) -> None:
+        """Read again what an earlier run saw.
+
+        Raises:
+            ImageError: other pixels are there now.
+        """
+        for y0, y1, checksum in seen:
+            window = Window(y0, 0, y1, self.width)
+            planes = np.empty((len(self.bands), y1 - y0, self.width), np.uint8)
+            self.read(window, np.moveaxis(planes, 0, 2))
+            if self.seen.pop()[2] != checksum:
+                raise ImageError(
+                    f"{self._raster.path} holds other pixels in rows {y0}-{y1} than when the run "
+                    "began; begin again with --restart (restart=True)"
+                )
+
+
+def _crc(pixels: UInt8Array) -> int:
+    """CRC-32 of ``(h, w, C)`` pixels, plane by plane."""
+    total = 0
+    for plane in np.moveaxis(pixels, 2, 0):
+        total = zlib.crc32(np.ascontiguousarray(plane).data, total)
+    return total
+
+
+def _checked_scale(
+    scale: Sequence[tuple[float, float]] | None, channels: int
+) -> list[tuple[float, float]] | None:
+    if scale is None:
+        return None
+    pairs = [(float(low), float(high)) for low, high in scale]
+    if len(pairs) == 1:
+        pairs *= channels
+    if len(pairs) != channels:
+        raise InputError(
+            f"--scale gives {len(pairs)} pairs of numbers, expected one for all bands or "
+            f"{channels}, one for each"
+        )
+    for low, high in pairs:
+        if not (np.isfinite([low, high]).all() and high > low):
+            raise InputError(
+                f"--scale {low:g},{high:g}: the second number, which becomes 255, must be larger "
+                "than the first, which becomes 0"
+            )
+    return pairs
 
 
 @contextlib.contextmanager
-def _file_named(path: Path) -> Iterator[None]:
+def _file_named(path: Path, advice: str) -> Iterator[None]:
     try:
         yield
     except ImageError as err:
-        raise ImageError(f"{path}: {err}") from err
-
-
-class MapWriter:
-    """Writes class rows from top to bottom into a tiled GeoTIFF; see :func:`create_map`."""
-
-    def __init__(
-        self, dataset: Any, rasterio: Any, failure: tuple[type[Exception], ...], path: Path
-    ) -> None:
-        self._dataset, self._rasterio = dataset, rasterio
-        self._failure, self._path = failure, path
-        self._width, self._height = int(dataset.width), int(dataset.height)
-        self._buffer = np.empty((_BLOCK_PX, self._width), dtype=np.uint8)
-        self._filled = 0
-        self._row = 0
-        self.crc32 = 0
-
-    def write(self, rows: UInt8Array) -> None:
-        """Append rows ``(n, width)`` uint8; whole blocks go to disk.
-
-        Raises:
-            OutputError: the disk is full or the file cannot be written.
-            GateError: more rows than the map has.
-        """
-        if self._row + self._filled + len(rows) > self._height:
-            raise GateError(f"{self._path}: more rows came than the {self._height} of the map")
-        start = 0
-        while start < len(rows):
-            count = min(len(rows) - start, _BLOCK_PX - self._filled)
-            self._buffer[self._filled : self._filled + count] = rows[start : start + count]
-            self._filled += count
-            start += count
-            if self._filled == _BLOCK_PX:
-                self.flush()
-
-    def flush(self) -> None:
-        """Write what is buffered."""
-        if not self._filled:
-            return
-        window = self._rasterio.windows.Window(0, self._row, self._width, self._filled)
-        try:
-            self._dataset.write(self._buffer[: self._filled], 1, window=window)
-        except self._failure as err:
-            raise OutputError(
-                f"{self._path} cannot be written ({cause_text(err)}); is the disk full?"
-            ) from err
-        self.crc32 = zlib.crc32(self._buffer[: self._filled].data, self.crc32)
-        self._row += self._filled
-        self._filled = 0
-
-    def finish(self) -> None:
-        """Write what is buffered; every row must have come.
-
-        Raises:
-            GateError: rows are missing.
-        """
-        self.flush()
-        if self._row != self._height:
-            raise GateError(f"{self._path}: {self._row} rows came, the map has {self._height}")
-
-
-@contextlib.contextmanager
-def create_map(
-    path: Path,
-    height: int,
-    width: int,
-    classes: list[ClassSpec],
-    georeference: Raster | None,
-    tags: dict[str, str],
-) -> Iterator[MapWriter]:
-    """Create a class map that appears at ``path`` only when it is whole.
-
-    Tiled, deflate-compressed 8-bit GeoTIFF with class indices, :data:`MAP_NODATA` as nodata, a
-    palette, the class names as tags (``CLASS_NAMES`` as JSON and ``CLASS_<index>`` each), and
-    CRS, transform and ground control points of ``georeference``.
-
-    Raises:
-        OutputError: another suffix than .tif or .tiff, or the place cannot be written.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        raise OutputError(f"the map is a GeoTIFF: give a name that ends in .tif, received {path}")
-    if georeference is not None and path.exists() and path.samefile(georeference.path):
-        raise OutputError(f"{path} is the input; write the map to another file")
-    profile: dict[str, Any] = {
-        "driver": "GTiff",
-        "dtype": "uint8",
-        "count": 1,
-        "height": height,
-        "width": width,
-        "nodata": MAP_NODATA,
-        "compress": "deflate",
-        "zlevel": 1,  # a class map shrinks as well as it needs to, in two thirds of the time
-        "num_threads": 2,  # of the compression; the bytes are the same
-        "tiled": True,
-        "blockxsize": _BLOCK_PX,
-        "blockysize": _BLOCK_PX,
-        "BIGTIFF": "IF_SAFER",
-        "photometric": "palette",
-    }
-    if georeference is not None:
-        profile["crs"] = georeference.crs
-        if georeference.transform is not None:
-            profile["transform"] = georeference.transform
-    with gdal_environment() as rasterio, publish_file(path) as part:
-        failure = gdal_failures(rasterio)
-        try:
-            with open_quietly(rasterio, part, "w", **profile) as dataset:
-                palette = dict.fromkeys(range(256), (0, 0, 0, 255))
-                palette |= {item.index: (*item.rgb, 255) for item in classes}
-                palette[MAP_NODATA] = (0, 0, 0, 0)
-                dataset.write_colormap(1, palette)
-                dataset.set_band_description(1, "class")
-                if georeference is not None and georeference.gcps is not None:
-                    dataset.gcps = georeference.gcps
-                names = {str(item.index): item.name for item in classes}
-                dataset.update_tags(CLASS_NAMES=json.dumps(names, sort_keys=True), **tags)
-                dataset.update_tags(1, **{f"CLASS_{key}": name for key, name in names.items()})
-                writer = MapWriter(dataset, rasterio, failure, path)
-                yield writer
-                writer.finish()
-            # GDAL does not report that the disk is full when it closes a file
-            whole = _crc32(rasterio, part) == writer.crc32
-        except failure as err:
-            raise OutputError(
-                f"{path} cannot be written ({cause_text(err)}); is the disk full?"
-            ) from err
-        if not whole:
-            raise OutputError(f"{path} cannot be written: it reads back differently")
-
-
-def _crc32(rasterio: Any, path: Path) -> int:
-    """CRC-32 of the first band, read back from disk a block row at a time."""
-    total = 0
-    with open_quietly(rasterio, path) as dataset:
-        for row in range(0, dataset.height, _BLOCK_PX):
-            count = min(_BLOCK_PX, dataset.height - row)
-            window = rasterio.windows.Window(0, row, dataset.width, count)
-            total = zlib.crc32(dataset.read(1, window=window), total)
-    return total
+        raise ImageError(f"{path}: {err}{advice}") from err

@@ -13,23 +13,19 @@ import contextlib
 import io
 import platform
 import threading
-import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-import edgekd
-from edgekd.contracts.imageio import Nodata, Raster, UInt8Array
+from edgekd.contracts.artifacts import sha256_bytes
+from edgekd.contracts.imageio import Nodata, UInt8Array
 from edgekd.contracts.manifest import Manifest
 from edgekd.contracts.optional import available
 from edgekd.contracts.preprocess import Normalizer
-from edgekd.contracts.tensors import MAP_NODATA
 from edgekd.contracts.trust import Requirement, Signers, requirements
 from edgekd.contracts.windows import plan
 from edgekd.errors import BundleError, GateError, InputError
@@ -37,8 +33,13 @@ from edgekd.runtime.backends.base import Backend
 from edgekd.runtime.bundle import Bundle, open_bundle
 from edgekd.runtime.bundle import read_manifest as read_manifest
 from edgekd.runtime.bundle import sealed_json as sealed_json
-from edgekd.runtime.scene import ArraySource, RasterSource, create_map
+from edgekd.runtime.mapping import SceneResult as SceneResult
+from edgekd.runtime.mapping import map_scene
+from edgekd.runtime.polygons import Outline
+from edgekd.runtime.products import Products
+from edgekd.runtime.scene import ArraySource
 from edgekd.runtime.tiler import Infer, Progress, TilePlan, TileStats, run_tiles
+from edgekd.runtime.video import Frame, stream
 
 #: windows per stream from which on several model calls run at once; below, the last of them would
 #: leave cores idle for longer than the rest gain.
@@ -60,46 +61,6 @@ class Prediction:
     stats: TileStats
 
 
-@dataclass(frozen=True)
-class SceneResult:
-    """Result for a scene that was written to a file.
-
-    ``pixels = valid + nodata`` and ``covered = valid``: every pixel with data has a class and no
-    other pixel has one. ``nodata_rule`` says in words what was taken for "no data" and why. Times
-    are wall-clock seconds; ``infer_s`` adds up the model's calls, of which ``streams`` ran at once.
-    """
-
-    input: str
-    output: str
-    width: int
-    height: int
-    crs: str | None
-    bands: list[int]
-    window_px: int
-    overlap_px: int
-    windows: int
-    windows_run: int
-    windows_skipped: int
-    pixels: int
-    pixels_valid: int
-    pixels_nodata: int
-    nodata_rule: str
-    pixels_covered: int
-    class_pixels: dict[str, int]
-    class_area_m2: dict[str, float] | None
-    total_s: float
-    streams: int
-    infer_s: float
-    mpx_per_s: float
-    latencies_s: list[float] = field(default_factory=list, repr=False)
-
-    def plain(self) -> dict[str, Any]:
-        """JSON-ready values, without the list of latencies."""
-        values = asdict(self)
-        del values["latencies_s"]
-        return values
-
-
 class Session:
     """A bundle that is loaded and checked; made by :func:`load`.
 
@@ -110,6 +71,9 @@ class Session:
         model: file of the bundle that runs: of a bundle with an engine, on another machine than the
             engine's, the typed graph that stands for it.
         precision: of that file.
+        manifest_sha256: of ``manifest.json`` as it was read.
+        index: class index of each channel of the output, uint8.
+        normalize, fill: pixels to input, and the pixel that replaces those without data.
         signer: id of the key that signed the bundle; None where no signer was asked for, since an
             unasked signature was not looked at.
     """
@@ -120,6 +84,7 @@ class Session:
         graphs = {item.file: item.precision for item in manifest.portable if item.typing == "graph"}
         self.precision = graphs.get(self.model, manifest.precision.done) or "undecided"
         self.path = bundle.path
+        self.manifest_sha256 = sha256_bytes(bundle.content)
         self.manifest: Manifest = manifest
         self.signer = None if bundle.signer is None else bundle.signer.key_id
         self.backend = backend
@@ -128,14 +93,14 @@ class Session:
         self._free_streams = threading.BoundedSemaphore(backend.streams)
         spec = manifest.inputs[0]
         self._input, self._output = spec.name, manifest.outputs[0].name
-        self._normalize = Normalizer(spec)
-        self._fill = np.clip(np.round(spec.mean), 0, 255).astype(np.uint8)
-        self._index = np.array([item.index for item in manifest.classes], dtype=np.uint8)
+        self.normalize = Normalizer(spec)
+        self.fill = np.clip(np.round(spec.mean), 0, 255).astype(np.uint8)
+        self.index = np.array([item.index for item in manifest.classes], dtype=np.uint8)
 
     @property
     def channels(self) -> int:
         """Channels that an image must have."""
-        return self._normalize.channels
+        return self.normalize.channels
 
     def infer(self, tiles: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """One call of the model: normalised ``(N, C, tile, tile)`` float32 -> logits."""
@@ -148,7 +113,7 @@ class Session:
         with self._free_streams:
             return self.backend.infer({self._input: tiles}, stream=True)[self._output]
 
-    def _calls_for(self, height: int, width: int, geometry: TilePlan) -> tuple[Infer, int]:
+    def calls_for(self, height: int, width: int, geometry: TilePlan) -> tuple[Infer, int]:
         """How to call the model over a scene, and how many calls at once: streams pay off where
         each gets several windows."""
         tile, s = geometry.tile_px, geometry.stride_px
@@ -160,7 +125,7 @@ class Session:
 
     def streams_for(self, height: int, width: int, overlap_px: int | None = None) -> int:
         """Model calls at once that a scene of this size, in px, makes."""
-        return self._calls_for(height, width, self.geometry(overlap_px))[1]
+        return self.calls_for(height, width, self.geometry(overlap_px))[1]
 
     def geometry(self, overlap_px: int | None = None) -> TilePlan:
         """Window geometry, with another overlap than the bundle's own if given."""
@@ -190,16 +155,32 @@ class Session:
         confidence = np.empty((source.height, source.width), dtype=np.float32)
         stats = TileStats()
         geometry = self.geometry(overlap_px)
-        infer, streams = self._calls_for(source.height, source.width, geometry)
-        work = run_tiles(
-            source, infer, self._normalize, geometry, stats, self._fill, streams=streams
-        )
+        infer, streams = self.calls_for(source.height, source.width, geometry)
+        work = run_tiles(source, infer, self.normalize, geometry, stats, self.fill, streams=streams)
         with contextlib.closing(work):
             for rows in work:
                 part = slice(rows.y0, rows.y0 + len(rows.channel))
-                classes[part] = self._index[rows.channel]
+                classes[part] = self.index[rows.channel]
                 confidence[part] = rows.confidence
         return Prediction(classes, confidence, stats)
+
+    def stream(
+        self, source: str | Path | int, every: int = 1, overlap_px: int | None = None
+    ) -> Generator[Frame, None, None]:
+        """Frames of a video file or a camera with what the model says of them; close it to end.
+
+        Args:
+            source: a file; or, as live sources, the number of a camera, ``/dev/videoN``, a URL
+                (``rtsp://...``), or a GStreamer pipeline (holds a ``!``).
+            every: of a file, each n-th frame. A live source gives the newest frame and drops what
+                came while the model was busy, so that answers do not lag behind.
+            overlap_px: shared pixels of neighbouring windows; the bundle's own if absent.
+
+        Raises:
+            ImageError: it cannot be opened, ends early or is damaged, or the camera is gone.
+            InputError: the model does not take three channels.
+        """
+        return stream(self, source, every, overlap_px)
 
     def run_scene(
         self,
@@ -209,111 +190,59 @@ class Session:
         overlap_px: int | None = None,
         progress: Progress | None = None,
         nodata: Nodata = "auto",
+        *,
+        scale: Sequence[tuple[float, float]] | None = None,
+        scores: str | Path | None = None,
+        polygons: str | Path | None = None,
+        summary: str | Path | None = None,
+        outline: Outline | None = None,
+        cancel: Callable[[], bool] | None = None,
+        resume: bool = False,
+        restart: bool = False,
+        tags: dict[str, str] | None = None,
     ) -> SceneResult:
         """Classes of a scene file as a georeferenced map.
 
+        What is done is kept beside ``dst`` until the map is there; after a kill, a power cut or a
+        full disk the same call with ``resume`` goes on and gives the same bytes.
+
         Args:
-            src: anything GDAL reads with 8-bit bands.
-            dst: the GeoTIFF to write; it appears when it is whole.
+            src: GeoTIFF, COG, VRT, PNG, JPEG or another raster that GDAL reads well.
+            dst: the GeoTIFF to write (a COG); it appears when it is whole.
             bands: 1-based bands to feed, in the order of the model's channels.
             overlap_px: shared pixels of neighbouring windows; the bundle's own if absent.
             progress: called with (windows done, windows planned).
             nodata: what counts as a pixel without data, see
                 :class:`~edgekd.contracts.imageio.Raster`; the result says what was done.
+            scale: (low, high) for each band, or one for all, that become 0 and 255; needed for
+                pixels of more than 8 bits.
+            scores: GeoTIFF of the confidence, value / 254, 255 is no data.
+            polygons: ``.gpkg`` or ``.geojson`` to write; ``outline`` says how they are drawn.
+            summary: JSON of areas, confidences and sizes.
+            cancel: asked after every window; True ends the run, which can be resumed.
+            resume: go on with an earlier run of this map, if one did not end.
+            tags: to add to the GeoTIFFs.
+            restart: forget it. Without either, an earlier run that did not end is an error.
 
         Raises:
             ImageError: the scene cannot be read or does not fit the model.
-            OutputError: the map cannot be written.
+            InputError: an earlier run did not end, or was another one.
+            OutputError: a result cannot be written, or another process is writing it.
             GateError: the model gave NaN, or the counts of the map do not add up.
+            CancelledError: as asked by ``cancel``.
         """
-        start = time.perf_counter()
-        geometry = self.geometry(overlap_px)
-        stats = TileStats()
-        counts = np.zeros(256, dtype=np.int64)
-        table = np.full(256, MAP_NODATA, dtype=np.uint8)
-        table[: len(self._index)] = self._index
-        same = list(self._index) == list(range(len(self._index)))
-        valid_pixels = 0
-        tags = {
-            "EDGEKD_VERSION": edgekd.__version__,
-            "EDGEKD_BUNDLE": self.manifest.name,
-            "EDGEKD_MODEL_SHA256": self.manifest.files[self.model],
-        }
-        with Raster(Path(src), nodata) as raster:
-            source = RasterSource(raster, bands, self.channels)
-            infer, streams = self._calls_for(raster.height, raster.width, geometry)
-            work = run_tiles(
-                source,
-                infer,
-                self._normalize,
-                geometry,
-                stats,
-                self._fill,
-                progress,
-                confidence=False,
-                streams=streams,
-            )
-            # Closed before the raster: a thread may still be reading.
-            with (
-                contextlib.closing(work),
-                create_map(
-                    Path(dst), raster.height, raster.width, self.manifest.classes, raster, tags
-                ) as writer,
-            ):
-                for rows in work:
-                    values = rows.channel
-                    if not same:
-                        values = np.asarray(cv2.LUT(values, table), dtype=np.uint8)
-                    if raster.masked:
-                        values[~rows.valid] = MAP_NODATA
-                        valid_pixels += int(np.count_nonzero(rows.valid))
-                    else:
-                        valid_pixels += values.size
-                    writer.write(values)
-                    for index in (*self._index, MAP_NODATA):
-                        counts[index] += np.count_nonzero(values == index)
-                # inside the block: a map that does not add up never appears at its place
-                class_pixels = {
-                    item.name: int(counts[item.index]) for item in self.manifest.classes
-                }
-                pixels, covered = raster.height * raster.width, sum(class_pixels.values())
-                if covered != valid_pixels or covered + int(counts[MAP_NODATA]) != pixels:
-                    raise GateError(
-                        f"{covered} pixels have a class, {valid_pixels} hold data and "
-                        f"{int(counts[MAP_NODATA])} are nodata of {pixels}: the map was dropped"
-                    )
-            area = raster.pixel_area_m2
-            crs = None if raster.crs is None else str(raster.crs)
-            height, width = raster.height, raster.width
-            rule = raster.nodata_rule
-        total_s = time.perf_counter() - start
-        return SceneResult(
-            input=str(src),
-            output=str(dst),
-            width=width,
-            height=height,
-            crs=crs,
-            bands=source.bands,
-            window_px=geometry.tile_px,
-            overlap_px=geometry.overlap_px,
-            windows=stats.windows,
-            windows_run=stats.run,
-            windows_skipped=stats.skipped,
-            pixels=pixels,
-            pixels_valid=valid_pixels,
-            pixels_nodata=int(counts[MAP_NODATA]),
-            nodata_rule=rule,
-            pixels_covered=covered,
-            class_pixels=class_pixels,
-            class_area_m2=None
-            if area is None
-            else {name: count * area for name, count in class_pixels.items()},
-            total_s=total_s,
-            streams=stats.streams,
-            infer_s=stats.infer_s,
-            mpx_per_s=pixels / 1e6 / total_s,
-            latencies_s=stats.latencies_s,
+        products = Products(
+            map=Path(dst),
+            scores=None if scores is None else Path(scores),
+            polygons=None if polygons is None else Path(polygons),
+            summary=None if summary is None else Path(summary),
+            outline=outline or Outline(),
         )
+        return map_scene(
+            self, Path(src), products, bands=bands, overlap_px=overlap_px, nodata=nodata,
+            scale=scale, progress=progress, cancel=cancel, resume=resume, restart=restart,
+            tags=tags,
+        )  # fmt: skip
 
     def golden_error(self) -> float:
         """Largest absolute difference, in logits, to the outputs stored in the bundle.
@@ -334,7 +263,7 @@ class Session:
                 names = (f"image_{number}", f"{self._output}_{number}")
                 if any(name not in arrays for name in names):
                     raise BundleError(f"{path} lacks {' or '.join(names)}; build the bundle again")
-                result = self.infer(self._normalize(arrays[names[0]])[None])
+                result = self.infer(self.normalize(arrays[names[0]])[None])
                 stored = arrays[names[1]]
                 if stored.shape not in (result.shape, result.shape[1:]):
                     raise BundleError(

@@ -42,12 +42,15 @@ class Rows:
         channel: winning channel ``(n, W)`` uint8; meaningless where ``valid`` is False.
         confidence: its probability ``(n, W)`` float32.
         valid: which pixels hold data, ``(n, W)`` bool.
+        windows: rows of windows that are behind, where these are the last rows that they give; a
+            run that starts again behind them gives the same rows from here on. None elsewhere.
     """
 
     y0: int
     channel: UInt8Array
     confidence: npt.NDArray[np.float32]
     valid: BoolArray
+    windows: int | None = None
 
 
 @dataclass
@@ -100,6 +103,7 @@ def run_tiles(
     progress: Progress | None = None,
     confidence: bool = True,
     streams: int = 1,
+    behind: int = 0,
 ) -> Generator[Rows, None, None]:
     """Yield the map from top to bottom, every pixel row exactly once.
 
@@ -114,6 +118,9 @@ def run_tiles(
         progress: called with (windows done, windows planned) after every window.
         confidence: False leaves :attr:`Rows.confidence` undefined, where nobody wants it.
         streams: calls of ``infer`` that run at once.
+        behind: rows of windows whose rows of the map are there already (:attr:`Rows.windows` of an
+            earlier run); only what comes after them is given, with the same bits. Some of these
+            windows are run again, because what follows is blended with them; they are not counted.
 
     Raises:
         GateError: the model gave NaN or infinity.
@@ -121,6 +128,10 @@ def run_tiles(
     tile, s, classes = geometry.tile_px, geometry.stride_px, geometry.classes
     rows = plan(source.height, source.width, tile, geometry.overlap_px, s)
     stats.windows = sum(len(row) for row in rows)
+    first = rows_given(rows, behind, s)
+    again = _first_needed(rows, behind, s)
+    top = rows[again][0].y0
+    skip = s if top else 0  # the first row of cells is there for the next one alone
     cells = tile // s
     blender = BandBlender(
         classes,
@@ -128,27 +139,63 @@ def run_tiles(
         cells,
         blend_weights(cells, -(-geometry.overlap_px // s), geometry.blend),
     )
+    blender.begin(top // s)
     upsampler = RowUpsampler(s, source.height, source.width, confidence)
+    upsampler.begin(top // s)
     uniform = np.full((classes, cells, cells), 1 / classes, dtype=np.float32)
     validity: list[BoolArray] = []
     stats.streams = streams
     # alive at once: one tile being filled, one ready, streams + 1 with the workers
-    tiles = ahead(_prepare(source, rows, normalize, tile, fill, streams + 3), 1)
-    answers = _answer(tiles, infer, stats, streams)
+    tiles = ahead(_prepare(source, rows[again:], normalize, tile, fill, streams + 3), 1)
+    repeated = sum(map(len, rows[again:behind]))
+    answers = _answer(tiles, infer, stats, streams, repeated)
+    done = sum(map(len, rows[:again]))
     with contextlib.closing(answers):
-        for index, row in enumerate(rows):
+        for index, row in enumerate(rows[again:], start=again):
             for _ in row:
                 window, logits, added = next(answers)
                 if added is not None:
-                    validity.append(added)
+                    validity.append(added[skip:])
+                    skip = 0
                 chance = uniform if logits is None else _probabilities(logits, window)
                 blender.add(window.y0 // s, window.x0 // s, chance)
                 if progress is not None:
-                    progress(blender.windows, stats.windows)
+                    progress(done + blender.windows, stats.windows)
             last = index == len(rows) - 1
             end = row[0].y1 if last else rows[index + 1][0].y0
+            given = min(rows_given(rows, index + 1, s), source.height)
             for y0, channel, best in upsampler.push(blender.advance(end // s), last):
-                yield Rows(y0, channel, best, _take(validity, len(channel)))
+                y1 = y0 + len(channel)
+                valid = _take(validity, len(channel))
+                if y1 <= first:
+                    continue
+                part = slice(max(first - y0, 0), None)
+                windows = index + 1 if y1 == given else None
+                yield Rows(y0 + (part.start or 0), channel[part], best[part], valid[part], windows)
+
+
+def rows_given(rows: list[list[Window]], behind: int, stride_px: int) -> int:
+    """Pixel rows of the map that the first ``behind`` rows of windows give.
+
+    Up to where the next row of windows starts, less a cell, which is interpolated with what is
+    below it.
+    """
+    if behind == 0:
+        return 0
+    if behind == len(rows):
+        return rows[-1][0].y1
+    return rows[behind][0].y0 - stride_px
+
+
+def _first_needed(rows: list[list[Window]], behind: int, stride_px: int) -> int:
+    """The first row of windows that shares a cell with what is still to be given.
+
+    The first row of pixels that is missing is interpolated from the cell above it as well.
+    """
+    if behind in (0, len(rows)):
+        return min(behind, len(rows) - 1)
+    cell = rows_given(rows, behind, stride_px) - stride_px
+    return next(i for i, row in enumerate(rows) if row[0].y1 > cell)
 
 
 #: a window, its tile or logits (None without a pixel of data), and the validity of the pixel rows
@@ -183,9 +230,13 @@ def _prepare(
 
 
 def _answer(
-    tiles: Generator[_Step, None, None], infer: Infer, stats: TileStats, streams: int
+    tiles: Generator[_Step, None, None],
+    infer: Infer,
+    stats: TileStats,
+    streams: int,
+    repeated: int,
 ) -> Generator[_Step, None, None]:
-    """Run the model on tile after tile, ``streams`` at once, and nothing else."""
+    """Run the model on tile after tile, ``streams`` at once; the first are not counted."""
 
     def run(step: _Step) -> tuple[_Step, float]:
         window, tensor, added = step
@@ -196,8 +247,10 @@ def _answer(
         return (window, logits, added), time.perf_counter() - start
 
     with contextlib.closing(spread(tiles, run, streams)) as answers:
-        for step, elapsed in answers:
-            if step[1] is None:
+        for number, (step, elapsed) in enumerate(answers):
+            if number < repeated:
+                pass  # an earlier run counted it
+            elif step[1] is None:
                 stats.skipped += 1
             else:
                 stats.run += 1

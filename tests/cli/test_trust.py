@@ -38,6 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sign(root / "b", make_pair(root))
     make_set(root / "data", count=1)
     write_raster(root / "in.tif", smooth_image(60, 50))
+    (root / "arriving").mkdir()
     return root
 
 
@@ -100,6 +101,7 @@ def test_json_is_one_object(call: Any) -> None:
 
 LOADS = {
     "run": "run {} in.tif -o m.tif",
+    "watch": "watch {} arriving maps --once --settle 0",
     "bench": "bench {} in.tif --seconds 0.1 --warmup 0.1 --runs 1 -o r.json",
     "eval": "eval {} --data data --split all",
     "validate": "validate {}",

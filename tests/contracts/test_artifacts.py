@@ -267,3 +267,21 @@ def test_another_user_s_process_counts_as_alive(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(os, "kill", refused)
     assert artifacts._is_alive(1)
+
+
+def test_a_file_s_parts_of_killed_processes_are_cleared(tmp_path: Path) -> None:
+    """And side files that a driver had made; those of others stay."""
+    dead, alive = dead_process(), os.getpid()
+    gone = [
+        f".m.{dead}-0a1b2c.part.tif", f".m.{dead}-0a1b2c.part.tif.aux.xml",
+        f".m.{dead}-0a1b2c.part.tif-journal",  # SQLite's, of a GeoPackage
+    ]  # fmt: skip
+    stay = [
+        f".m.{alive}-0a1b2c.part.tif", f".m.{dead}-0a1b2c.part.png", f".n.{dead}-0a1b2c.part.tif",
+        "m.tif",
+    ]  # fmt: skip
+    for name in (*gone, *stay):
+        (tmp_path / name).write_text("x")
+    with publish_file(tmp_path / "m.tif") as part:
+        part.write_text("new")
+    assert left(tmp_path) == sorted(stay) and (tmp_path / "m.tif").read_text() == "new"

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+import rasterio.transform
+import rasterio.warp
 
 from edgekd.contracts.imageio import Raster, gdal_environment
 from edgekd.contracts.windows import Window
@@ -182,7 +184,7 @@ def test_pixels_come_back_exactly_and_by_window(tmp_path: Path) -> None:
     with Raster(write_raster(tmp_path / "a.tif", image, photometric="minisblack")) as raster:
         assert (raster.height, raster.width, raster.count, raster.dtype) == (70, 90, 4, "uint8")
         assert raster.crs is None and raster.transform is None and raster.nodata is None
-        assert raster.pixel_area_m2 is None
+        assert raster.row_areas_m2() is None
         np.testing.assert_array_equal(raster.read_all(), image)
         part = raster.read(Window(10, 20, 31, 55), [4, 1])
         np.testing.assert_array_equal(part, image[10:31, 20:55, [3, 0]])
@@ -264,12 +266,44 @@ def test_area_of_a_pixel(tmp_path: Path) -> None:
         ("EPSG:32617", rasterio.Affine(0.1, 0, 500000, 0, -0.1, 4000000), 0.01),
         ("EPSG:32617", turned, 0.25),
         ("EPSG:2263", rasterio.Affine(10, 0, 0, 0, -10, 0), 100 * 0.3048006096**2),  # US feet
-        ("EPSG:4326", rasterio.Affine(1e-4, 0, -120, 0, -1e-4, 70), None),
+        ("EPSG:3395", rasterio.Affine(10, 0, 0, 0, -10, 0), None),  # Mercator on the ellipsoid
+        ("EPSG:4326", rasterio.Affine(1, 0.1, 0, 0.1, -1, 70), None),  # turned
+        ("EPSG:4326", rasterio.Affine(1, 0, 0, 0, -1, 95), None),  # beyond the pole
         (None, rasterio.Affine(0.1, 0, 0, 0, -0.1, 0), None),
     ):
         path = write_raster(tmp_path / "a.tif", image, crs=crs, transform=transform)
         with Raster(path) as raster:
-            assert raster.pixel_area_m2 == (expected and pytest.approx(expected, rel=1e-6))
+            areas = raster.row_areas_m2()
+            assert (areas is None) == (expected is None)
+            if areas is not None:
+                assert areas.tolist() == pytest.approx([expected] * 8, rel=1e-6)
+
+
+def test_area_of_degrees_and_of_web_mercator(tmp_path: Path) -> None:
+    """The Earth as a whole (510 065 622 km2), and the same ground in two systems."""
+    globe = rasterio.Affine(360 / 40, 0, -180, 0, -180 / 20, 90)
+    image = smooth_image(20, 40)
+    with Raster(
+        write_raster(tmp_path / "a.tif", image, crs="EPSG:4326", transform=globe)
+    ) as raster:
+        areas = raster.row_areas_m2()
+        assert areas is not None and areas.shape == (20,)
+        assert areas.sum() * 40 == pytest.approx(510_065_621.724e6, rel=1e-9)
+        assert areas[0] == pytest.approx(areas[-1]) and areas[0] < areas[9] / 10
+    west, south, east, north = 10.0, 55.0, 10.4, 55.2
+    degrees = rasterio.transform.from_bounds(west, south, east, north, 40, 20)
+    bounds = rasterio.warp.transform_bounds("EPSG:4326", "EPSG:3857", west, south, east, north)
+    metres = rasterio.transform.from_bounds(*bounds, 40, 20)
+    totals = []
+    for crs, transform in (("EPSG:4326", degrees), ("EPSG:3857", metres)):
+        path = write_raster(tmp_path / "b.tif", image, crs=crs, transform=transform)
+        with Raster(path) as raster:
+            areas = raster.row_areas_m2()
+            assert areas is not None
+            totals.append(areas.sum() * 40)
+    assert totals[0] == pytest.approx(totals[1], rel=1e-6)
+    naive = abs(metres.determinant) * 20 * 40
+    assert naive > 2.9 * totals[1], "its own metres are three times too many there"
 
 
 def test_a_png_with_extra_bytes_behind_its_end_is_accepted(tmp_path: Path) -> None:

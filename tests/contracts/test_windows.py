@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekd.contracts.windows import (
+    Blend,
     Window,
     axis_starts,
     blend_profile,
@@ -82,7 +84,7 @@ def test_every_pixel_is_covered_and_no_window_is_superfluous(
 @given(axes())
 def test_blend_weights_are_positive_and_symmetric(axis: tuple[int, int, int, int]) -> None:
     _, window, overlap, _ = axis
-    for blend in ("cosine", "constant"):
+    for blend in get_args(Blend):
         weights = blend_weights(window, overlap, blend)
         assert weights.shape == (window, window) and weights.dtype == np.float32
         assert (weights > 0).all() and (weights <= 1).all()
@@ -132,3 +134,14 @@ def test_impossible_geometry_is_refused(
     with pytest.raises(InputError) as caught:
         axis_starts(size, window, overlap, align)
     assert words in str(caught.value)
+
+
+def test_gaussian_and_crop_by_hand() -> None:
+    profile = blend_profile(9, 4, "gaussian")
+    assert profile[4] == 1.0 and (profile == profile[::-1]).all()
+    assert profile[0] == pytest.approx(np.exp(-0.5 * (4 / 1.125) ** 2), rel=1e-6)
+    assert (np.diff(profile[:5]) > 0).all()
+    np.testing.assert_array_equal(
+        blend_profile(8, 4, "crop"), np.float32([1e-6, 1e-6, 1, 1, 1, 1, 1e-6, 1e-6])
+    )
+    np.testing.assert_array_equal(blend_profile(8, 1, "crop"), np.ones(8))

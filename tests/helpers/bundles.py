@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from edgekd.contracts.manifest import GOLDEN_NAME, MANIFEST_NAME, MANIFEST_SCHEM
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.tensors import ImageInput
 from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
-from edgekd.runtime.session import sealed_json
+from edgekd.runtime.session import Session, sealed_json
 
 _COLORS = ("#8c6d46", "#2e8b57", "#4682b4", "#ffd700", "#b22222", "#808080", "#9370db")
 _NAMES = ("background", "canopy", "water", "crop", "roof", "road", "other")
@@ -65,7 +66,8 @@ def make_model(
         last = f"mix{number}"
     conv(last, "logits", (classes, width, 1, 1), 1)
     cells = tile_px // stride_px
-    shape_in, shape_out = ["N", 3, tile_px, tile_px], ["N", classes, cells, cells]
+    shape_in: list[str | int | None] = ["N", 3, tile_px, tile_px]
+    shape_out: list[str | int | None] = ["N", classes, cells, cells]
     graph = helper.make_graph(
         nodes,
         "tiny",
@@ -177,3 +179,14 @@ def an_origin() -> dict[str, Any]:
         "student": {"name": "tiny", "parameters": 1}, "tuning": {}, "edgekd_version": "0",
         "created_utc": "2026-01-01T00:00:00+00:00",
     }  # fmt: skip
+
+
+def slow_down(session: Session, delay_s: float) -> None:
+    """Let every call of a session's model take so much longer."""
+    model = session.backend.infer
+
+    def infer(*arguments: Any, **options: Any) -> Any:
+        time.sleep(delay_s)
+        return model(*arguments, **options)
+
+    session.backend.infer = infer  # type: ignore[method-assign]

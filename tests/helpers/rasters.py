@@ -25,7 +25,13 @@ def write_raster(path: Path, image: np.ndarray, **options: Any) -> Path:
     ``driver="COG"`` and the like override it; ``alpha=True`` marks the last band as alpha.
     """
     planes = image[None] if image.ndim == 2 else np.moveaxis(image, 2, 0)
-    drivers = {".tif": "GTiff", ".png": "PNG", ".jpg": "JPEG", ".jp2": "JP2OpenJPEG"}
+    drivers = {
+        ".tif": "GTiff",
+        ".tiff": "GTiff",
+        ".png": "PNG",
+        ".jpg": "JPEG",
+        ".jp2": "JP2OpenJPEG",
+    }
     drivers |= {".webp": "WEBP", ".bmp": "BMP", ".img": "HFA"}
     alpha, palette = options.pop("alpha", False), options.pop("palette", None)
     profile = {"driver": drivers[path.suffix], "dtype": planes.dtype.name, "count": len(planes)}

@@ -25,11 +25,18 @@ def starts(size: int, tile: int, overlap: int, stride: int) -> tuple[list[int], 
 
 
 def flank(cells: int, overlap: int, blend: str) -> np.ndarray:
-    """Weights along one axis: sin² of the cell centre over the overlap."""
+    """Weights along one axis, cell by cell: sin² of the cell centre over the overlap, a bell of an
+    eighth of the window, or next to nothing in the outer half of the overlap."""
     ramp = min(overlap, cells // 2)
     weights = np.ones(cells)
     for i in range(ramp if blend == "cosine" else 0):
         weights[i] = weights[-1 - i] = np.sin((i + 0.5) / ramp * np.pi / 2) ** 2
+    for i in range(cells):
+        if blend == "gaussian":
+            middle = (cells - 1) / 2
+            weights[i] = np.exp(-((i - middle) ** 2) / (2 * (cells / 8) ** 2))
+        if blend == "crop" and min(i, cells - 1 - i) < ramp // 2:
+            weights[i] = 1e-6
     return weights
 
 

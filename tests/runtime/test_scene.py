@@ -16,14 +16,16 @@ from edgekd.contracts.imageio import Raster
 from edgekd.contracts.tensors import MAP_NODATA, ClassSpec
 from edgekd.contracts.windows import Window
 from edgekd.errors import GateError, ImageError, OutputError
-from edgekd.runtime import scene
-from edgekd.runtime.scene import ArraySource, RasterSource, create_map
+from edgekd.runtime import maps
+from edgekd.runtime.maps import class_look, create_map
+from edgekd.runtime.scene import ArraySource, RasterSource
 from tests.helpers.rasters import smooth_image, write_raster
 
 CLASSES = [
     ClassSpec(index=0, name="land", color="#102030"),
     ClassSpec(index=7, name="Wasser ü", color="#0000ff"),
 ]
+LOOK = class_look(CLASSES, {})
 UTM = {"crs": "EPSG:32617", "transform": rasterio.Affine(0.1, 0.01, 5e5, 0.01, -0.1, 4e6)}
 
 
@@ -39,7 +41,7 @@ def answer(height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("step", [1, 64, 1000])
 def test_a_map_reads_back_exactly(tmp_path: Path, height: int, step: int) -> None:
     rows = answer(height, 130)
-    with create_map(tmp_path / "m.tif", height, 130, CLASSES, None, {}) as writer:
+    with create_map(tmp_path / "m.tif", height, 130, LOOK, None) as writer:
         for y in range(0, height, step):
             writer.write(rows[y : y + step])
     with rasterio.open(tmp_path / "m.tif") as data:
@@ -51,7 +53,9 @@ def test_what_a_map_says_of_itself(tmp_path: Path) -> None:
     rows = answer(300, 270)
     with (
         Raster(source) as raster,
-        create_map(tmp_path / "m.tif", 300, 270, CLASSES, raster, {"EDGEKD_BUNDLE": "b"}) as writer,
+        create_map(
+            tmp_path / "m.tif", 300, 270, class_look(CLASSES, {"EDGEKD_BUNDLE": "b"}), raster
+        ) as writer,
     ):
         writer.write(rows)
     with rasterio.open(tmp_path / "m.tif") as data:
@@ -75,7 +79,7 @@ def test_ground_control_points_are_carried_over(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "in.tif", smooth_image(20, 20), gcps=gcps, crs="EPSG:4326")
     with (
         Raster(path) as raster,
-        create_map(tmp_path / "m.tif", 20, 20, CLASSES, raster, {}) as writer,
+        create_map(tmp_path / "m.tif", 20, 20, LOOK, raster) as writer,
     ):
         assert raster.gcps is not None
         writer.write(answer(20, 20))
@@ -90,7 +94,7 @@ def test_a_failure_in_the_middle_leaves_nothing(
     tmp_path: Path, failure: type[BaseException]
 ) -> None:
     path = tmp_path / "m[1].tif"
-    with pytest.raises(failure), create_map(path, 600, 50, CLASSES, None, {}) as writer:
+    with pytest.raises(failure), create_map(path, 600, 50, LOOK, None) as writer:
         writer.write(answer(300, 50))
         assert not path.exists()
         raise failure("in the middle")
@@ -103,12 +107,12 @@ def test_a_map_with_missing_rows_never_appears(tmp_path: Path, count: int) -> No
     words = f"{count} rows came, the map has 300"
     with (
         pytest.raises(GateError, match=words),
-        create_map(path, 300, 50, CLASSES, None, {}) as writer,
+        create_map(path, 300, 50, LOOK, None) as writer,
     ):
         writer.write(answer(300, 50)[:count])
     with (
         pytest.raises(GateError, match="more rows came than the 300"),
-        create_map(path, 300, 50, CLASSES, None, {}) as writer,
+        create_map(path, 300, 50, LOOK, None) as writer,
     ):
         writer.write(answer(301, 50))
     assert list(tmp_path.iterdir()) == []
@@ -120,7 +124,7 @@ import numpy as np
 from pathlib import Path
 from edgekd.contracts.tensors import ClassSpec
 from edgekd.errors import OutputError
-from edgekd.runtime.scene import create_map
+from edgekd.runtime.maps import class_look, create_map
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 classes = [ClassSpec(index=i, name=str(i), color="#000000") for i in (0, 1)]
 rows = np.random.default_rng(0).integers(0, 2, (700, 600)).astype(np.uint8)
@@ -128,7 +132,7 @@ free = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 def attempt(limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, free))
     try:
-        with create_map(Path("m.tif"), 700, 600, classes, None, {}) as writer:
+        with create_map(Path("m.tif"), 700, 600, class_look(classes, {}), None) as writer:
             writer.write(rows)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (free, free))
@@ -165,11 +169,11 @@ def test_a_full_disk_never_leaves_a_cut_map(tmp_path: Path) -> None:
 def test_a_map_that_reads_back_differently_never_appears(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = scene._crc32
-    monkeypatch.setattr(scene, "_crc32", lambda *given: real(*given) ^ 1)
+    real = maps._crc32
+    monkeypatch.setattr(maps, "_crc32", lambda *given: real(*given) ^ 1)
     with (
         pytest.raises(OutputError, match="reads back differently"),
-        create_map(tmp_path / "m.tif", 300, 50, CLASSES, None, {}) as writer,
+        create_map(tmp_path / "m.tif", 300, 50, LOOK, None) as writer,
     ):
         writer.write(answer(300, 50))
     assert list(tmp_path.iterdir()) == []
@@ -190,7 +194,7 @@ def test_places_that_are_refused(tmp_path: Path) -> None:
         ):
             with (
                 pytest.raises(OutputError, match=words),
-                create_map(path, 20, 20, CLASSES, raster, {}),
+                create_map(path, 20, 20, LOOK, raster),
             ):
                 pytest.fail("the block must not start")
     assert source.read_bytes() == before

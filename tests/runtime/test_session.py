@@ -53,7 +53,7 @@ def test_a_session_runs_an_image(bundle: Path) -> None:
     with load(bundle) as session:
         result = session.run(image)
         whole = session.run(image[:TILE, :TILE], overlap_px=0)
-        logits = session.infer(session._normalize(image[:TILE, :TILE])[None])
+        logits = session.infer(session.normalize(image[:TILE, :TILE])[None])
     assert result.classes.shape == result.confidence.shape == (100, 150)
     assert result.classes.dtype == np.uint8 and set(np.unique(result.classes)) <= {0, 1, 2}
     assert (result.confidence >= 1 / 3 - 1e-6).all() and (result.confidence <= 1 + 1e-6).all()
@@ -168,7 +168,7 @@ def test_a_map_that_does_not_add_up_never_appears(
 ) -> None:
     scene = write_raster(tmp_path / "in.tif", smooth_image(70, 70))
     with load(bundle) as session:
-        session._index = np.array([0, 1, 77], np.uint8)  # no class of the bundle
+        session.index = np.array([0, 1, 77], np.uint8)  # no class of the bundle
         with pytest.raises(GateError, match="the map was dropped"):
             session.run_scene(scene, tmp_path / "m.tif")
     assert [item.name for item in tmp_path.iterdir()] == ["in.tif"]

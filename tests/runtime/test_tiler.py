@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ from hypothesis import strategies as st
 
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.tensors import ImageInput
-from edgekd.contracts.windows import Window
+from edgekd.contracts.windows import Blend, Window, plan
 from edgekd.errors import EdgeKDError, GateError
 from edgekd.runtime.backends.fake import FakeBackend
 from edgekd.runtime.blend import BandBlender, RowUpsampler, softmax
-from edgekd.runtime.tiler import TilePlan, TileStats, run_tiles
+from edgekd.runtime.tiler import Rows, TilePlan, TileStats, run_tiles
 from tests.helpers import reference
 
 MEAN = np.array([100.0, 110.0, 120.0])
@@ -135,7 +136,7 @@ def cases(draw: st.DrawFn) -> tuple[int, int, TilePlan, int, float]:
         stride_px=stride,
         classes=draw(st.integers(2, 5)),
         overlap_px=draw(st.integers(0, tile - stride)),
-        blend=draw(st.sampled_from(["cosine", "constant"])),
+        blend=draw(st.sampled_from(get_args(Blend))),
     )
     most = max(2, 6 * (tile - geometry.overlap_px))
     size = st.integers(1, min(180, tile + most))
@@ -162,6 +163,47 @@ SIZES = [
     (1, 1), (1, 200), (200, 1), (31, 31), (32, 32), (33, 32), (32, 33), (63, 65), (64, 64),
     (56, 56), (55, 57), (100, 37), (3, 500), (500, 3), (129, 256),
 ]  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_a_run_that_starts_again_gives_the_same_bits(
+    case: tuple[int, int, TilePlan, int, float],
+) -> None:
+    """Behind every row of windows; what was counted before is not counted twice."""
+    height, width, geometry, seed, holes = case
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    valid = rng.random((height, width)) >= holes
+    model = uneven_model(geometry.classes, geometry.stride_px)
+    backend = FakeBackend(geometry.tile_px, geometry.classes, geometry.stride_px, model)
+
+    def rows(stats: TileStats, behind: int) -> list[Rows]:
+        return list(
+            run_tiles(
+                Scene(image, valid), lambda t: backend.infer({"image": t})["logits"],
+                normalizer(geometry.tile_px), geometry, stats, FILL, behind=behind,
+            )
+        )  # fmt: skip
+
+    whole_stats = TileStats()
+    whole = rows(whole_stats, 0)
+    given = [(item.windows, item.y0 + len(item.channel)) for item in whole if item.windows]
+    assert [number for number, _ in given] == sorted({number for number, _ in given})
+    joined = {
+        name: np.concatenate([getattr(item, name) for item in whole])
+        for name in ("channel", "confidence", "valid")
+    }
+    planned = plan(height, width, geometry.tile_px, geometry.overlap_px, geometry.stride_px)
+    for number, done in given[:-1]:
+        stats = TileStats()
+        rest = rows(stats, number)
+        assert rest[0].y0 == done
+        for name, values in joined.items():
+            again = np.concatenate([getattr(item, name) for item in rest])
+            np.testing.assert_array_equal(again, values[done:], err_msg=name)
+        assert stats.windows == whole_stats.windows
+        assert stats.run + stats.skipped == sum(len(row) for row in planned[number:])
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)

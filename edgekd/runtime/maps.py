@@ -1,0 +1,258 @@
+"""Georeferenced results: class maps and confidences as Cloud Optimized GeoTIFF.
+
+A COG has its overviews in front, so it can only be written when all is known: rows go to a plain
+GeoTIFF first, which GDAL's COG driver then copies with bounded memory. What was written is read
+back before it gets its name, since GDAL does not report a full disk when it closes a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekd.contracts.artifacts import publish_file
+from edgekd.contracts.imageio import (
+    Raster,
+    UInt8Array,
+    cause_text,
+    gdal_environment,
+    gdal_failures,
+    open_quietly,
+)
+from edgekd.contracts.tensors import MAP_NODATA, ClassSpec
+from edgekd.errors import GateError, OutputError
+
+_BLOCK_PX = 256
+#: confidence 1.0; 255 is no data
+SCORE_TOP = 254
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a one-band 8-bit raster says of itself.
+
+    Attributes:
+        description: of the band.
+        overviews: how GDAL thins it.
+        palette: value -> RGBA; None is grey.
+        scale: what a value is multiplied with; None says nothing.
+        tags, band_tags: of the file and of the band.
+    """
+
+    description: str
+    overviews: str
+    palette: dict[int, tuple[int, int, int, int]] | None = None
+    scale: float | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    band_tags: dict[str, str] = field(default_factory=dict)
+
+
+def class_look(classes: list[ClassSpec], tags: dict[str, str]) -> Look:
+    """Palette, the class names as tags (``CLASS_NAMES`` as JSON and ``CLASS_<index>`` each)."""
+    palette = dict.fromkeys(range(256), (0, 0, 0, 255))
+    palette |= {item.index: (*item.rgb, 255) for item in classes}
+    palette[MAP_NODATA] = (0, 0, 0, 0)
+    names = {str(item.index): item.name for item in classes}
+    return Look(
+        description="class",
+        overviews="MODE",
+        palette=palette,
+        tags={"CLASS_NAMES": json.dumps(names, sort_keys=True), **tags},
+        band_tags={f"CLASS_{key}": name for key, name in names.items()},
+    )
+
+
+def score_look(tags: dict[str, str]) -> Look:
+    """Confidence of the winning class: value / 254."""
+    return Look(description="confidence", overviews="AVERAGE", scale=1 / SCORE_TOP, tags=tags)
+
+
+def code_scores(confidence: npt.NDArray[np.float32]) -> UInt8Array:
+    """Confidence 0-1 as 0 to :data:`SCORE_TOP`, rounded."""
+    scaled = confidence * np.float32(SCORE_TOP)
+    codes: UInt8Array = np.rint(scaled, out=scaled).astype(np.uint8)
+    return codes
+
+
+class MapWriter:
+    """Takes rows from top to bottom; see :func:`create_map`."""
+
+    def __init__(
+        self, dataset: Any, rasterio: Any, failure: tuple[type[Exception], ...], path: Path
+    ) -> None:
+        self._dataset, self._rasterio = dataset, rasterio
+        self._failure, self._path = failure, path
+        self._width, self._height = int(dataset.width), int(dataset.height)
+        self._buffer = np.empty((_BLOCK_PX, self._width), dtype=np.uint8)
+        self._filled = 0
+        self._row = 0
+        self.crc32 = 0
+
+    def write(self, rows: UInt8Array) -> None:
+        """Append rows ``(n, width)`` uint8; whole blocks go to disk.
+
+        Raises:
+            OutputError: the disk is full or the file cannot be written.
+            GateError: more rows than the map has.
+        """
+        if self._row + self._filled + len(rows) > self._height:
+            raise GateError(f"{self._path}: more rows came than the {self._height} of the map")
+        start = 0
+        while start < len(rows):
+            count = min(len(rows) - start, _BLOCK_PX - self._filled)
+            self._buffer[self._filled : self._filled + count] = rows[start : start + count]
+            self._filled += count
+            start += count
+            if self._filled == _BLOCK_PX:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        if not self._filled:
+            return
+        window = self._rasterio.windows.Window(0, self._row, self._width, self._filled)
+        try:
+            self._dataset.write(self._buffer[: self._filled], 1, window=window)
+        except self._failure as err:
+            raise OutputError(
+                f"{self._path} cannot be written ({cause_text(err)}); is the disk full?"
+            ) from err
+        self.crc32 = zlib.crc32(self._buffer[: self._filled].data, self.crc32)
+        self._row += self._filled
+        self._filled = 0
+
+    def finish(self) -> None:
+        """Write what is buffered; every row must have come.
+
+        Raises:
+            GateError: rows are missing.
+        """
+        self.flush()
+        if self._row != self._height:
+            raise GateError(f"{self._path}: {self._row} rows came, the map has {self._height}")
+
+
+def require_map_place(path: Path, scene: Path | None) -> None:
+    """Raise unless a GeoTIFF can be meant by ``path``.
+
+    Raises:
+        OutputError: another suffix than .tif or .tiff, or the input itself.
+    """
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        raise OutputError(f"the map is a GeoTIFF: give a name that ends in .tif, received {path}")
+    if scene is not None and path.exists() and path.samefile(scene):
+        raise OutputError(f"{path} is the input; write the map to another file")
+
+
+@contextlib.contextmanager
+def create_map(
+    path: Path,
+    height: int,
+    width: int,
+    look: Look,
+    georeference: Raster | None,
+    scratch: Path | None = None,
+) -> Iterator[MapWriter]:
+    """Create a one-band 8-bit COG that appears at ``path`` only when it is whole.
+
+    Tiled, deflate, overviews inside, :data:`MAP_NODATA` as nodata, and CRS, transform and ground
+    control points of ``georeference``. The same rows give the same bytes.
+
+    Args:
+        scratch: folder for the plain file; beside ``path`` where absent.
+
+    Raises:
+        OutputError: another suffix than .tif or .tiff, or the place cannot be written.
+    """
+    path = Path(path)
+    require_map_place(path, None if georeference is None else georeference.path)
+    profile: dict[str, Any] = {
+        "driver": "GTiff",
+        "dtype": "uint8",
+        "count": 1,
+        "height": height,
+        "width": width,
+        "nodata": MAP_NODATA,
+        "compress": "deflate",
+        "zlevel": 1,
+        "num_threads": 2,  # of the compression; the bytes are the same
+        "tiled": True,
+        "blockxsize": _BLOCK_PX,
+        "blockysize": _BLOCK_PX,
+        "BIGTIFF": "IF_SAFER",
+    }
+    if look.palette is not None:
+        profile["photometric"] = "palette"
+    if georeference is not None:
+        profile["crs"] = georeference.crs
+        if georeference.transform is not None:
+            profile["transform"] = georeference.transform
+    with gdal_environment() as rasterio, publish_file(path) as part:
+        failure = gdal_failures(rasterio)
+        plain = part.with_name(part.name + ".plain") if scratch is None else scratch / part.name
+        try:
+            with open_quietly(rasterio, plain, "w", **profile) as dataset:
+                _describe(dataset, look, georeference)
+                writer = MapWriter(dataset, rasterio, failure, path)
+                yield writer
+                writer.finish()
+            _as_cog(rasterio, plain, part, look)
+            plain.unlink()
+            whole = _crc32(rasterio, part) == writer.crc32
+        except failure as err:
+            raise OutputError(
+                f"{path} cannot be written ({cause_text(err)}); is the disk full?"
+            ) from err
+        finally:
+            plain.unlink(missing_ok=True)
+        if not whole:
+            raise OutputError(f"{path} cannot be written: it reads back differently")
+
+
+def _describe(dataset: Any, look: Look, georeference: Raster | None) -> None:
+    if look.palette is not None:
+        dataset.write_colormap(1, look.palette)
+    if look.scale is not None:
+        dataset.scales = (look.scale,)
+    dataset.set_band_description(1, look.description)
+    if georeference is not None and georeference.gcps is not None:
+        dataset.gcps = georeference.gcps
+    dataset.update_tags(**look.tags)
+    dataset.update_tags(1, **look.band_tags)
+
+
+def _as_cog(rasterio: Any, plain: Path, part: Path, look: Look) -> None:
+    import warnings
+
+    from rasterio.shutil import copy
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        copy(
+            plain,
+            part,
+            driver="COG",
+            COMPRESS="DEFLATE",
+            LEVEL=6,
+            BIGTIFF="IF_SAFER",
+            OVERVIEW_RESAMPLING=look.overviews,
+        )
+
+
+def _crc32(rasterio: Any, path: Path) -> int:
+    """CRC-32 of the first band, read back from disk a block row at a time."""
+    total = 0
+    with open_quietly(rasterio, path) as dataset:
+        for row in range(0, dataset.height, _BLOCK_PX):
+            count = min(_BLOCK_PX, dataset.height - row)
+            window = rasterio.windows.Window(0, row, dataset.width, count)
+            total = zlib.crc32(dataset.read(1, window=window), total)
+    return total

@@ -1,0 +1,249 @@
+"""From the rows of a finished journal to the files asked for, each whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import edgekd
+from edgekd.contracts.artifacts import prepare_parent, write_json
+from edgekd.contracts.imageio import Raster
+from edgekd.contracts.tensors import MAP_NODATA, ClassSpec
+from edgekd.errors import GateError, OutputError
+from edgekd.runtime.journal import Block, Journal
+from edgekd.runtime.maps import (
+    SCORE_TOP,
+    class_look,
+    create_map,
+    require_map_place,
+    score_look,
+)
+from edgekd.runtime.polygons import Outline, require_polygon_place, write_polygons
+
+SUMMARY_SCHEMA = 1
+#: bars of the confidence histogram over 0-1
+HISTOGRAM_BINS = 20
+
+
+@dataclass(frozen=True)
+class Products:
+    """What is made of a scene.
+
+    Attributes:
+        map: class map, GeoTIFF.
+        scores: confidence of each pixel's class as 8 bits, GeoTIFF.
+        polygons: ``.gpkg`` or ``.geojson``; ``outline`` says how they are drawn.
+        summary: JSON with areas, confidences and sizes.
+    """
+
+    map: Path
+    scores: Path | None = None
+    polygons: Path | None = None
+    summary: Path | None = None
+    outline: Outline = field(default_factory=Outline)
+
+    @property
+    def confidence(self) -> bool:
+        """Whether anybody wants to know it."""
+        return self.scores is not None or self.summary is not None
+
+    def paths(self) -> list[Path]:
+        """Everything that will be there, the map last."""
+        more = (self.scores, self.polygons, self.summary)
+        return [*(item for item in more if item is not None), self.map]
+
+    def require_places(self, scene: Path) -> None:
+        """Raise unless all of it can be written where it was asked for.
+
+        Raises:
+            OutputError: a name that does not fit, one name twice, or the input.
+        """
+        require_map_place(self.map, scene)
+        if self.scores is not None:
+            require_map_place(self.scores, scene)
+        if self.polygons is not None:
+            require_polygon_place(self.polygons)
+        if self.summary is not None and self.summary.suffix.lower() != ".json":
+            raise OutputError(
+                f"the summary is JSON: give a name that ends in .json, received {self.summary}"
+            )
+        named = [item.resolve() for item in self.paths()]
+        for path, place in zip(self.paths(), named, strict=True):
+            if named.count(place) > 1:
+                raise OutputError(f"{path} is named for two results; give each a name of its own")
+            if path.is_dir():
+                raise OutputError(f"{path} is a folder; give the name of a file to write")
+            if path.exists() and path.samefile(scene):
+                raise OutputError(f"{path} is the input; choose another file")
+            prepare_parent(path)
+
+
+@dataclass
+class Figures:
+    """What the rows of a map add up to.
+
+    Attributes:
+        class_pixels: by class name.
+        class_area_m2: likewise; None where the CRS tells no area.
+        nodata: pixels without a class.
+        histogram: class name -> counts of pixels by confidence, :data:`HISTOGRAM_BINS` bars over
+            0-1; empty where nobody asked.
+        polygons: number written.
+        file_bytes: result -> bytes.
+    """
+
+    class_pixels: dict[str, int] = field(default_factory=dict)
+    class_area_m2: dict[str, float] | None = None
+    nodata: int = 0
+    histogram: dict[str, list[int]] = field(default_factory=dict)
+    polygons: int | None = None
+    file_bytes: dict[str, int] = field(default_factory=dict)
+
+
+class _Counter:
+    def __init__(self, classes: list[ClassSpec], areas_m2: npt.NDArray[np.float64] | None) -> None:
+        self._classes, self._areas_m2 = classes, areas_m2
+        self._pixels = np.zeros(256, np.int64)
+        self._area = np.zeros(256)
+        self._scores = np.zeros((256, 256), np.int64)
+
+    def add(self, block: Block) -> None:
+        for number, values in enumerate(block.classes):  # counting takes 8 bytes a pixel
+            counts = np.bincount(values, minlength=256)
+            self._pixels += counts
+            if self._areas_m2 is not None:
+                self._area += self._areas_m2[block.y0 + number] * counts
+            if block.scores is not None:
+                pairs = values.astype(np.uint16) * np.uint16(256) + block.scores[number]
+                self._scores += np.bincount(pairs, minlength=1 << 16).reshape(256, 256)
+
+    def figures(self) -> Figures:
+        bars = {}
+        if self._scores.any():
+            place = np.minimum(
+                np.arange(SCORE_TOP + 1) * HISTOGRAM_BINS // SCORE_TOP, HISTOGRAM_BINS - 1
+            )
+            for item in self._classes:
+                counts = self._scores[item.index, : SCORE_TOP + 1]
+                bars[item.name] = [
+                    int(n) for n in np.bincount(place, counts, minlength=HISTOGRAM_BINS)
+                ]
+        return Figures(
+            class_pixels={item.name: int(self._pixels[item.index]) for item in self._classes},
+            class_area_m2=None
+            if self._areas_m2 is None
+            else {item.name: float(self._area[item.index]) for item in self._classes},
+            nodata=int(self._pixels[MAP_NODATA]),
+            histogram=bars,
+        )
+
+
+def finish(
+    journal: Journal,
+    raster: Raster,
+    classes: list[ClassSpec],
+    products: Products,
+    tags: dict[str, str],
+    about: dict[str, Any],
+) -> Figures:
+    """Write every product from the journal's rows, the map last.
+
+    The same rows give the same bytes, so this can be done again after a kill.
+
+    Args:
+        journal: with all rows committed.
+        raster: the scene, for its georeference.
+        classes: of the map.
+        products: what is wanted.
+        tags: of the GeoTIFFs.
+        about: lines for the summary.
+
+    Raises:
+        GateError: the counts do not add up to the scene's pixels.
+        OutputError: a place cannot be written.
+    """
+    height, width = raster.height, raster.width
+    areas = raster.row_areas_m2()
+    counter = _Counter(classes, areas)
+    polygons = None
+    if products.polygons is not None:
+        rows = ((block.y0, block.classes) for block in journal.blocks())
+        polygons = write_polygons(products.polygons, rows, classes, raster, areas, products.outline)
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(
+            create_map(
+                products.map, height, width, class_look(classes, tags), raster, journal.folder
+            )
+        )
+        scores = None
+        if products.scores is not None:
+            scores = stack.enter_context(
+                create_map(products.scores, height, width, score_look(tags), raster, journal.folder)
+            )
+        for block in journal.blocks():
+            counter.add(block)
+            writer.write(block.classes)
+            if scores is not None and block.scores is not None:
+                scores.write(block.scores)
+        figures = counter.figures()
+        figures.polygons = polygons
+        covered, valid = sum(figures.class_pixels.values()), journal.state.valid
+        if covered != valid or covered + figures.nodata != height * width:
+            raise GateError(
+                f"{covered} pixels have a class, {valid} hold data and {figures.nodata} are nodata "
+                f"of {height * width}: the map was dropped"
+            )
+    if products.summary is not None:
+        write_json(products.summary, _summary(raster, products, figures, about))
+    figures.file_bytes = {
+        name: path.stat().st_size
+        for name in ("map", "scores", "polygons", "summary")
+        if (path := getattr(products, name)) is not None
+    }
+    return figures
+
+
+def _summary(
+    raster: Raster, products: Products, figures: Figures, about: dict[str, Any]
+) -> dict[str, Any]:
+    """The smallest product: what is where, how sure the model was, what it costs to send."""
+    valid = sum(figures.class_pixels.values())
+    sizes = {
+        name: path.stat().st_size
+        for name in ("map", "scores", "polygons")
+        if (path := getattr(products, name)) is not None
+    }
+    before = raster.path.stat().st_size
+    return {
+        "schema": SUMMARY_SCHEMA,
+        "edgekd": edgekd.__version__,
+        **about,
+        "scene": raster.path.name,
+        "width": raster.width,
+        "height": raster.height,
+        "crs": None if raster.crs is None else str(raster.crs),
+        "transform": None if raster.transform is None else list(raster.transform)[:6],
+        "pixels_valid": valid,
+        "pixels_nodata": figures.nodata,
+        "classes": {
+            name: {
+                "pixels": count,
+                "share": count / valid if valid else None,
+                "area_m2": None
+                if figures.class_area_m2 is None
+                else round(figures.class_area_m2[name], 3),
+                "confidence_histogram": figures.histogram.get(name),
+            }
+            for name, count in figures.class_pixels.items()
+        },
+        "polygons": figures.polygons,
+        "bytes": {"scene": before, **sizes},
+        "scene_over_product": {
+            name: round(before / size, 1) for name, size in sizes.items() if size
+        },
+    }

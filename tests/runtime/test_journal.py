@@ -1,0 +1,146 @@
+"""The journal: whatever is cut off or changed at its end, it opens at the last commit."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgekd.errors import InputError, OutputError
+from edgekd.runtime.journal import ROWS_NAME, Commit, Journal, journal_folder
+
+WIDTH = 37
+JOB = {"scene": "a.tif", "scene_mtime_ns": 1, "overlap_px": 8}
+
+
+def rows(count: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 9, (count, WIDTH), dtype=np.uint8)
+
+
+def fill(output: Path, commits: int, scores: bool) -> list[int]:
+    """A journal of ``commits`` rows of windows, each of two blocks; the byte behind each commit."""
+    ends = []
+    with Journal(output, JOB, WIDTH) as journal:
+        for number in range(commits):
+            for part in range(2):
+                y0 = 10 * number + 5 * part
+                journal.append(y0, rows(5, y0), rows(5, y0 + 1000) if scores else None)
+            state = replace(journal.state, windows=number + 1, rows=10 * (number + 1), run=number)
+            journal.commit(state)
+            ends.append((journal.folder / ROWS_NAME).stat().st_size)
+        journal.append(10 * commits, rows(5, 0), None)  # never committed
+    return ends
+
+
+def opened(output: Path) -> tuple[Commit, np.ndarray]:
+    with Journal(output, JOB, WIDTH, resume=True) as journal:
+        blocks = list(journal.blocks())
+        for block in blocks:
+            if block.scores is not None:
+                np.testing.assert_array_equal(block.scores, rows(5, block.y0 + 1000))
+        parts = [block.classes for block in blocks]
+        return journal.state, np.concatenate(parts) if parts else np.empty((0, WIDTH), np.uint8)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["scores", "classes alone"])
+def filled(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[int]]:
+    output = tmp_path_factory.mktemp("j") / "m.tif"
+    return output, fill(output, 4, request.param)
+
+
+@settings(max_examples=150, deadline=None)
+@given(place=st.floats(0, 1), flip=st.booleans(), garbage=st.binary(max_size=60))
+def test_cut_or_changed_anywhere_it_opens_at_the_last_commit(
+    filled: tuple[Path, list[int]],
+    tmp_path_factory: pytest.TempPathFactory,
+    place: float,
+    flip: bool,
+    garbage: bytes,
+) -> None:
+    source, ends = filled
+    output = tmp_path_factory.mktemp("c") / "m.tif"
+    shutil.copytree(journal_folder(source), journal_folder(output))
+    path = journal_folder(output) / ROWS_NAME
+    content = bytearray(path.read_bytes())
+    at = int(place * (len(content) - 1))
+    if flip:
+        content[at] ^= 0x41
+    else:
+        content[at:] = garbage
+    path.write_bytes(content)
+    whole = sum(end <= at for end in ends)
+    state, found = opened(output)
+    assert state.rows == 10 * whole and state.windows == whole
+    expected = [rows(5, y0) for y0 in range(0, 10 * whole, 5)]
+    np.testing.assert_array_equal(
+        found, np.concatenate([np.empty((0, WIDTH), np.uint8), *expected])
+    )
+    # and goes on from there
+    with Journal(output, JOB, WIDTH, resume=True) as journal:
+        assert journal.state.attempts == 2
+        journal.append(10 * whole, rows(3, 1), None)
+        journal.commit(replace(journal.state, rows=10 * whole + 3))
+    state, found = opened(output)
+    assert len(found) == state.rows == 10 * whole + 3 and state.attempts == 3
+
+
+def test_an_earlier_run_needs_a_word(tmp_path: Path) -> None:
+    output = tmp_path / "m.tif"
+    fill(output, 2, False)
+    with pytest.raises(InputError, match=r"did not end \(20 rows are done.*add --resume .*--resta"):
+        Journal(output, JOB, WIDTH)
+    with pytest.raises(InputError, match=r"had another overlap_px \(8, now 9\).*--restart"):
+        Journal(output, JOB | {"overlap_px": 9}, WIDTH, resume=True)
+    with pytest.raises(InputError, match="had another scale"):
+        Journal(output, JOB | {"scale": [[0, 1]]}, WIDTH, resume=True)
+    with Journal(output, JOB | {"scene_mtime_ns": 2}, WIDTH, resume=True) as journal:
+        assert journal.state.rows == 20 and journal.earlier["scene_mtime_ns"] == 1
+    with Journal(output, JOB | {"overlap_px": 9}, WIDTH, restart=True) as journal:
+        assert journal.state == Commit() and list(journal.blocks()) == []
+    with Journal(tmp_path / "n.tif", JOB, WIDTH, resume=True) as journal:  # nothing to go on with
+        assert journal.state == Commit()
+        journal.discard()
+    assert sorted(item.name for item in tmp_path.iterdir()) == [".m.tif.edgekd"]
+
+
+def test_killed_before_the_job_was_written(tmp_path: Path) -> None:
+    output = tmp_path / "m.tif"
+    fill(output, 1, False)
+    (journal_folder(output) / "job.json").write_text("{")
+    with Journal(output, JOB, WIDTH) as journal:
+        assert journal.state == Commit()
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    output = tmp_path / "m.tif"
+    with Journal(output, JOB, WIDTH):
+        for way in ({}, {"resume": True}, {"restart": True}):
+            with pytest.raises(OutputError, match="another process is writing"):
+                Journal(output, JOB, WIDTH, **way)
+    with Journal(output, JOB, WIDTH, resume=True):
+        pass
+
+
+def test_rows_that_were_changed_after_the_opening(tmp_path: Path) -> None:
+    output = tmp_path / "m.tif"
+    ends = fill(output, 2, False)
+    with Journal(output, JOB, WIDTH, resume=True) as journal:
+        path = journal.folder / ROWS_NAME
+        content = bytearray(path.read_bytes())
+        content[ends[0] + 40] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(OutputError, match="was changed: it gives 10 of 20 rows"):
+            list(journal.blocks())
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="cannot be written"):
+        Journal(tmp_path / "file" / "m.tif", JOB, WIDTH)
