@@ -79,7 +79,7 @@ def _bundle(path: Path, any_device: bool, signer: list[Path] | None) -> dict[str
     opened = open_bundle(path, requirements(signer))
     opened.check_files()
     try:
-        load(path, any_device=any_device, signer=signer).close()
+        session = load(path, any_device=any_device, signer=signer)
     except TrustError:
         raise
     except BundleError as err:
@@ -87,7 +87,7 @@ def _bundle(path: Path, any_device: bool, signer: list[Path] | None) -> dict[str
             f"{path} is whole (its {len(opened.manifest.files)} files are as sealed) and was not "
             f"run, so nothing is said about its answers: {err}"
         ) from err
-    with load(path, any_device=any_device, signer=signer) as session:
+    with session:
         by = "" if session.signer is None else f", signed by key {session.signer}"
         error = session.verify()
         bound = session.manifest.golden.atol

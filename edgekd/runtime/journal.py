@@ -177,11 +177,17 @@ class Journal:
     def _read_job(self, place: Path) -> dict[str, Any] | None:
         try:
             job = json.loads(place.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):  # killed before there was one
+        except FileNotFoundError:  # killed before there was one; it appears by rename
             return None
+        except ValueError as err:
+            raise InputError(
+                f"{place} is damaged, so nothing says what its rows are; begin again with "
+                "--restart (restart=True)"
+            ) from err
         except OSError as err:
             raise InputError(f"{place} cannot be read: {err.strerror}") from err
-        return job if isinstance(job, dict) else None
+        assert isinstance(job, dict)
+        return job
 
     def _require_same(self, job: dict[str, Any]) -> None:
         for key in sorted({*job, *self.earlier}):

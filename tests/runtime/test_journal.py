@@ -113,8 +113,20 @@ def test_an_earlier_run_needs_a_word(tmp_path: Path) -> None:
 def test_killed_before_the_job_was_written(tmp_path: Path) -> None:
     output = tmp_path / "m.tif"
     fill(output, 1, False)
-    (journal_folder(output) / "job.json").write_text("{")
+    (journal_folder(output) / "job.json").unlink()
     with Journal(output, JOB, WIDTH) as journal:
+        assert journal.state == Commit()
+
+
+def test_a_damaged_job_is_told_and_its_rows_are_not_dropped(tmp_path: Path) -> None:
+    output = tmp_path / "m.tif"
+    fill(output, 1, False)
+    before = (journal_folder(output) / ROWS_NAME).read_bytes()
+    (journal_folder(output) / "job.json").write_text("{")
+    with pytest.raises(InputError, match="job.json is damaged, so nothing says .* --restart"):
+        Journal(output, JOB, WIDTH, resume=True)
+    assert (journal_folder(output) / ROWS_NAME).read_bytes() == before
+    with Journal(output, JOB, WIDTH, restart=True) as journal:
         assert journal.state == Commit()
 
 

@@ -154,8 +154,6 @@ def test_a_scene_that_was_touched_and_one_that_was_changed(
         assert place.read_bytes() == (tmp_path / "a.tif").read_bytes()
         start()
         content = bytearray(scene.read_bytes())
-        with rasterio.open(scene) as data:
-            assert data.block_shapes[0][0] > 0
         content[-200_000 if len(content) > 400_000 else len(content) // 2 - 20_000] ^= 1
         scene.write_bytes(content)
         with pytest.raises(ImageError, match=r"holds other pixels in rows \d+-\d+ than when the"):

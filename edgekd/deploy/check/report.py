@@ -113,7 +113,7 @@ class CheckReport(Document):
     """Outcome of :func:`edgekd.deploy.check.run.check_model`.
 
     Attributes:
-        model: as it was given.
+        model: the file that was looked at; of a bundle, the one inside it.
         tensorrt: version whose rules were applied; None where TensorRT rules do not apply.
         onnxruntime: likewise.
         verdict: ``fail`` when any finding is an error.

@@ -115,7 +115,7 @@ RULES: list[Rule] = [
     Rule("onnxrt.weight-bits", "error", _weight_bits, _QUANTIZATION, "onnxrt"),
     Rule("onnxrt.integer-operator", "warning", _integer_operators, _QUANTIZATION, "onnxrt"),
     Rule("onnxrt.attention-quantized", "warning", _attention,
-         "Liu et al. 2021, Post-Training Quantization for Vision Transformer", "onnxrt"),
+         "edgekd, benchmarks/precision_table.py: ONNX Runtime's defaults", "onnxrt"),
     Rule("onnxrt.dot-product", "warning", _dot_product,
          "https://github.com/ARM-software/armnn/issues/511", "onnxrt"),
 ]  # fmt: skip
