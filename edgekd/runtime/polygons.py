@@ -10,6 +10,7 @@ polygons that are still open.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,21 +266,23 @@ def _write_geopackage(
     columns = list(zip(*fields, strict=True)) if fields else [(), (), (), ()]
     pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": _NO_DATE})
     try:
-        pyogrio.raw.write(
-            part,
-            np.array(geometries, dtype=object),
-            [
-                np.array(columns[0], np.int32),
-                np.array(columns[1], dtype=object),
-                np.array(columns[2], np.int64),
-                np.array([np.nan if v is None else v for v in columns[3]], np.float64),
-            ],
-            ["class", "name", "pixels", "area_m2"],
-            layer="classes",
-            driver="GPKG",
-            geometry_type="Polygon",
-            crs=None if raster.crs is None else raster.crs.to_wkt(),
-        )
+        with warnings.catch_warnings():  # a picture has no CRS, and neither have its polygons
+            warnings.filterwarnings("ignore", message=".*crs.* was not provided")
+            pyogrio.raw.write(
+                part,
+                np.array(geometries, dtype=object),
+                [
+                    np.array(columns[0], np.int32),
+                    np.array(columns[1], dtype=object),
+                    np.array(columns[2], np.int64),
+                    np.array([np.nan if v is None else v for v in columns[3]], np.float64),
+                ],
+                ["class", "name", "pixels", "area_m2"],
+                layer="classes",
+                driver="GPKG",
+                geometry_type="Polygon",
+                crs=None if raster.crs is None else raster.crs.to_wkt(),
+            )
     except (pyogrio.errors.DataSourceError, pyogrio.errors.FieldError, RuntimeError) as err:
         raise OutputError(f"{part.parent} cannot be written ({err}); is the disk full?") from err
     finally:
