@@ -76,7 +76,7 @@ class Raster:
         nodata: the declared nodata value, or None.
         nodata_rule: what counts as "no data" here and why, in words.
         masked: whether any pixel may be without data.
-        block_rows: rows that are stored together.
+        block_rows, block_columns: rows and columns that are stored together.
 
     Args:
         path: the file.
@@ -169,7 +169,7 @@ class Raster:
         self.transform = None if data.transform.is_identity else data.transform
         self.gcps = data.gcps if data.gcps[0] else None
         self.nodata = data.nodata
-        self.block_rows = int(data.block_shapes[0][0])
+        self.block_rows, self.block_columns = map(int, data.block_shapes[0])
         self.tags: dict[str, str] = dict(data.tags())
         flags = rasterio.enums.MaskFlags.all_valid
         self._declared = any(flags not in band for band in data.mask_flag_enums)

@@ -22,7 +22,7 @@ GAUSSIAN_SIGMA = 0.125
 CROPPED = 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Window:
     """A rectangle in scene pixels; ``y1`` and ``x1`` are exclusive and may exceed the scene."""
 
@@ -52,8 +52,8 @@ def padded_size(size_px: int, window_px: int, align_px: int) -> int:
 def axis_starts(size_px: int, window_px: int, overlap_px: int, align_px: int = 1) -> list[int]:
     """First pixels of the windows along one axis.
 
-    Windows advance by ``window_px - overlap_px``; the last is moved back so that it ends with
-    the (padded) axis, so neighbours overlap by at least ``overlap_px``.
+    As few as overlap by at least ``overlap_px``, spread evenly over the (padded) axis (Isensee et
+    al. 2021, nnU-Net), so that no two of them share much more than others.
 
     Args:
         size_px: length of the scene's axis, at least 1.
@@ -76,20 +76,18 @@ def axis_starts(size_px: int, window_px: int, overlap_px: int, align_px: int = 1
             f"positive step (in steps of {align_px} px); received {overlap_px} px"
         )
     length = padded_size(size_px, window_px, align_px)
-    step = window_px - rounded
-    starts = list(range(0, length - window_px, step))
-    return [*starts, length - window_px]
+    room = (length - window_px) // align_px
+    gaps = -(-room * align_px // (window_px - rounded))
+    return [align_px * (number * room // gaps) for number in range(gaps + 1)] if gaps else [0]
 
 
 def plan(
     height_px: int, width_px: int, window_px: int, overlap_px: int, align_px: int = 1
 ) -> list[list[Window]]:
     """Windows that cover a scene, as rows from top to bottom, each from left to right."""
-    columns = axis_starts(width_px, window_px, overlap_px, align_px)
-    return [
-        [Window(y, x, y + window_px, x + window_px) for x in columns]
-        for y in axis_starts(height_px, window_px, overlap_px, align_px)
-    ]
+    columns = [(x, x + window_px) for x in axis_starts(width_px, window_px, overlap_px, align_px)]
+    rows = [(y, y + window_px) for y in axis_starts(height_px, window_px, overlap_px, align_px)]
+    return [[Window(y0, x0, y1, x1) for x0, x1 in columns] for y0, y1 in rows]
 
 
 def blend_profile(length: int, overlap: int, blend: Blend) -> npt.NDArray[np.float32]:

@@ -1,8 +1,9 @@
-"""Arithmetic of overlapping windows, a band of rows at a time.
+"""Arithmetic of overlapping windows, a panel of columns of a band of rows at a time.
 
 Probabilities are blended on the student's own grid of cells (``stride_px`` pixels each) and
 brought to pixels once, after blending: 16 times less work and memory for a stride of 4 than
-blending pixels, and never class indices.
+blending pixels, and never class indices. As wide as the scene is only what the next row of windows
+is mixed with.
 """
 
 from __future__ import annotations
@@ -29,23 +30,43 @@ def softmax(logits: FloatArray) -> FloatArray:
 
 
 class BandBlender:
-    """Weighted mean of window probabilities over one band of cell rows.
+    """Weighted mean of window probabilities.
+
+    Windows come row by row from the top, each row from the left. Behind some of them
+    :meth:`advance` takes the columns that no later window of the row touches.
 
     Args:
         classes: number of channels.
         width: cells across the (padded) scene.
         window: cells along a window's side.
         weights: ``(window, window)`` float32, all > 0.
+        shared: rows of cells that two rows of windows share, at most; a window's where absent.
+        panel: columns from the first that was not taken to the last that a window touches, at
+            most; all where absent.
 
-    Windows must arrive with rows of windows from top to bottom; ``windows`` counts them.
+    Attributes:
+        windows: how many came.
     """
 
-    def __init__(self, classes: int, width: int, window: int, weights: FloatArray) -> None:
-        self._sum = np.zeros((classes, window, width), dtype=np.float32)
-        self._weight = np.zeros((window, width), dtype=np.float32)
+    def __init__(
+        self,
+        classes: int,
+        width: int,
+        window: int,
+        weights: FloatArray,
+        shared: int | None = None,
+        panel: int | None = None,
+    ) -> None:
+        shared, panel = window if shared is None else shared, panel or width
+        self._sum = np.zeros((classes, window, panel), dtype=np.float32)
+        self._weight = np.zeros((window, panel), dtype=np.float32)
+        # What the row of windows above left for this one, then what this one leaves.
+        self._kept = np.zeros((classes, shared, width), dtype=np.float32)
+        self._kept_weight = np.zeros((shared, width), dtype=np.float32)
+        self._kept_rows = 0
         self._weights = weights
-        self._window = window
-        self._top = 0
+        self._window, self._width = window, width
+        self._top = self._left = self._right = 0
         self.windows = 0
 
     def begin(self, y: int) -> None:
@@ -56,60 +77,90 @@ class BandBlender:
         """Add a window whose first cell is ``(y, x)``; ``probabilities`` is ``(K, w, w)``.
 
         Raises:
-            ValueError: the window does not start in the first row of the band.
+            ValueError: the window does not start in the first row of the band, or left of what was
+                taken.
         """
         if y != self._top:
             raise ValueError(f"window starts at cell row {y}, the band at {self._top}")
+        if x < self._left:
+            raise ValueError(f"window starts at cell column {x}, the panel at {self._left}")
         self.windows += 1
-        part = slice(x, x + self._window)
+        self._open(x + self._window)
+        part = slice(x - self._left, x - self._left + self._window)
         self._sum[:, :, part] += probabilities * self._weights
         self._weight[:, part] += self._weights
 
-    def advance(self, y: int) -> FloatArray:
-        """Finish the cell rows above ``y`` and move the band down to start there.
+    def _open(self, right: int) -> None:
+        """Let the panel reach to column ``right``, with what the row of windows above left."""
+        if right <= self._right:
+            return
+        part = slice(self._right - self._left, right - self._left)
+        scene, rows = slice(self._right, right), self._kept_rows
+        self._sum[:, :rows, part] = self._kept[:, :rows, scene]
+        self._sum[:, rows:, part] = 0
+        self._weight[:rows, part] = self._kept_weight[:rows, scene]
+        self._weight[rows:, part] = 0
+        self._right = right
+
+    def advance(self, y: int, x: int | None = None) -> FloatArray:
+        """Finish the cell rows above ``y``, of the columns left of ``x``.
+
+        With the scene's last column (or without ``x``) the band moves down to start at ``y``.
 
         Returns:
-            Blended probabilities ``(K, y - old start, width)`` float32.
+            Blended probabilities ``(K, y - first row, x - first column)`` float32.
 
         Raises:
-            ValueError: a cell of those rows was covered by no window.
+            ValueError: a cell of them was covered by no window.
         """
-        count = y - self._top
-        weight = self._weight[:count]
-        if not (weight > 0).all():
-            raise ValueError(f"cell rows {self._top}-{y} are not covered by windows")
-        done = self._sum[:, :count] / weight
-        keep = self._window - count
-        if keep > 0:
-            self._sum[:, :keep] = self._sum[:, count:].copy()
-            self._weight[:keep] = self._weight[count:].copy()
-        self._sum[:, max(keep, 0) :] = 0
-        self._weight[max(keep, 0) :] = 0
-        self._top = y
+        x = self._width if x is None else x
+        rows, columns = y - self._top, x - self._left
+        weight = self._weight[:rows, :columns]
+        if x > self._right or not (weight > 0).all():
+            raise ValueError(
+                f"cell rows {self._top}-{y}, columns {self._left}-{x} are not covered by windows"
+            )
+        done: FloatArray = self._sum[:, :rows, :columns] / weight
+        keep, scene = self._window - rows, slice(self._left, x)
+        self._kept[:, :keep, scene] = self._sum[:, rows:, :columns]
+        self._kept_weight[:keep, scene] = self._weight[rows:, :columns]
+        rest = self._right - x
+        self._sum[:, :, :rest] = self._sum[:, :, columns : columns + rest].copy()
+        self._weight[:, :rest] = self._weight[:, columns : columns + rest].copy()
+        self._left = x
+        if x == self._width:
+            self._top, self._kept_rows = y, keep
+            self._left = self._right = 0
         return done
 
 
-class RowUpsampler:
+class Upsampler:
     """Cell probabilities to pixel classes: bilinear, pixel centres at half-integers.
 
-    The same as ``interpolate(..., mode="bilinear", align_corners=False)`` of the whole grid,
-    but fed in bands of rows. Yields ``(y0, channel, confidence)``: first pixel row, winning
-    channel ``(n, width_px)`` uint8 (the lower index on ties) and its probability, float32.
+    The same as ``interpolate(..., mode="bilinear", align_corners=False)`` of the whole grid, but
+    fed in bands of rows, each a panel of columns after the other. Yields ``(y0, x0, channel,
+    confidence)``: first pixel row and column, winning channel ``(n, w)`` uint8 (the lower index on
+    ties) and its probability, float32. A panel's pixels end a cell before its last column, which
+    is interpolated with the next; bands likewise.
 
     Args:
         stride_px: pixels per cell.
         height_px, width_px: of the scene; what lies beyond (padding) is cut off.
-        confidence: False leaves the third value undefined, where nobody wants it.
+        width: cells across the (padded) scene.
+        confidence: False leaves the last value undefined, where nobody wants it.
     """
 
     def __init__(
-        self, stride_px: int, height_px: int, width_px: int, confidence: bool = True
+        self, stride_px: int, height_px: int, width_px: int, width: int, confidence: bool = True
     ) -> None:
         self._stride = stride_px
         self._confidence = confidence
-        self._height, self._width = height_px, width_px
-        self._held: FloatArray | None = None  # cell rows from the one above self._next on
-        self._next = 0
+        self._size_px = (height_px, width_px)
+        self._width = width
+        self._above: FloatArray | None = None  # cell rows from the one above self._row on
+        self._above_rows = 0
+        self._left: FloatArray | None = None  # cell columns from the one left of self._column on
+        self._row = self._column = self._came = 0
 
     def begin(self, row: int) -> None:
         """Let the first cells pushed be those of cell row ``row``.
@@ -117,59 +168,83 @@ class RowUpsampler:
         Below the scene's first row they are taken for what the next one is interpolated with, and
         pixels come from there on.
         """
-        self._next = row + 1 if row else 0
+        self._row = row + 1 if row else 0
 
-    def push(self, rows: FloatArray, last: bool) -> Iterator[tuple[int, UInt8Array, FloatArray]]:
-        """Take the next finished cell rows ``(K, n, width)``; ``last`` ends the scene."""
-        held = rows[:, :0] if self._held is None else self._held
-        size = held.shape[1]
-
-        def cells(start: int, stop: int) -> FloatArray:
-            """Rows ``start`` to ``stop`` of what is held followed by what came."""
-            new = rows[:, max(start - size, 0) : max(stop - size, 0)]
-            return new if start >= size else np.concatenate([held[:, start:stop], new], axis=1)
-
-        total = size + rows.shape[1]
-        row = 1 if self._next > 0 else 0
-        end = total - (0 if last else 1)
+    def push(
+        self, cells: FloatArray, last: bool
+    ) -> Iterator[tuple[int, int, UInt8Array, FloatArray]]:
+        """Take the next finished cells ``(K, n, w)`` of a band; ``last``: the scene's last band."""
+        classes, _, new = cells.shape
+        if self._above is None:
+            self._above = np.empty((classes, 2, self._width), dtype=np.float32)
+        scene = slice(self._came, self._came + new)
+        block = np.concatenate([self._above[:, : self._above_rows, scene], cells], axis=1)
+        rows = block.shape[1]
+        row, end = int(self._row > 0), rows - int(not last)
+        below = block[:, max(end - 1, 0) :]
+        if self._left is not None:
+            whole = np.concatenate([self._left, block], axis=2)
+        else:
+            whole = block
+        self._came += new
+        complete = self._came == self._width
+        column, stop = int(self._column > 0), whole.shape[2] - int(not complete)
         while row < end:
-            stop = min(row + _CHUNK_CELLS, end)
+            after = min(row + _CHUNK_CELLS, end)
             first = max(row - 1, 0)
-            yield from self._chunk(cells(first, min(stop + 1, total)), row - first, stop - row)
-            row = stop
-        self._held = cells(max(row - 1, 0), total).copy()
+            part = whole[:, first : min(after + 1, rows)]
+            place = (self._row + row - int(self._row > 0), self._column)
+            yield from self._chunk(part, place, (row - first, column), (after - row, stop - column))
+            row = after
+        self._above[:, : below.shape[1], scene] = below
+        if complete:
+            self._above_rows = below.shape[1]
+            self._row += max(end - int(self._row > 0), 0)
+            self._left, self._column, self._came = None, 0, 0
+        else:
+            self._left = whole[:, :, max(stop - 1, 0) :].copy()
+            self._column += max(stop - column, 0)
 
     def _chunk(
-        self, cells: FloatArray, skip: int, count: int
-    ) -> Iterator[tuple[int, UInt8Array, FloatArray]]:
+        self,
+        cells: FloatArray,
+        place: tuple[int, int],
+        skip: tuple[int, int],
+        count: tuple[int, int],
+    ) -> Iterator[tuple[int, int, UInt8Array, FloatArray]]:
+        """``count`` cells (down, across) from cell ``place`` on; ``cells`` has ``skip`` before."""
         s = self._stride
-        y0 = self._next * s
-        self._next += count
-        height = min(count * s, self._height - y0)
-        if height <= 0:
+        y0, x0 = place[0] * s, place[1] * s
+        height = min(count[0] * s, self._size_px[0] - y0)
+        width = min(count[1] * s, self._size_px[1] - x0)
+        if height <= 0 or width <= 0:
             return
+        part = (
+            slice(skip[0] * s, skip[0] * s + height),
+            slice(skip[1] * s, skip[1] * s + width),
+        )
         if len(cells) == 2:
             # The two add up to 1, so their difference says it all and is resized once.
-            difference = self._resized(cells[1] - cells[0], skip, height)
+            difference = self._resized(cells[1] - cells[0], part)
             channel = (difference > 0).view(np.uint8)
             if self._confidence:
                 np.abs(difference, out=difference)
                 difference *= np.float32(0.5)
                 difference += np.float32(0.5)
-            yield y0, channel, difference
+            yield y0, x0, channel, difference
             return
-        best = self._resized(cells[0], skip, height)
-        channel = np.zeros((height, self._width), dtype=np.uint8)
+        best = self._resized(cells[0], part)
+        channel = np.zeros((height, width), dtype=np.uint8)
         for index, plane in enumerate(cells[1:], start=1):
-            part = self._resized(plane, skip, height)
-            channel[part > best] = index
-            np.maximum(best, part, out=best)
-        yield y0, channel, best
+            other = self._resized(plane, part)
+            channel[other > best] = index
+            np.maximum(best, other, out=best)
+        yield y0, x0, channel, best
 
-    def _resized(self, plane: FloatArray, skip: int, height: int) -> FloatArray:
-        """Cells to pixels; without the first ``skip`` cell rows and what lies beyond the scene."""
+    def _resized(self, plane: FloatArray, part: tuple[slice, slice]) -> FloatArray:
+        """Cells to pixels, and of these the part that is asked for."""
         s = self._stride
         size = (plane.shape[1] * s, plane.shape[0] * s)
         full = plane if s == 1 else cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR)
-        rows = full[skip * s : skip * s + height, : self._width]
-        return np.array(rows) if s == 1 else np.asarray(rows, dtype=np.float32)
+        pixels: FloatArray = np.array(full[part]) if s == 1 else np.asarray(full[part], np.float32)
+        return pixels

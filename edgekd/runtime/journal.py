@@ -1,8 +1,9 @@
 """What is done of a scene, on disk: finished rows as they came, whole after a kill at any byte.
 
 A folder beside the output, ``.<name>.edgekd``, holds ``job.json`` (what was asked of which scene by
-which model) and ``rows``: an append-only file of records, each with its own checksum. A *commit*
-record says how many rows of windows are behind; it is on the disk before the next one is begun.
+which model) and ``rows``: an append-only file of records, each with its own checksum: *pieces* of
+the map as they were finished, and *commits*. A commit says how many rows of windows are behind; it
+is on the disk before the next one is begun.
 Whatever stands behind the last commit is cut off when the journal is opened again, so a journal is
 always at a place where :func:`edgekd.runtime.tiler.run_tiles` can start. The lock is the system's
 and ends with the process, however that ends.
@@ -19,7 +20,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,12 +32,13 @@ from edgekd.errors import InputError, OutputError
 
 JOB_NAME, ROWS_NAME = "job.json", "rows"
 #: rows that are compressed together
-BLOCK_ROWS = 256
-_HEAD = struct.Struct("<4sIIII")  # kind, first row, rows, bytes of classes, bytes of scores
+BLOCK_ROWS = 64
+#: kind; first row, rows, first column, columns; bytes of classes, bytes of scores
+_HEAD = struct.Struct("<4sIIIIII")
 _CRC = struct.Struct("<I")
 #: what the caller looks into: a scene that was fetched again may be the same
 _MAY_CHANGE = ("scene_mtime_ns",)
-_ROWS, _COMMIT = b"EKR1", b"EKC1"
+_PIECE, _COMMIT = b"EKP2", b"EKC2"
 #: a class map shrinks as well as it needs to, in two thirds of the time of the usual level
 _LEVEL = 1
 
@@ -53,8 +55,8 @@ class Commit:
         infer_s: time inside the model so far, s.
         total_s: wall-clock time of all attempts so far, s.
         attempts: times that the job was begun.
-        read: ``[first row, end row, CRC-32]`` of the pixels that these windows saw, in reading
-            order.
+        read: ``[first row, end row, first column, end column, CRC-32]`` of the pixels that these
+            windows saw, in reading order; in the file, of those since the commit before.
     """
 
     windows: int = 0
@@ -70,7 +72,7 @@ class Commit:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of the map as they are kept.
+    """Rows of the map.
 
     Attributes:
         y0: first pixel row.
@@ -81,6 +83,18 @@ class Block:
     y0: int
     classes: UInt8Array
     scores: UInt8Array | None
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A record: ``box`` is first row, rows, first column, columns; ``after`` the byte behind it."""
+
+    kind: bytes
+    box: tuple[int, int, int, int]
+    first: bytes
+    second: bytes
+    size: int
+    after: int = 0
 
 
 def journal_folder(output: Path) -> Path:
@@ -211,79 +225,124 @@ class Journal:
     def _scan(self) -> tuple[Commit, int]:
         """The last commit and the byte behind it; anything that does not check ends the search."""
         state, end = Commit(), 0
-        for kind, _, parts, after in self._records(None):
-            if kind == _COMMIT:
-                state, end = Commit(**json.loads(parts[0])), after
-        return state, end
+        read: list[list[int]] = []
+        for record in self._records(None):
+            if record.kind == _COMMIT:
+                state, end = Commit(**json.loads(record.first)), record.after
+                read += state.read
+        return replace(state, read=read), end
 
-    def _records(
-        self, stop: int | None
-    ) -> Generator[tuple[bytes, tuple[int, int], tuple[bytes, bytes], int], None, None]:
-        """(kind, (first row, rows), payloads, byte behind) up to a fault or ``stop``."""
+    def _records(self, stop: int | None) -> Generator[_Record, None, None]:
+        """Whole records up to a fault or byte ``stop``."""
         size = os.fstat(self._file.fileno()).st_size
         limit = size if stop is None else stop
         place = 0
         with (self.folder / ROWS_NAME).open("rb") as stream:
             while place + _HEAD.size + _CRC.size <= limit:
-                head = stream.read(_HEAD.size)
-                kind, y0, rows, first, second = _HEAD.unpack(head)
-                after = place + _HEAD.size + first + second + _CRC.size
-                if kind not in (_ROWS, _COMMIT) or after > limit:
+                record = _read_record(stream, limit - place)
+                if record is None:
                     return
-                payload = stream.read(first + second)
-                (checksum,) = _CRC.unpack(stream.read(_CRC.size))
-                if zlib.crc32(payload, zlib.crc32(head)) != checksum:
-                    return
-                yield kind, (y0, rows), (payload[:first], payload[first:]), after
-                place = after
+                place += record.size
+                yield replace(record, after=place)
 
-    def append(self, y0: int, classes: UInt8Array, scores: UInt8Array | None) -> None:
-        """Keep rows; they count from the next :meth:`commit` on.
+    def append(
+        self, y0: int, x0: int, classes: UInt8Array, scores: UInt8Array | None = None
+    ) -> None:
+        """Keep a piece; it counts from the next :meth:`commit` on.
+
+        Pieces that begin in one row have one height, and lie side by side over the whole width.
 
         Raises:
             OutputError: the disk is full.
         """
         second = b"" if scores is None else zlib.compress(np.ascontiguousarray(scores).data, _LEVEL)
         first = zlib.compress(np.ascontiguousarray(classes).data, _LEVEL)
-        self._write(_ROWS, y0, len(classes), first, second)
+        self._write(_PIECE, (y0, classes.shape[0], x0, classes.shape[1]), first, second)
 
     def commit(self, state: Commit) -> None:
         """Bring everything to the disk: from here a later attempt goes on.
 
+        Args:
+            state: with what was read since the last commit.
+
         Raises:
             OutputError: the disk is full.
         """
-        self._write(_COMMIT, state.rows, 0, json.dumps(asdict(state)).encode(), b"")
+        content = json.dumps(asdict(state)).encode()
+        self._write(_COMMIT, (state.rows, 0, 0, 0), content, b"")
         with self._writing():
             self._file.flush()
             os.fsync(self._file.fileno())
         self._end = self._file.tell()
-        self.state = state
+        self.state = replace(state, read=[*self.state.read, *state.read])
 
-    def _write(self, kind: bytes, y0: int, rows: int, first: bytes, second: bytes) -> None:
-        head = _HEAD.pack(kind, y0, rows, len(first), len(second))
+    def _write(
+        self, kind: bytes, box: tuple[int, int, int, int], first: bytes, second: bytes
+    ) -> None:
+        head = _HEAD.pack(kind, *box, len(first), len(second))
         checksum = zlib.crc32(second, zlib.crc32(first, zlib.crc32(head)))
         with self._writing():
             self._file.write(b"".join((head, first, second, _CRC.pack(checksum))))
 
     def blocks(self) -> Generator[Block, None, None]:
-        """The committed rows from the top.
+        """The committed rows from the top, at most :data:`BLOCK_ROWS` at a time.
 
         Raises:
             OutputError: the file was changed since.
         """
         row = 0
-        for kind, (y0, rows), (first, second), _ in self._records(self._end):
-            if kind != _ROWS:
-                continue
-            classes = _rows(first, rows, self._width)
-            yield Block(y0, classes, _rows(second, rows, self._width) if second else None)
-            row = y0 + rows
+        with (self.folder / ROWS_NAME).open("rb") as stream:
+            for group in self._pieces(stream):
+                for y0 in sorted(group):
+                    block = self._block(stream, y0, group[y0])
+                    if block is None or y0 != row:
+                        break
+                    yield block
+                    row = y0 + len(block.classes)
         if row != self.state.rows:
             raise OutputError(
                 f"{self.folder} was changed: it gives {row} of {self.state.rows} rows; begin again "
                 "with --restart (restart=True)"
             )
+
+    def _pieces(self, stream: BinaryIO) -> Generator[dict[int, list[int]], None, None]:
+        """First row -> bytes where its pieces begin, from commit to commit."""
+        found: dict[int, list[int]] = {}
+        place = 0
+        while place < self._end:
+            stream.seek(place)
+            head = stream.read(_HEAD.size)
+            if len(head) < _HEAD.size:
+                return
+            kind, y0, *_, first, second = _HEAD.unpack(head)
+            if kind == _PIECE:
+                found.setdefault(y0, []).append(place)
+            else:
+                yield found
+                found = {}
+            place += _HEAD.size + first + second + _CRC.size
+
+    def _block(self, stream: BinaryIO, y0: int, places: list[int]) -> Block | None:
+        """The rows that pieces make together; None where they do not."""
+        block, x1 = None, 0
+        for place in places:
+            stream.seek(place)
+            record = _read_record(stream, self._end - place)
+            if record is None:
+                return None
+            _, rows, x0, columns = record.box
+            if block is None:
+                shape = rows, self._width
+                classes = np.empty(shape, np.uint8)
+                block = Block(y0, classes, np.empty(shape, np.uint8) if record.second else None)
+            if x0 != x1 or len(block.classes) != rows or x0 + columns > self._width:
+                return None
+            x1 = x0 + columns
+            for content, out in ((record.first, block.classes), (record.second, block.scores)):
+                if out is not None:
+                    piece = np.frombuffer(zlib.decompress(content), np.uint8)
+                    out[:, x0:x1] = piece.reshape(rows, columns)
+        return block if x1 == self._width else None
 
     def discard(self) -> None:
         """Remove it: the output is there, or nothing was done that is worth keeping."""
@@ -301,8 +360,20 @@ class Journal:
         self.close()
 
 
-def _rows(content: bytes, rows: int, width: int) -> UInt8Array:
-    return np.frombuffer(zlib.decompress(content), np.uint8).reshape(rows, width)
+def _read_record(stream: BinaryIO, most: int) -> _Record | None:
+    """The record that begins here; None where its ``most`` bytes hold no whole one."""
+    head = stream.read(_HEAD.size)
+    if len(head) < _HEAD.size:
+        return None
+    kind, y0, rows, x0, columns, first, second = _HEAD.unpack(head)
+    size = _HEAD.size + first + second + _CRC.size
+    if kind not in (_PIECE, _COMMIT) or size > most:
+        return None
+    content = stream.read(first + second)
+    checksum = stream.read(_CRC.size)
+    if checksum != _CRC.pack(zlib.crc32(content, zlib.crc32(head))):
+        return None
+    return _Record(kind, (y0, rows, x0, columns), content[:first], content[first:], size)
 
 
 def _sync(path: Path) -> None:

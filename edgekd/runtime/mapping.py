@@ -29,14 +29,14 @@ from edgekd.runtime.journal import BLOCK_ROWS, Commit, Journal
 from edgekd.runtime.maps import code_scores
 from edgekd.runtime.products import Products, finish
 from edgekd.runtime.scene import RasterSource
-from edgekd.runtime.tiler import Progress, Rows, TilePlan, TileStats, run_tiles
+from edgekd.runtime.tiler import Piece, Progress, TilePlan, TileStats, panel_px, run_tiles
 
 if TYPE_CHECKING:
     from edgekd.runtime.session import Session
 
 Cancel = Callable[[], bool]
-#: blocks of rows that wait to be kept
-_WAITING = 2
+#: pieces that wait to be kept
+_WAITING = 4
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,7 @@ def _job(
         "concurrent": streams > 1,
         "overlap_px": geometry.overlap_px,
         "blend": geometry.blend,
+        "panel_px": panel_px(source),
         "confidence": products.confidence,
     }
 
@@ -259,13 +260,13 @@ def _keep_rows(
         contextlib.closing(work),
         _Keeper(journal, source, session.index, products.confidence, planned) as keeper,
     ):
-        for rows in work:
-            keeper.add(rows, stats)
+        for piece in work:
+            keeper.add(piece, stats)
     return stats
 
 
 class _Keeper:
-    """Collects rows into blocks and has a thread compress and write them."""
+    """Joins what comes into larger pieces, and has a thread compress and write them."""
 
     def __init__(
         self,
@@ -277,62 +278,78 @@ class _Keeper:
     ) -> None:
         self._journal, self._source, self._planned = journal, source, planned
         self._base, self._start = journal.state, time.perf_counter()
+        self._known = self._base.read[-1][1] if self._base.read else 0  # rows whose pixels are seen
         self._table = np.full(256, MAP_NODATA, dtype=np.uint8)
         self._table[: len(index)] = index
         self._same = list(index) == list(range(len(index)))
         self._scores = scores
-        self._rows: list[tuple[UInt8Array, UInt8Array | None]] = []
-        self._y0 = self._count = journal.state.rows
+        self._parts: list[tuple[UInt8Array, UInt8Array | None]] = []
+        self._y0 = self._x0 = self._y1 = 0  # of the parts together
         self._valid = journal.state.valid
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edgekd")
         self._waiting: deque[Future[None]] = deque()
 
-    def add(self, rows: Rows, stats: TileStats) -> None:
-        """Take rows; behind a row of windows all is committed."""
-        values = rows.channel if self._same else np.asarray(cv2.LUT(rows.channel, self._table))
-        codes = code_scores(rows.confidence) if self._scores else None
+    def add(self, piece: Piece, stats: TileStats) -> None:
+        """Take a piece; behind a row of windows all is committed."""
+        values = piece.channel if self._same else np.asarray(cv2.LUT(piece.channel, self._table))
+        codes = code_scores(piece.confidence) if self._scores else None
         if self._source.masked:
-            empty = ~rows.valid
+            empty = ~piece.valid
             values[empty] = MAP_NODATA
             if codes is not None:
                 codes[empty] = MAP_NODATA
-            self._valid += int(np.count_nonzero(rows.valid))
+            self._valid += int(np.count_nonzero(piece.valid))
         else:
             self._valid += values.size
-        self._rows.append((values.astype(np.uint8, copy=False), codes))
-        self._count += len(values)
-        if rows.windows is not None or self._count - self._y0 >= BLOCK_ROWS:
-            self._flush(None if rows.windows is None else self._commit(rows.windows, stats))
+        values = values.astype(np.uint8, copy=False)
+        if self._parts and (piece.x0, piece.y0) != (self._x0, self._y1):
+            self._flush()
+        y = piece.y0
+        while y < piece.y1:  # all panels are cut in the same rows
+            y1 = min(piece.y1, y - y % BLOCK_ROWS + BLOCK_ROWS)
+            rows = slice(y - piece.y0, y1 - piece.y0)
+            if not self._parts:
+                self._y0, self._x0 = y, piece.x0
+            self._parts.append((values[rows], None if codes is None else codes[rows]))
+            y = self._y1 = y1
+            if y % BLOCK_ROWS == 0:
+                self._flush()
+        if piece.windows is not None:
+            self._flush()
+            self._submit(self._journal.commit, self._commit(piece.windows, piece.y1, stats))
 
-    def _commit(self, windows: int, stats: TileStats) -> Commit:
+    def _commit(self, windows: int, rows: int, stats: TileStats) -> Commit:
         base = self._base
         bottom = self._planned[windows - 1][0].y1
-        known = base.read[-1][1] if base.read else 0
-        fresh = [item for item in list(self._source.seen) if known < item[1] <= bottom]
+        fresh = [item for item in list(self._source.seen) if self._known < item[1] <= bottom]
+        self._known = bottom
         return replace(
             base,
             windows=windows,
-            rows=self._count,
+            rows=rows,
             run=base.run + stats.run,
             skipped=base.skipped + stats.skipped,
             valid=self._valid,
             infer_s=base.infer_s + stats.infer_s,
             total_s=base.total_s + time.perf_counter() - self._start,
-            read=[*base.read, *fresh],
+            read=fresh,
         )
 
-    def _flush(self, commit: Commit | None) -> None:
-        taken, y0 = self._rows, self._y0
-        self._rows, self._y0 = [], self._count
+    def _flush(self) -> None:
+        """Have the parts that came written as one piece."""
+        taken, self._parts = self._parts, []
+        if not taken:
+            return
 
-        def work() -> None:
+        def work(y0: int, x0: int) -> None:
             classes = np.concatenate([item[0] for item in taken])
             codes = [item[1] for item in taken if item[1] is not None]
-            self._journal.append(y0, classes, np.concatenate(codes) if codes else None)
-            if commit is not None:
-                self._journal.commit(commit)
+            self._journal.append(y0, x0, classes, np.concatenate(codes) if codes else None)
 
-        self._waiting.append(self._pool.submit(work))
+        self._submit(work, self._y0, self._x0)
+
+    def _submit(self, work: Callable[..., None], *arguments: Any) -> None:
+        self._waiting.append(self._pool.submit(work, *arguments))
         while len(self._waiting) > _WAITING:
             self._waiting.popleft().result()
 

@@ -30,7 +30,8 @@ from edgekd.contracts.imageio import (
 from edgekd.contracts.tensors import MAP_NODATA, ClassSpec
 from edgekd.errors import GateError, OutputError
 
-_BLOCK_PX = 256
+#: blocks of the plain file: narrow, because as many rows are held as wide as the scene
+_BLOCK_PX, _BLOCK_ROWS = 256, 64
 #: confidence 1.0; 255 is no data
 SCORE_TOP = 254
 
@@ -91,7 +92,7 @@ class MapWriter:
         self._dataset, self._rasterio = dataset, rasterio
         self._failure, self._path = failure, path
         self._width, self._height = int(dataset.width), int(dataset.height)
-        self._buffer = np.empty((_BLOCK_PX, self._width), dtype=np.uint8)
+        self._buffer = np.empty((_BLOCK_ROWS, self._width), dtype=np.uint8)
         self._filled = 0
         self._row = 0
         self.crc32 = 0
@@ -107,11 +108,11 @@ class MapWriter:
             raise GateError(f"{self._path}: more rows came than the {self._height} of the map")
         start = 0
         while start < len(rows):
-            count = min(len(rows) - start, _BLOCK_PX - self._filled)
+            count = min(len(rows) - start, _BLOCK_ROWS - self._filled)
             self._buffer[self._filled : self._filled + count] = rows[start : start + count]
             self._filled += count
             start += count
-            if self._filled == _BLOCK_PX:
+            if self._filled == _BLOCK_ROWS:
                 self.flush()
 
     def flush(self) -> None:
@@ -186,7 +187,7 @@ def create_map(
         "num_threads": 2,  # of the compression; the bytes are the same
         "tiled": True,
         "blockxsize": _BLOCK_PX,
-        "blockysize": _BLOCK_PX,
+        "blockysize": _BLOCK_ROWS,
         "BIGTIFF": "IF_SAFER",
     }
     if look.palette is not None:
@@ -248,11 +249,11 @@ def _as_cog(rasterio: Any, plain: Path, part: Path, look: Look) -> None:
 
 
 def _crc32(rasterio: Any, path: Path) -> int:
-    """CRC-32 of the first band, read back from disk a block row at a time."""
+    """CRC-32 of the first band, read back from disk some rows at a time."""
     total = 0
     with open_quietly(rasterio, path) as dataset:
-        for row in range(0, dataset.height, _BLOCK_PX):
-            count = min(_BLOCK_PX, dataset.height - row)
+        for row in range(0, dataset.height, _BLOCK_ROWS):
+            count = min(_BLOCK_ROWS, dataset.height - row)
             window = rasterio.windows.Window(0, row, dataset.width, count)
             total = zlib.crc32(dataset.read(1, window=window), total)
     return total

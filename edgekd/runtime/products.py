@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 import edgekd
 from edgekd.contracts.artifacts import prepare_parent, write_json
-from edgekd.contracts.imageio import Raster
+from edgekd.contracts.imageio import Raster, UInt8Array
 from edgekd.contracts.tensors import MAP_NODATA, ClassSpec
 from edgekd.errors import GateError, OutputError
 from edgekd.runtime.journal import Block, Journal
@@ -28,6 +29,8 @@ from edgekd.runtime.polygons import Outline, require_polygon_place, write_polygo
 SUMMARY_SCHEMA = 1
 #: bars of the confidence histogram over 0-1
 HISTOGRAM_BINS = 20
+#: rows whose polygons are traced together
+_POLYGON_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -172,8 +175,9 @@ def finish(
     counter = _Counter(classes, areas)
     polygons = None
     if products.polygons is not None:
-        rows = ((block.y0, block.classes) for block in journal.blocks())
-        polygons = write_polygons(products.polygons, rows, classes, raster, areas, products.outline)
+        polygons = write_polygons(
+            products.polygons, _joined(journal), classes, raster, areas, products.outline
+        )
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(
             create_map(
@@ -206,6 +210,18 @@ def finish(
         if (path := getattr(products, name)) is not None
     }
     return figures
+
+
+def _joined(journal: Journal) -> Iterator[tuple[int, UInt8Array]]:
+    """(first row, classes) in larger blocks, which leave fewer polygons to be joined."""
+    held: list[Block] = []
+    for block in journal.blocks():
+        held.append(block)
+        if block.y0 + len(block.classes) - held[0].y0 >= _POLYGON_ROWS:
+            yield held[0].y0, np.concatenate([item.classes for item in held])
+            held = []
+    if held:
+        yield held[0].y0, np.concatenate([item.classes for item in held])
 
 
 def _summary(

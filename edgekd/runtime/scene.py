@@ -26,13 +26,15 @@ class Source(Protocol):
     Attributes:
         height, width: px.
         masked: whether any pixel may be without data; False spares asking.
-        block_rows: rows that are stored together; reading multiples of it decodes nothing twice.
+        block_rows, block_columns: rows and columns that are stored together; reading multiples of
+            them decodes nothing twice.
     """
 
     height: int
     width: int
     masked: bool
     block_rows: int
+    block_columns: int
 
     def read(self, window: Window, out: UInt8Array) -> None:
         """Put the pixels of a window into ``out``, ``(h, w, C)`` uint8."""
@@ -49,7 +51,8 @@ class ArraySource:
     def __init__(self, image: npt.NDArray[np.generic], channels: int) -> None:
         check_pixels(image, channels)
         self._image = np.asarray(image, dtype=np.uint8)
-        self.masked, self.block_rows = False, 1
+        self.masked = False
+        self.block_rows = self.block_columns = 1
         self.height, self.width = int(image.shape[0]), int(image.shape[1])
         if self.height == 0 or self.width == 0:
             raise ImageError(f"the image has no pixels (shape {image.shape})")
@@ -75,7 +78,8 @@ class RasterSource:
             8-bit pixels as they are, and no other type is accepted.
 
     Attributes:
-        seen: ``[first row, end row, CRC-32]`` of every reading of 8-bit pixels, in order.
+        seen: ``[first row, end row, first column, end column, CRC-32]`` of every reading of 8-bit
+            pixels, in order.
 
     Raises:
         ImageError: wrong band count, or a pixel type other than 8 bit without a scale.
@@ -92,7 +96,8 @@ class RasterSource:
         self._raster = raster
         self.bands = raster.choose_bands(bands, channels)
         self.height, self.width = raster.height, raster.width
-        self.masked, self.block_rows = raster.masked, raster.block_rows
+        self.masked = raster.masked
+        self.block_rows, self.block_columns = raster.block_rows, raster.block_columns
         self.seen: list[list[int]] = []
         kind = np.dtype(raster.dtypes[self.bands[0] - 1])  # all chosen bands have one type
         self.scale = _checked_scale(scale, channels)
@@ -104,7 +109,7 @@ class RasterSource:
             )
             with _file_named(raster.path, self._advice()):
                 check_pixels(corner, channels)
-        self._not_finite: dict[tuple[int, int], BoolArray] = {}
+        self._not_finite: dict[Window, BoolArray] = {}
 
     def _advice(self) -> str:
         """A scale to begin with: the 2nd and 98th percentile of a thumbnail."""
@@ -135,14 +140,14 @@ class RasterSource:
                 out[..., channel] = plane
             if self._finite:
                 # Asked for by read_valid right afterwards; kept so that nothing is decoded twice.
-                self._not_finite = {(window.y0, window.y1): ~np.isfinite(values).all(axis=2)}
-        self.seen.append([window.y0, window.y1, _crc(out)])
+                self._not_finite = {window: ~np.isfinite(values).all(axis=2)}
+        self.seen.append([window.y0, window.y1, window.x0, window.x1, _crc(out)])
 
     def read_valid(self, window: Window) -> BoolArray:
         """See :class:`Source`."""
         valid = self._raster.read_valid(window)
         if self._finite:
-            wrong = self._not_finite.pop((window.y0, window.y1), None)
+            wrong = self._not_finite.pop(window, None)
             if wrong is None:
                 wrong = ~np.isfinite(self._raster.read(window, self.bands)).all(axis=2)
             valid &= ~wrong
@@ -154,11 +159,10 @@ class RasterSource:
         Raises:
             ImageError: other pixels are there now.
         """
-        for y0, y1, checksum in seen:
-            window = Window(y0, 0, y1, self.width)
-            planes = np.empty((len(self.bands), y1 - y0, self.width), np.uint8)
-            self.read(window, np.moveaxis(planes, 0, 2))
-            if self.seen.pop()[2] != checksum:
+        for y0, y1, x0, x1, checksum in seen:
+            planes = np.empty((len(self.bands), y1 - y0, x1 - x0), np.uint8)
+            self.read(Window(y0, x0, y1, x1), np.moveaxis(planes, 0, 2))
+            if self.seen.pop()[-1] != checksum:
                 raise ImageError(
                     f"{self._raster.path} holds other pixels in rows {y0}-{y1} than when the run "
                     "began; begin again with --restart (restart=True)"

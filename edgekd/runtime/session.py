@@ -158,10 +158,10 @@ class Session:
         infer, streams = self.calls_for(source.height, source.width, geometry)
         work = run_tiles(source, infer, self.normalize, geometry, stats, self.fill, streams=streams)
         with contextlib.closing(work):
-            for rows in work:
-                part = slice(rows.y0, rows.y0 + len(rows.channel))
-                classes[part] = self.index[rows.channel]
-                confidence[part] = rows.confidence
+            for piece in work:
+                part = slice(piece.y0, piece.y1), slice(piece.x0, piece.x1)
+                classes[part] = self.index[piece.channel]
+                confidence[part] = piece.confidence
         return Prediction(classes, confidence, stats)
 
     def stream(

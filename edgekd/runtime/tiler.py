@@ -2,9 +2,10 @@
 
 Three stages overlap: reading and normalising in a thread of its own, the model in as many threads
 as the backend has streams, and blending with what the caller does (writing) in the caller's. Order
-and results are those of a plain loop. Memory: a tile or two for each stream, one strip of pixels (a
-window high, the scene wide), a band of cell probabilities and a few rows of output. Nothing depends
-on the scene's height.
+and results are those of a plain loop. A row of windows is worked through in panels, some windows at
+a time, each finished when the next is begun. Memory: a tile or two for each stream, a panel of
+pixels and of cell probabilities (a window high), and, as wide as the scene, what two rows of
+windows share. Nothing depends on the scene's height.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import contextlib
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +24,7 @@ from edgekd.contracts.imageio import BoolArray, UInt8Array
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.windows import Blend, Window, blend_weights, padded_size, plan
 from edgekd.errors import GateError
-from edgekd.runtime.blend import BandBlender, RowUpsampler, softmax
+from edgekd.runtime.blend import BandBlender, Upsampler, softmax
 from edgekd.runtime.pipeline import ahead, spread
 from edgekd.runtime.scene import Source
 
@@ -31,26 +34,42 @@ Progress = Callable[[int, int], None]
 
 #: rows that are read in one go, at least; bounds the memory of decoding.
 _READ_ROWS = 128
+#: columns that are worked on together, at most, where a window is not wider
+PANEL_PX = 2048
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Finished rows of the map.
+class Piece:
+    """A finished piece of the map.
+
+    Pieces of a panel come from top to bottom, panels from left to right, and then those of the next
+    row of windows: every pixel comes once.
 
     Attributes:
-        y0: first pixel row.
-        channel: winning channel ``(n, W)`` uint8; meaningless where ``valid`` is False.
-        confidence: its probability ``(n, W)`` float32.
-        valid: which pixels hold data, ``(n, W)`` bool.
-        windows: rows of windows that are behind, where these are the last rows that they give; a
-            run that starts again behind them gives the same rows from here on. None elsewhere.
+        y0, x0: first pixel row and column.
+        channel: winning channel ``(h, w)`` uint8; meaningless where ``valid`` is False.
+        confidence: its probability ``(h, w)`` float32.
+        valid: which pixels hold data, ``(h, w)`` bool.
+        windows: rows of windows that are behind, where this is the last piece that they give; a
+            run that starts again behind them gives the same pieces from here on. None elsewhere.
     """
 
     y0: int
+    x0: int
     channel: UInt8Array
     confidence: npt.NDArray[np.float32]
     valid: BoolArray
     windows: int | None = None
+
+    @property
+    def y1(self) -> int:
+        """Row behind the last."""
+        return self.y0 + int(self.channel.shape[0])
+
+    @property
+    def x1(self) -> int:
+        """Column behind the last."""
+        return self.x0 + int(self.channel.shape[1])
 
 
 @dataclass
@@ -104,8 +123,8 @@ def run_tiles(
     confidence: bool = True,
     streams: int = 1,
     behind: int = 0,
-) -> Generator[Rows, None, None]:
-    """Yield the map from top to bottom, every pixel row exactly once.
+) -> Generator[Piece, None, None]:
+    """Yield the map, every pixel exactly once.
 
     Args:
         source: pixels and validity.
@@ -116,9 +135,9 @@ def run_tiles(
         stats: filled in as the run proceeds.
         fill: value per channel that replaces pixels without data, uint8.
         progress: called with (windows done, windows planned) after every window.
-        confidence: False leaves :attr:`Rows.confidence` undefined, where nobody wants it.
+        confidence: False leaves :attr:`Piece.confidence` undefined, where nobody wants it.
         streams: calls of ``infer`` that run at once.
-        behind: rows of windows whose rows of the map are there already (:attr:`Rows.windows` of an
+        behind: rows of windows whose rows of the map are there already (:attr:`Piece.windows` of an
             earlier run); only what comes after them is given, with the same bits. Some of these
             windows are run again, because what follows is blended with them; they are not counted.
 
@@ -127,51 +146,108 @@ def run_tiles(
     """
     tile, s, classes = geometry.tile_px, geometry.stride_px, geometry.classes
     rows = plan(source.height, source.width, tile, geometry.overlap_px, s)
+    groups = _groups(rows[0], panel_px(source))
     stats.windows = sum(len(row) for row in rows)
-    first = rows_given(rows, behind, s)
     again = _first_needed(rows, behind, s)
-    top = rows[again][0].y0
-    skip = s if top else 0  # the first row of cells is there for the next one alone
-    cells = tile // s
+    done = sum(map(len, rows[:again]))
+    cells, width = tile // s, padded_size(source.width, tile, s) // s
     blender = BandBlender(
         classes,
-        padded_size(source.width, tile, s) // s,
+        width,
         cells,
         blend_weights(cells, -(-geometry.overlap_px // s), geometry.blend),
+        _shared(rows) // s,
+        max(rows[0][group][-1].x1 - rows[0][group][0].x0 for group in groups) // s,
     )
-    blender.begin(top // s)
-    upsampler = RowUpsampler(s, source.height, source.width, confidence)
-    upsampler.begin(top // s)
+    blender.begin(rows[again][0].y0 // s)
+    upsampler = Upsampler(s, source.height, source.width, width, confidence)
+    upsampler.begin(rows[again][0].y0 // s)
     uniform = np.full((classes, cells, cells), 1 / classes, dtype=np.float32)
-    validity: list[BoolArray] = []
     stats.streams = streams
+    panels = _panels(rows, groups, source, s, again, rows_given(rows, behind, s))
+    strip = _Strip(source, fill, tile, _shared(rows), s, panels)
     # alive at once: one tile being filled, one ready, streams + 1 with the workers
-    tiles = ahead(_prepare(source, rows[again:], normalize, tile, fill, streams + 3), 1)
-    repeated = sum(map(len, rows[again:behind]))
-    answers = _answer(tiles, infer, stats, streams, repeated)
-    done = sum(map(len, rows[:again]))
+    tiles = ahead(_prepare(source, strip, panels, normalize, tile, streams + 3), 1)
+    answers = _answer(tiles, infer, stats, streams, sum(map(len, rows[again:behind])))
     with contextlib.closing(answers):
-        for index, row in enumerate(rows[again:], start=again):
-            for _ in row:
-                window, logits, added = next(answers)
-                if added is not None:
-                    validity.append(added[skip:])
-                    skip = 0
+        for panel in panels:
+            for _ in panel.windows:
+                window, logits, valid = next(answers)
                 chance = uniform if logits is None else _probabilities(logits, window)
                 blender.add(window.y0 // s, window.x0 // s, chance)
                 if progress is not None:
                     progress(done + blender.windows, stats.windows)
-            last = index == len(rows) - 1
-            end = row[0].y1 if last else rows[index + 1][0].y0
-            given = min(rows_given(rows, index + 1, s), source.height)
-            for y0, channel, best in upsampler.push(blender.advance(end // s), last):
-                y1 = y0 + len(channel)
-                valid = _take(validity, len(channel))
-                if y1 <= first:
-                    continue
-                part = slice(max(first - y0, 0), None)
-                windows = index + 1 if y1 == given else None
-                yield Rows(y0 + (part.start or 0), channel[part], best[part], valid[part], windows)
+            assert valid is not None
+            area, last = panel.area, panel.row == len(rows) - 1
+            blended = blender.advance(panel.next_y // s, panel.next_x // s)
+            for y0, x0, channel, best in upsampler.push(blended, last):
+                above = max(area.y0 - y0, 0)  # given by an earlier run
+                if above < len(channel):
+                    y0, y1 = y0 + above, y0 + len(channel)
+                    ends = y1 == area.y1 and area.x1 == source.width
+                    yield Piece(
+                        y0, x0, channel[above:], best[above:],
+                        valid[y0 - area.y0 : y1 - area.y0], panel.row + 1 if ends else None,
+                    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """Some windows of a row of windows, and what is finished with them.
+
+    Attributes:
+        row: number of the row of windows.
+        windows: neighbours, from the left.
+        area: pixels of the map that can be given behind them.
+        next_y, next_x: where the next row, and the next panel, of windows starts; the end of the
+            padded scene behind the last.
+    """
+
+    row: int
+    windows: list[Window]
+    area: Window
+    next_y: int
+    next_x: int
+
+
+def panel_px(source: Source) -> int:
+    """Columns that are worked on together, at most; all where they are stored so."""
+    return source.width if source.block_columns >= source.width else PANEL_PX
+
+
+def _groups(row: list[Window], most_px: int) -> list[slice]:
+    """Neighbouring windows of a row that together are at most so wide; one at least."""
+    starts = [0]
+    for number, window in enumerate(row):
+        if number > starts[-1] and window.x1 - row[starts[-1]].x0 > most_px:
+            starts.append(number)
+    ends = [*starts[1:], len(row)]
+    return [slice(start, end) for start, end in zip(starts, ends, strict=True)]
+
+
+def _panels(
+    rows: list[list[Window]], groups: list[slice], source: Source, stride_px: int, again: int,
+    first: int,
+) -> list[_Panel]:  # fmt: skip
+    """The work in its order, from row of windows ``again`` and pixel row ``first`` on."""
+    found = []
+    for index, row in enumerate(rows[again:], start=again):
+        y0 = max(rows_given(rows, index, stride_px), first)
+        y1 = min(rows_given(rows, index + 1, stride_px), source.height)
+        next_y = rows[index + 1][0].y0 if index + 1 < len(rows) else row[0].y1
+        x0 = 0
+        for group in groups:
+            last = group.stop == len(row)
+            next_x = row[-1].x1 if last else row[group.stop].x0
+            x1 = source.width if last else next_x - stride_px  # interpolated with the next
+            found.append(_Panel(index, row[group], Window(y0, x0, y1, x1), next_y, next_x))
+            x0 = x1
+    return found
+
+
+def _shared(rows: list[list[Window]]) -> int:
+    """Pixel rows that two rows of windows share, at most."""
+    return max((a[0].y1 - b[0].y0 for a, b in pairwise(rows)), default=0)
 
 
 def rows_given(rows: list[list[Window]], behind: int, stride_px: int) -> int:
@@ -198,35 +274,33 @@ def _first_needed(rows: list[list[Window]], behind: int, stride_px: int) -> int:
     return next(i for i, row in enumerate(rows) if row[0].y1 > cell)
 
 
-#: a window, its tile or logits (None without a pixel of data), and the validity of the pixel rows
-#: that its row of windows adds (with the first window of a row).
+#: a window, its tile or logits (None without a pixel of data), and with the last window of a panel
+#: the validity of its area
 _Step = tuple[Window, "npt.NDArray[np.float32] | None", "BoolArray | None"]
 
 
 def _prepare(
     source: Source,
-    rows: list[list[Window]],
+    strip: _Strip,
+    panels: list[_Panel],
     normalize: Normalizer,
     tile: int,
-    fill: npt.NDArray[np.uint8],
     buffers: int,
 ) -> Generator[_Step, None, None]:
     """Read and normalise tile after tile, into ``buffers`` tensors in turns."""
-    strip = _Strip(source, fill, tile)
     shape = (1, normalize.channels, tile, tile)
     ring = [np.empty(shape, dtype=np.float32) for _ in range(buffers)]
     number = 0
-    for row in rows:
-        added: BoolArray | None = strip.move(row[0].y0, min(row[0].y1, source.height))
-        for window in row:
+    for panel in panels:
+        strip.move(panel)
+        for window in panel.windows:
             pixels, valid = strip.tile(window)
             tensor = None
             if not source.masked or valid.any():
                 tensor = ring[number % len(ring)]
                 number += 1
                 normalize(_padded(pixels, tile), out=tensor[0])
-            yield window, tensor, added
-            added = None
+            yield window, tensor, strip.valid(panel) if window is panel.windows[-1] else None
 
 
 def _answer(
@@ -269,66 +343,108 @@ def _probabilities(logits: npt.NDArray[np.float32], window: Window) -> npt.NDArr
     return probabilities
 
 
-def _take(pending: list[BoolArray], count: int) -> BoolArray:
-    """Cut the first ``count`` rows off a list of consecutive row blocks."""
-    first = pending[0]
-    if len(first) < count:
-        first = np.concatenate(pending)
-        del pending[1:]
-    taken: BoolArray = first[:count]
-    pending[0] = first[count:]
-    if not len(pending[0]) and len(pending) > 1:
-        del pending[0]
-    return taken
-
-
 class _Strip:
-    """Pixels of the current row of windows, in one buffer that is never given up.
+    """Pixels of the current panel, in a buffer that is never given up.
 
-    Rows that the next row of windows shares are moved up, not read again; new rows are read a
-    few at a time, so that no second strip ever exists.
+    Of the panel before, columns are moved over; of the row of windows above, rows are kept, as wide
+    as the scene; the others are read, a few rows at a time. So nothing is read twice. A cell more
+    is held at the left and above, where what is given lags behind the windows.
     """
 
-    def __init__(self, source: Source, fill: npt.NDArray[np.uint8], rows: int) -> None:
-        self._source, self._fill = source, fill
-        rows = min(rows, source.height)
-        planes = np.empty((len(fill), rows, source.width), dtype=np.uint8)
-        self._pixels: UInt8Array = np.moveaxis(planes, 0, 2)
-        masked = rows if source.masked else 0
-        self._valid: BoolArray = np.empty((masked, source.width), dtype=np.bool_)
-        self._y0 = self._y1 = 0
+    def __init__(
+        self, source: Source, fill: npt.NDArray[np.uint8], tile: int, shared: int, cell: int,
+        panels: list[_Panel],
+    ) -> None:  # fmt: skip
+        self._source, self._fill, self._cell = source, fill, cell
+        widest = max(item.windows[-1].x1 - item.windows[0].x0 for item in panels)
+        size = min(tile + cell, source.height), min(widest + cell, source.width)
+        kept = min(shared + cell, source.height), source.width
+        self._pixels = _planes(len(fill), *size)
+        self._kept = _planes(len(fill), *kept)
+        masked = int(source.masked)
+        self._valid: BoolArray = np.empty((size[0] * masked, size[1]), dtype=np.bool_)
+        self._kept_valid: BoolArray = np.empty((kept[0] * masked, kept[1]), dtype=np.bool_)
+        self._row = -1
+        self._y0 = self._x0 = self._x1 = 0  # of the buffer: first row; first column and its end
+        self._known = self._keep = (0, 0)  # rows that are kept: from above, and for below
 
-    def move(self, y0: int, y1: int) -> BoolArray:
-        """Hold the pixel rows ``y0`` to ``y1`` (both only grow); returns validity of new rows."""
-        first = start = max(self._y1, y0)
-        if start > y0:
-            for buffer in (self._pixels, self._valid):
-                if len(buffer):
-                    buffer[: start - y0] = buffer[y0 - self._y0 : start - self._y0]
-        step = -(-_READ_ROWS // self._source.block_rows) * self._source.block_rows
-        while start < y1:
-            end = min(start - start % step + step, y1)
-            window = Window(start, 0, end, self._source.width)
-            rows = self._pixels[start - y0 : end - y0]
-            self._source.read(window, rows)
-            if self._source.masked:
-                valid = self._source.read_valid(window)
+    def move(self, panel: _Panel) -> None:
+        """Hold the pixels of a panel; panels come in their order."""
+        source, cell = self._source, self._cell
+        first, last = panel.windows[0], panel.windows[-1]
+        y1, x1 = min(first.y1, source.height), min(last.x1, source.width)
+        x0 = max(first.x0 - cell, 0)
+        if panel.row != self._row:
+            self._row, self._known = panel.row, self._keep
+            self._y0, self._x1 = max(first.y0 - cell, 0), 0
+            self._keep = (max(panel.next_y - cell, 0), y1)
+        elif self._x1 > x0:
+            for buffer in self._buffers():
+                buffer[:, : self._x1 - x0] = buffer[:, x0 - self._x0 : self._x1 - self._x0]
+        self._x0 = x0
+        known, columns = self._known, slice(self._x1, x1)
+        start = max(known[1], first.y0)
+        if columns.start < columns.stop:
+            here = slice(self._x1 - x0, x1 - x0)
+            pairs = list(zip(self._buffers(), self._buffers(kept=True), strict=True))
+            for buffer, kept in pairs:
+                held = slice(self._y0 - known[0], known[1] - known[0])
+                if known[1] > self._y0:
+                    buffer[: known[1] - self._y0, here] = kept[held, columns]
+            self._read(Window(start, columns.start, y1, columns.stop))
+            if self._keep[1] > self._keep[0]:
+                rows = slice(self._keep[0] - self._y0, self._keep[1] - self._y0)
+                for buffer, kept in pairs:
+                    kept[: rows.stop - rows.start, columns] = buffer[rows, here]
+        self._x1 = x1
+
+    def _buffers(self, kept: bool = False) -> list[npt.NDArray[Any]]:
+        pixels, valid = (
+            (self._kept, self._kept_valid) if kept else (self._pixels, self._valid)
+        )  # fmt: skip
+        return [pixels, valid] if self._source.masked else [pixels]
+
+    def _read(self, window: Window) -> None:
+        source, start = self._source, window.y0
+        step = -(-_READ_ROWS // source.block_rows) * source.block_rows
+        while start < window.y1:
+            end = min(start - start % step + step, window.y1)
+            part = Window(start, window.x0, end, window.x1)
+            place = self._part(part)
+            source.read(part, self._pixels[place])
+            if source.masked:
+                valid = source.read_valid(part)
                 if not valid.all():
-                    rows[~valid] = self._fill
-                self._valid[start - y0 : end - y0] = valid
+                    self._pixels[place][~valid] = self._fill
+                self._valid[place] = valid
             start = end
-        self._y0, self._y1 = y0, y1
-        if self._source.masked:
-            added: BoolArray = self._valid[first - y0 : y1 - y0].copy()
-            return added
-        everything: BoolArray = np.broadcast_to(np.True_, (y1 - first, self._source.width))
-        return everything
+
+    def _part(self, window: Window) -> tuple[slice, slice]:
+        return (
+            slice(window.y0 - self._y0, window.y1 - self._y0),
+            slice(window.x0 - self._x0, window.x1 - self._x0),
+        )
 
     def tile(self, window: Window) -> tuple[UInt8Array, BoolArray]:
         """Pixels and validity of the part of ``window`` that lies in the scene."""
-        rows = slice(0, self._y1 - self._y0)
-        columns = slice(window.x0, min(window.x1, self._source.width))
-        return self._pixels[rows, columns], self._valid[rows, columns]
+        y1, x1 = min(window.y1, self._source.height), min(window.x1, self._source.width)
+        part = self._part(Window(window.y0, window.x0, y1, x1))
+        return self._pixels[part], self._valid[part]
+
+    def valid(self, panel: _Panel) -> BoolArray:
+        """Validity of a panel's area."""
+        area = panel.area
+        if not self._source.masked:
+            shape = (max(area.height, 0), max(area.width, 0))
+            everything: BoolArray = np.broadcast_to(np.True_, shape)
+            return everything
+        valid: BoolArray = self._valid[self._part(area)].copy()
+        return valid
+
+
+def _planes(channels: int, rows: int, columns: int) -> UInt8Array:
+    """``(rows, columns, channels)``, each channel by itself in memory, as GDAL delivers them."""
+    return np.moveaxis(np.empty((channels, rows, columns), dtype=np.uint8), 0, 2)
 
 
 def _padded(pixels: UInt8Array, tile: int) -> UInt8Array:

@@ -17,11 +17,9 @@ def starts(size: int, tile: int, overlap: int, stride: int) -> tuple[list[int], 
     """First pixels of the windows, and the padded length of the axis."""
     length = max(tile, int(np.ceil(size / stride)) * stride)
     step = tile - int(np.ceil(overlap / stride)) * stride
-    result, here = [], 0
-    while here + tile < length:
-        result.append(here)
-        here += step
-    return [*result, length - tile], length
+    gaps = int(np.ceil((length - tile) / step))
+    even = [(length - tile) * i / max(gaps, 1) for i in range(gaps + 1)]
+    return [int(np.floor(place / stride + 1e-9)) * stride for place in even], length
 
 
 def flank(cells: int, overlap: int, blend: str) -> np.ndarray:

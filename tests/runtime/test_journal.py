@@ -29,11 +29,16 @@ def fill(output: Path, commits: int, scores: bool) -> list[int]:
         for number in range(commits):
             for part in range(2):
                 y0 = 10 * number + 5 * part
-                journal.append(y0, rows(5, y0), rows(5, y0 + 1000) if scores else None)
-            state = replace(journal.state, windows=number + 1, rows=10 * (number + 1), run=number)
+                for x0, x1 in ((0, 20), (20, WIDTH)):
+                    classes, codes = (rows(5, y0 + seed)[:, x0:x1] for seed in (0, 1000))
+                    journal.append(y0, x0, classes, codes if scores else None)
+            state = replace(
+                journal.state, windows=number + 1, rows=10 * (number + 1), run=number,
+                read=[[10 * number, 10 * number + 10, 0, WIDTH, number]],
+            )  # fmt: skip
             journal.commit(state)
             ends.append((journal.folder / ROWS_NAME).stat().st_size)
-        journal.append(10 * commits, rows(5, 0), None)  # never committed
+        journal.append(10 * commits, 0, rows(5, 0))  # never committed
     return ends
 
 
@@ -78,6 +83,7 @@ def test_cut_or_changed_anywhere_it_opens_at_the_last_commit(
     whole = sum(end <= at for end in ends)
     state, found = opened(output)
     assert state.rows == 10 * whole and state.windows == whole
+    assert [item[-1] for item in state.read] == list(range(whole))
     expected = [rows(5, y0) for y0 in range(0, 10 * whole, 5)]
     np.testing.assert_array_equal(
         found, np.concatenate([np.empty((0, WIDTH), np.uint8), *expected])
@@ -85,8 +91,8 @@ def test_cut_or_changed_anywhere_it_opens_at_the_last_commit(
     # and goes on from there
     with Journal(output, JOB, WIDTH, resume=True) as journal:
         assert journal.state.attempts == 2
-        journal.append(10 * whole, rows(3, 1), None)
-        journal.commit(replace(journal.state, rows=10 * whole + 3))
+        journal.append(10 * whole, 0, rows(3, 1))
+        journal.commit(replace(journal.state, rows=10 * whole + 3, read=[]))
     state, found = opened(output)
     assert len(found) == state.rows == 10 * whole + 3 and state.attempts == 3
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -14,9 +16,10 @@ from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.tensors import ImageInput
 from edgekd.contracts.windows import Blend, Window, plan
 from edgekd.errors import EdgeKDError, GateError
+from edgekd.runtime import tiler
 from edgekd.runtime.backends.fake import FakeBackend
-from edgekd.runtime.blend import BandBlender, RowUpsampler, softmax
-from edgekd.runtime.tiler import Rows, TilePlan, TileStats, run_tiles
+from edgekd.runtime.blend import BandBlender, Upsampler, softmax
+from edgekd.runtime.tiler import Piece, TilePlan, TileStats, run_tiles
 from tests.helpers import reference
 
 MEAN = np.array([100.0, 110.0, 120.0])
@@ -29,14 +32,14 @@ def normalizer(tile: int) -> Normalizer:
 
 
 class Scene:
-    """An array with holes that counts how often each row is read."""
+    """An array with holes that counts how often each pixel is read."""
 
     def __init__(self, image: np.ndarray, valid: np.ndarray | None = None) -> None:
         self.image = image
         self.height, self.width = image.shape[:2]
         self.valid = np.ones(image.shape[:2], bool) if valid is None else valid
-        self.masked, self.block_rows = valid is not None, 16
-        self.reads = np.zeros(self.height, int)
+        self.masked, self.block_rows, self.block_columns = valid is not None, 16, 16
+        self.reads = np.zeros((self.height, self.width), int)
 
     def _inside(self, window: Window) -> None:
         assert 0 <= window.y0 < window.y1 <= self.height, "reads outside the scene, or nothing"
@@ -44,8 +47,8 @@ class Scene:
 
     def read(self, window: Window, out: np.ndarray) -> None:
         self._inside(window)
-        assert (window.x0, window.x1) == (0, self.width)
-        self.reads[window.y0 : window.y1] += 1
+        assert out.shape == (window.height, window.width, 3)
+        self.reads[window.y0 : window.y1, window.x0 : window.x1] += 1
         out[...] = self.image[window.y0 : window.y1, window.x0 : window.x1]
 
     def read_valid(self, window: Window) -> np.ndarray:
@@ -67,10 +70,26 @@ def uneven_model(classes: int, stride: int) -> reference.Model:
     return model
 
 
+def joined(parts: list[Piece], height: int, width: int) -> list[np.ndarray]:
+    """Channel, confidence and validity; every pixel must come once."""
+    whole = [np.zeros((height, width), kind) for kind in (np.uint8, np.float32, bool)]
+    came = np.zeros((height, width), int)
+    for piece in parts:
+        assert piece.channel.shape == piece.confidence.shape == piece.valid.shape
+        assert piece.channel.size and 0 <= piece.y0 < piece.y1 <= height
+        part = slice(piece.y0, piece.y1), slice(piece.x0, piece.x1)
+        came[part] += 1
+        values = (piece.channel, piece.confidence, piece.valid)
+        for out, value in zip(whole, values, strict=True):
+            out[part] = value
+    assert (came == 1).all(), "a pixel came twice or never"
+    return whole
+
+
 def run(
     scene: Scene, model: reference.Model, geometry: TilePlan
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, TileStats]:
-    """Channel, confidence and validity of the whole scene; checks order and cover of the rows."""
+    """Channel, confidence and validity of the whole scene; checks order and cover of the pieces."""
     stats = TileStats()
     tile = geometry.tile_px
     backend = FakeBackend(tile, geometry.classes, geometry.stride_px, model)
@@ -85,20 +104,10 @@ def run(
             streams=1 + scene.width % 3,  # the result must not depend on it
         )
     )
-    position = 0
-    for rows in parts:
-        assert rows.y0 == position and len(rows.channel) > 0
-        shape = (len(rows.channel), scene.width)
-        assert rows.channel.shape == rows.confidence.shape == rows.valid.shape == shape
-        position += len(rows.channel)
-    assert position == scene.height
-    assert (scene.reads == 1).all(), "a row was read twice or never"
+    channel, confidence, valid = joined(parts, scene.height, scene.width)
+    assert (scene.reads == 1).all(), "a pixel was read twice or never"
     assert stats.run + stats.skipped == stats.windows and len(stats.latencies_s) == stats.run
     assert backend.calls == stats.run
-    channel, confidence, valid = (
-        np.concatenate([getattr(rows, name) for rows in parts])
-        for name in ("channel", "confidence", "valid")
-    )
     return channel, confidence, valid, stats
 
 
@@ -124,6 +133,14 @@ def compare(
     chosen = np.take_along_axis(expected, channel[None].astype(int), axis=0)[0]
     assert (expected.max(axis=0) - chosen <= 2e-5).all(), "not the winner, and no near tie"
     return stats
+
+
+@pytest.fixture(autouse=True, params=[40, 2048], ids=["narrow panels", "usual panels"])
+def panels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Scenes of tests are small; panels of some windows must not show either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiler, "PANEL_PX", request.param)
+        yield
 
 
 @st.composite
@@ -178,7 +195,7 @@ def test_a_run_that_starts_again_gives_the_same_bits(
     model = uneven_model(geometry.classes, geometry.stride_px)
     backend = FakeBackend(geometry.tile_px, geometry.classes, geometry.stride_px, model)
 
-    def rows(stats: TileStats, behind: int) -> list[Rows]:
+    def pieces(stats: TileStats, behind: int) -> list[Piece]:
         return list(
             run_tiles(
                 Scene(image, valid), lambda t: backend.infer({"image": t})["logits"],
@@ -187,21 +204,24 @@ def test_a_run_that_starts_again_gives_the_same_bits(
         )  # fmt: skip
 
     whole_stats = TileStats()
-    whole = rows(whole_stats, 0)
-    given = [(item.windows, item.y0 + len(item.channel)) for item in whole if item.windows]
+    found = pieces(whole_stats, 0)
+    given = [(item.windows, item.y1) for item in found if item.windows]
     assert [number for number, _ in given] == sorted({number for number, _ in given})
-    joined = {
-        name: np.concatenate([getattr(item, name) for item in whole])
-        for name in ("channel", "confidence", "valid")
-    }
+    whole = joined(found, height, width)
     planned = plan(height, width, geometry.tile_px, geometry.overlap_px, geometry.stride_px)
     for number, done in given[:-1]:
         stats = TileStats()
-        rest = rows(stats, number)
-        assert rest[0].y0 == done
-        for name, values in joined.items():
-            again = np.concatenate([getattr(item, name) for item in rest])
+        rest = [replace(item, y0=item.y0 - done) for item in pieces(stats, number)]
+        for name, values, again in zip(
+            ("channel", "confidence", "valid"),
+            whole,
+            joined(rest, height - done, width),
+            strict=True,
+        ):
             np.testing.assert_array_equal(again, values[done:], err_msg=name)
+        assert [item.windows for item in rest if item.windows] == [
+            item for item, _ in given if item > number
+        ]
         assert stats.windows == whole_stats.windows
         assert stats.run + stats.skipped == sum(len(row) for row in planned[number:])
 
@@ -344,7 +364,7 @@ def test_progress_reaches_the_total_by_one() -> None:
         FILL,
         lambda done, total: said.append((done, total)),
     )
-    assert sum(len(part.channel) for part in rows) == 70
+    assert sum(part.channel.size for part in rows) == 70 * 70
     assert said == [(number, 9) for number in range(1, 10)]
 
 
@@ -353,7 +373,7 @@ class Endless:
 
     def __init__(self, height: int, width: int) -> None:
         self.height, self.width = height, width
-        self.masked, self.block_rows = True, 8
+        self.masked, self.block_rows, self.block_columns = True, 8, 8
 
     def read(self, window: Window, out: np.ndarray) -> None:
         out[...] = window.y0 % 251
@@ -367,7 +387,7 @@ def peak(height: int, width: int) -> int:
     tracemalloc.start()
     try:
         total = 0
-        for rows in run_tiles(
+        for piece in run_tiles(
             Endless(height, width),
             lambda tensor: backend.infer({"image": tensor})["logits"],
             normalizer(64),
@@ -375,8 +395,8 @@ def peak(height: int, width: int) -> int:
             TileStats(),
             FILL,
         ):
-            total += len(rows.channel)
-        assert total == height
+            total += piece.channel.size
+        assert total == height * width
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -398,37 +418,55 @@ def test_softmax() -> None:
     np.testing.assert_array_equal(logits, before)
 
 
+def test_memory_hardly_grows_with_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what two rows of windows share is as wide as the scene, where blocks allow panels."""
+    monkeypatch.setattr(tiler, "PANEL_PX", 512)
+    peak(200, 256)
+    low, high = peak(300, 4096), peak(300, 16384)
+    # shared: 16 rows and a cell of pixels with their mask, and 4 rows of cells
+    shared = (16 + 4) * (3 + 1) + (3 + 1) * 4 * 4 / 4 + 3 * 2 * 4 / 4
+    more_windows = (16384 - 4096) // 48 * 6
+    growth = high - low - 500 * more_windows
+    assert growth <= 1.2 * shared * (16384 - 4096), f"{low} -> {high} bytes, four times the width"
+
+
 def test_the_blender_refuses_windows_out_of_order_and_gaps() -> None:
     blender = BandBlender(2, 8, 4, np.ones((4, 4), np.float32))
     part = np.full((2, 4, 4), 0.5, np.float32)
     blender.add(0, 0, part)
     with pytest.raises(ValueError, match="starts at cell row 2"):
         blender.add(2, 0, part)
-    with pytest.raises(ValueError, match="not covered"):
+    with pytest.raises(ValueError, match="columns 0-8 are not covered"):
         blender.advance(2)
+    assert blender.advance(2, 3).shape == (2, 2, 3)
+    with pytest.raises(ValueError, match="starts at cell column 0, the panel at 3"):
+        blender.add(0, 0, part)
     blender.add(0, 4, part)
-    assert blender.advance(2).shape == (2, 2, 8)
+    assert blender.advance(2).shape == (2, 2, 5)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 6), st.lists(st.integers(1, 40), min_size=1, max_size=5), st.data())
-def test_rows_come_out_the_same_however_they_are_fed(
-    stride: int, bands: list[int], data: st.DataObject
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(1, 6),
+    st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    st.data(),
+)
+def test_pixels_come_out_the_same_however_cells_are_fed(
+    stride: int, bands: list[int], panels: list[int], data: st.DataObject
 ) -> None:
-    count, width = sum(bands), 5
+    count, width = sum(bands), sum(panels)
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
     grid = rng.random((3, count, width)).astype(np.float32)
     height = data.draw(st.integers(max(1, (count - 1) * stride + 1), count * stride))
-    upsampler = RowUpsampler(stride, height, width * stride - 1 if stride > 1 else width)
-    place, parts = 0, []
-    for number, size in enumerate(bands):
-        last = number == len(bands) - 1
-        for y0, channel, confidence in upsampler.push(grid[:, place : place + size], last):
-            assert y0 == sum(len(c) for c, _ in parts)
-            parts.append((channel, confidence))
-        place += size
-    expected = reference.bilinear(grid.astype(np.float64), stride)
-    confidence = np.concatenate([c for _, c in parts])
-    whole = expected[:, :height, : confidence.shape[1]]
-    assert len(confidence) == height
-    np.testing.assert_allclose(confidence, whole.max(axis=0), atol=1e-6)
+    width_px = data.draw(st.integers(max(1, (width - 1) * stride + 1), width * stride))
+    upsampler = Upsampler(stride, height, width_px, width)
+    pieces = []
+    for y0, band in zip(np.cumsum([0, *bands]), bands, strict=False):
+        for x0, panel in zip(np.cumsum([0, *panels]), panels, strict=False):
+            cells = grid[:, y0 : y0 + band, x0 : x0 + panel]
+            for y, x, channel, confidence in upsampler.push(cells, y0 + band == count):
+                pieces.append(Piece(y, x, channel, confidence, np.ones(channel.shape, bool)))
+    expected = reference.bilinear(grid.astype(np.float64), stride)[:, :height, :width_px]
+    _, confidence, _ = joined(pieces, height, width_px)
+    np.testing.assert_allclose(confidence, expected.max(axis=0), atol=1e-6)
