@@ -254,6 +254,7 @@ def _keep_rows(
         confidence=products.confidence,
         streams=streams,
         behind=journal.state.windows,
+        batch=session.backend.batch_max,
     )
     # Closed before the raster: a thread may still be reading.
     with (

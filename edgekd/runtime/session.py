@@ -156,7 +156,10 @@ class Session:
         stats = TileStats()
         geometry = self.geometry(overlap_px)
         infer, streams = self.calls_for(source.height, source.width, geometry)
-        work = run_tiles(source, infer, self.normalize, geometry, stats, self.fill, streams=streams)
+        work = run_tiles(
+            source, infer, self.normalize, geometry, stats, self.fill,
+            streams=streams, batch=self.backend.batch_max,
+        )  # fmt: skip
         with contextlib.closing(work):
             for piece in work:
                 part = slice(piece.y0, piece.y1), slice(piece.x0, piece.x1)

@@ -14,6 +14,7 @@ import contextlib
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -82,7 +83,7 @@ class TileStats:
         skipped: windows without a single pixel of data.
         streams: model calls that ran at once.
         infer_s: time inside the model, s; calls that ran at once all count.
-        latencies_s: time of each model call, s, in tile order.
+        latencies_s: time of each model call, s, in tile order; a call is a batch of tiles.
     """
 
     windows: int = 0
@@ -123,13 +124,14 @@ def run_tiles(
     confidence: bool = True,
     streams: int = 1,
     behind: int = 0,
+    batch: int = 1,
 ) -> Generator[Piece, None, None]:
     """Yield the map, every pixel exactly once.
 
     Args:
         source: pixels and validity.
-        infer: ``(1, C, tile, tile)`` float32 -> logits ``(1, K, tile/stride, tile/stride)``; called
-            in ``streams`` threads.
+        infer: ``(N, C, tile, tile)`` float32 -> logits ``(N, K, tile/stride, tile/stride)``; called
+            in ``streams`` threads, with ``batch`` tiles at most.
         normalize: pixels to engine input.
         geometry: window, overlap and blend.
         stats: filled in as the run proceeds.
@@ -140,6 +142,7 @@ def run_tiles(
         behind: rows of windows whose rows of the map are there already (:attr:`Piece.windows` of an
             earlier run); only what comes after them is given, with the same bits. Some of these
             windows are run again, because what follows is blended with them; they are not counted.
+        batch: tiles of a call; the last call has what is left.
 
     Raises:
         GateError: the model gave NaN or infinity.
@@ -166,9 +169,10 @@ def run_tiles(
     stats.streams = streams
     panels = _panels(rows, groups, source, s, again, rows_given(rows, behind, s))
     strip = _Strip(source, fill, tile, _shared(rows), s, panels)
-    # alive at once: one tile being filled, one ready, streams + 1 with the workers
-    tiles = ahead(_prepare(source, strip, panels, normalize, tile, streams + 3), 1)
-    answers = _answer(tiles, infer, stats, streams, sum(map(len, rows[again:behind])))
+    # alive at once: one batch being filled, one ready, streams + 1 with the workers
+    tiles = _prepare(source, strip, panels, normalize, tile)
+    batches = ahead(_batches(tiles, (batch, normalize.channels, tile, tile), streams + 3), 1)
+    answers = _answer(batches, infer, stats, streams, sum(map(len, rows[again:behind])))
     with contextlib.closing(answers):
         for panel in panels:
             for _ in panel.windows:
@@ -277,60 +281,100 @@ def _first_needed(rows: list[list[Window]], behind: int, stride_px: int) -> int:
 #: a window, its tile or logits (None without a pixel of data), and with the last window of a panel
 #: the validity of its area
 _Step = tuple[Window, "npt.NDArray[np.float32] | None", "BoolArray | None"]
+#: puts a tile into ``(C, tile, tile)``; None for a window without a pixel of data
+_Fill = Callable[[npt.NDArray[np.float32]], None]
 
 
 def _prepare(
-    source: Source,
-    strip: _Strip,
-    panels: list[_Panel],
-    normalize: Normalizer,
-    tile: int,
-    buffers: int,
-) -> Generator[_Step, None, None]:
-    """Read and normalise tile after tile, into ``buffers`` tensors in turns."""
-    shape = (1, normalize.channels, tile, tile)
-    ring = [np.empty(shape, dtype=np.float32) for _ in range(buffers)]
-    number = 0
+    source: Source, strip: _Strip, panels: list[_Panel], normalize: Normalizer, tile: int
+) -> Generator[tuple[Window, _Fill | None, BoolArray | None], None, None]:
+    """Read panel after panel; what is yielded fills in a tile, before the next is asked for."""
     for panel in panels:
         strip.move(panel)
         for window in panel.windows:
             pixels, valid = strip.tile(window)
-            tensor = None
+            fill = None
             if not source.masked or valid.any():
-                tensor = ring[number % len(ring)]
-                number += 1
-                normalize(_padded(pixels, tile), out=tensor[0])
-            yield window, tensor, strip.valid(panel) if window is panel.windows[-1] else None
+                fill = partial(_normalize, normalize, pixels, tile)
+            yield window, fill, strip.valid(panel) if window is panel.windows[-1] else None
+
+
+def _normalize(
+    normalize: Normalizer, pixels: UInt8Array, tile: int, out: npt.NDArray[np.float32]
+) -> None:
+    normalize(_padded(pixels, tile), out=out)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Windows in their order, and the tiles of those that the model is to see."""
+
+    steps: list[_Step]
+    tensor: npt.NDArray[np.float32] | None
+
+
+def _batches(
+    tiles: Generator[tuple[Window, _Fill | None, BoolArray | None], None, None],
+    shape: tuple[int, ...],
+    buffers: int,
+) -> Generator[_Batch, None, None]:
+    """Normalise tile after tile into batches, in ``buffers`` tensors in turns.
+
+    A batch ends with its row of windows, so that a run that starts again has the same ones.
+    """
+    ring = [np.empty(shape, dtype=np.float32) for _ in range(buffers)]
+    number = count = 0
+    tensor, steps = ring[0], list[_Step]()
+    for window, fill, valid in tiles:
+        if count and window.y0 != steps[0][0].y0:
+            yield _Batch(steps, tensor[:count])
+            number, steps, count = number + 1, [], 0
+        tensor, place = ring[number % buffers], None
+        if fill is not None:
+            place = tensor[count]
+            fill(place)
+            count += 1
+        steps.append((window, place, valid))
+        if count == shape[0] or not count or len(steps) > 2 * shape[0]:  # empty ones do not wait
+            yield _Batch(steps, tensor[:count] if count else None)
+            number, steps, count = number + (count > 0), [], 0
+    if steps:
+        yield _Batch(steps, tensor[:count])
 
 
 def _answer(
-    tiles: Generator[_Step, None, None],
+    batches: Generator[_Batch, None, None],
     infer: Infer,
     stats: TileStats,
     streams: int,
     repeated: int,
 ) -> Generator[_Step, None, None]:
-    """Run the model on tile after tile, ``streams`` at once; the first are not counted."""
+    """Run the model on batch after batch, ``streams`` at once; the first windows do not count."""
 
-    def run(step: _Step) -> tuple[_Step, float]:
-        window, tensor, added = step
-        if tensor is None:
-            return step, 0.0
+    def run(batch: _Batch) -> tuple[_Batch, npt.NDArray[np.float32] | None, float]:
+        if batch.tensor is None:
+            return batch, None, 0.0
         start = time.perf_counter()
-        logits = infer(tensor)
-        return (window, logits, added), time.perf_counter() - start
+        logits = infer(batch.tensor)
+        return batch, logits, time.perf_counter() - start
 
-    with contextlib.closing(spread(tiles, run, streams)) as answers:
-        for number, (step, elapsed) in enumerate(answers):
-            if number < repeated:
-                pass  # an earlier run counted it
-            elif step[1] is None:
-                stats.skipped += 1
-            else:
-                stats.run += 1
+    number = 0
+    with contextlib.closing(spread(batches, run, streams)) as answers:
+        for batch, logits, elapsed in answers:
+            place = 0
+            if logits is not None and number + len(batch.steps) > repeated:
                 stats.infer_s += elapsed
                 stats.latencies_s.append(elapsed)
-            yield step
+            for window, tile, valid in batch.steps:
+                if number >= repeated:  # an earlier run counted it
+                    stats.run += tile is not None
+                    stats.skipped += tile is None
+                number += 1
+                answer = None
+                if tile is not None and logits is not None:
+                    answer = logits[place : place + 1]
+                    place += 1
+                yield window, answer, valid
 
 
 def _probabilities(logits: npt.NDArray[np.float32], window: Window) -> npt.NDArray[np.float32]:

@@ -21,12 +21,14 @@ class Backend(abc.ABC):
         input_shapes, output_shapes: per tensor name; None stands for the free batch dimension.
         details: what really runs (provider, version, threads), for records.
         streams: calls of :meth:`infer` with ``stream`` that run at once to good effect.
+        batch_max: tiles of one call, to good effect; more are accepted.
     """
 
     input_shapes: dict[str, list[int | None]]
     output_shapes: dict[str, list[int | None]]
     details: dict[str, str]
     streams: int = 1
+    batch_max: int = 1
 
     def __init__(self) -> None:
         self._open = True

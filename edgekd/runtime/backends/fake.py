@@ -42,7 +42,7 @@ class FakeBackend(Backend):
         self.streams = streams
         self._classes, self._stride, self._delay_s = classes, stride_px, delay_s
         self._model = model or self._ramp
-        self.calls = 0
+        self.calls = self.tiles = 0
         self._lock = threading.Lock()
 
     def _ramp(self, tile: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -57,6 +57,7 @@ class FakeBackend(Backend):
     def _infer(self, inputs: Mapping[str, npt.NDArray[np.float32]], stream: bool) -> Arrays:
         with self._lock:
             self.calls += 1
+            self.tiles += len(inputs["image"])
         if self._delay_s:
             time.sleep(self._delay_s)
         return {"logits": self._model(inputs["image"])}
