@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 
 from edgekd.contracts.tensors import MAP_NODATA
 from edgekd.errors import CancelledError, ImageError, InputError, OutputError
+from edgekd.runtime import tiler
 from edgekd.runtime.session import load
 from tests.helpers.bundles import make_bundle
 from tests.helpers.rasters import smooth_image, write_raster
@@ -53,9 +55,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", ["gpkg", "geojson"])
+@pytest.mark.parametrize("panels", [False, True], ids=["whole rows", "panels"])
 def test_stopped_after_any_window_and_resumed_it_gives_the_same_bytes(
-    tmp_path: Path, bundle: Path, scene: Path, kind: str
+    tmp_path: Path,
+    bundle: Path,
+    scene: Path,
+    kind: str,
+    panels: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if panels:
+        scene = in_tiles(scene)
+        monkeypatch.setattr(tiler, "PANEL_PX", 100)
     with load(bundle, streams=1) as session:
         seen: list[int] = []
         whole = session.run_scene(
@@ -85,12 +96,37 @@ def test_stopped_after_any_window_and_resumed_it_gives_the_same_bytes(
             assert again.attempts == (2 if kept else 1)
 
 
+def in_tiles(scene: Path) -> Path:
+    """The same pixels in blocks, so that a part of a row can be read by itself."""
+    place = scene.with_name("tiled.tif")
+    rasterio.shutil.copy(scene, place, tiled=True, blockxsize=16, blockysize=16)
+    return place
+
+
+def test_panels_do_not_show(
+    tmp_path: Path, bundle: Path, scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The map of a scene whose rows are worked on in parts is that of one worked on in whole."""
+    maps = []
+    monkeypatch.setattr(tiler, "PANEL_PX", 100)
+    with load(bundle, streams=1) as session:
+        for place in (scene, in_tiles(scene)):
+            with rasterio.open(place) as data:
+                assert (data.block_shapes[0][1] < data.width) == (place != scene)
+            session.run_scene(place, tmp_path / "m.tif", scores=tmp_path / "s.tif")
+            found = [rasterio.open(tmp_path / name).read(1) for name in ("m.tif", "s.tif")]
+            maps.append(found)
+    for one, other in zip(*maps, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def contents_of_files(folder: Path) -> list[str]:
     return [item.name for item in folder.iterdir() if item.is_file()]
 
 
 _CHILD = """
 import sys, time
+from edgekd.runtime import tiler
 from edgekd.runtime.session import load
 from tests.helpers.bundles import slow_down
 session = load(sys.argv[1], streams=1)
