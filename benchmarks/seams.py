@@ -74,7 +74,8 @@ def main(
     with load(bundle, any_device=True, streams=1) as session:
         own = session.geometry()
         tile, stride = own.tile_px, own.stride_px
-        overlaps = sorted({0, tile // 16, tile // 8, tile // 4, own.overlap_px})
+        parts = (0, 1, 2, 3, 4, 6)  # sixteenths of a window
+        overlaps = sorted({*(tile * part // 16 for part in parts), own.overlap_px})
         tried = [(o, b) for o in overlaps for b in (get_args(Blend) if o else ("constant",))]
         # wrong and all pixels near borders, wrong and all pixels elsewhere
         sums: dict[tuple[int, Any], list[int]] = {key: [0] * 4 for key in tried}

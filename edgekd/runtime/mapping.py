@@ -23,7 +23,7 @@ import numpy.typing as npt
 import edgekd
 from edgekd.contracts.imageio import Nodata, Raster, UInt8Array
 from edgekd.contracts.tensors import MAP_NODATA
-from edgekd.contracts.windows import Window, plan
+from edgekd.contracts.windows import axis_starts
 from edgekd.errors import CancelledError, EdgeKDError, GateError, ImageError, OutputError
 from edgekd.runtime.journal import BLOCK_ROWS, Commit, Journal
 from edgekd.runtime.maps import code_scores
@@ -240,9 +240,8 @@ def _keep_rows(
                 "--resume (resume=True)"
             )
 
-    planned = plan(
-        source.height, source.width, geometry.tile_px, geometry.overlap_px, geometry.stride_px
-    )
+    tops = axis_starts(source.height, geometry.tile_px, geometry.overlap_px, geometry.stride_px)
+    bottoms = [top + geometry.tile_px for top in tops]
     work = run_tiles(
         source,
         infer,
@@ -259,7 +258,7 @@ def _keep_rows(
     # Closed before the raster: a thread may still be reading.
     with (
         contextlib.closing(work),
-        _Keeper(journal, source, session.index, products.confidence, planned) as keeper,
+        _Keeper(journal, source, session.index, products.confidence, bottoms) as keeper,
     ):
         for piece in work:
             keeper.add(piece, stats)
@@ -275,9 +274,9 @@ class _Keeper:
         source: RasterSource,
         index: UInt8Array,
         scores: bool,
-        planned: list[list[Window]],
+        bottoms: list[int],
     ) -> None:
-        self._journal, self._source, self._planned = journal, source, planned
+        self._journal, self._source, self._bottoms = journal, source, bottoms
         self._base, self._start = journal.state, time.perf_counter()
         self._known = self._base.read[-1][1] if self._base.read else 0  # rows whose pixels are seen
         self._table = np.full(256, MAP_NODATA, dtype=np.uint8)
@@ -321,7 +320,7 @@ class _Keeper:
 
     def _commit(self, windows: int, rows: int, stats: TileStats) -> Commit:
         base = self._base
-        bottom = self._planned[windows - 1][0].y1
+        bottom = self._bottoms[windows - 1]
         fresh = [item for item in list(self._source.seen) if self._known < item[1] <= bottom]
         self._known = bottom
         return replace(

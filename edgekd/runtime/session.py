@@ -27,7 +27,7 @@ from edgekd.contracts.manifest import Manifest
 from edgekd.contracts.optional import available
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.trust import Requirement, Signers, requirements
-from edgekd.contracts.windows import plan
+from edgekd.contracts.windows import axis_starts
 from edgekd.errors import BundleError, GateError, InputError
 from edgekd.runtime.backends.base import Backend
 from edgekd.runtime.bundle import Bundle, open_bundle
@@ -117,9 +117,11 @@ class Session:
         """How to call the model over a scene, and how many calls at once: streams pay off where
         each gets several windows."""
         tile, s = geometry.tile_px, geometry.stride_px
-        windows = sum(map(len, plan(height, width, tile, geometry.overlap_px, s)))
+        rows, columns = (
+            len(axis_starts(side, tile, geometry.overlap_px, s)) for side in (height, width)
+        )
         streams = self.backend.streams
-        if streams == 1 or windows < WINDOWS_PER_STREAM * streams:
+        if streams == 1 or rows * columns < WINDOWS_PER_STREAM * streams:
             return self.infer, 1
         return self.infer_stream, streams
 
