@@ -67,6 +67,7 @@ def command(
     a map in the output folder; --scores, --polygons and --summary then take what their names end
     in, e.g. --polygons .gpkg.
     """
+    from edgekd.contracts.memory import separate_large_memory
     from edgekd.errors import InputError
     from edgekd.runtime.polygons import Outline
     from edgekd.runtime.session import load
@@ -74,6 +75,7 @@ def command(
     if resume and restart:
         raise InputError("--resume goes on with an earlier run and --restart forgets it; give one")
     outline = Outline(simplify_px=simplify, min_area_px=min_area)
+    separate_large_memory()
     with load(bundle, any_device=any_device, streams=streams, signer=signer) as session:
         if scene.is_dir():
             from edgekd.runtime.folder import Wanted, run_folder

@@ -64,6 +64,7 @@ def command(
     why. Safe to kill and to start again: nothing is lost and nothing is done twice. Ends cleanly on
     SIGTERM and Ctrl-C.
     """
+    from edgekd.contracts.memory import separate_large_memory
     from edgekd.runtime.folder import Wanted, watch
     from edgekd.runtime.polygons import Outline
     from edgekd.runtime.session import load
@@ -73,6 +74,7 @@ def command(
         polygons=f".{polygons}" if polygons else None, summary=summary,
         outline=Outline(simplify_px=simplify, min_area_px=min_area),
     )  # fmt: skip
+    separate_large_memory()
     with (
         load(bundle, any_device=any_device, streams=streams, signer=signer) as session,
         _stop_on_signals() as asked,

@@ -34,6 +34,7 @@ from edgekd.contracts.manifest import (
     TargetDone,
     TilingDone,
 )
+from edgekd.contracts.memory import give_back_memory
 from edgekd.contracts.optional import require
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.recipe import Recipe
@@ -43,7 +44,6 @@ from edgekd.deploy.check.report import CheckReport
 from edgekd.deploy.check.run import Options, require_fit
 from edgekd.deploy.check.tables import parse_version
 from edgekd.deploy.parity import FloatArray, Model, compare
-from edgekd.deploy.quantize.emulate import give_back_memory
 from edgekd.deploy.quantize.grounds import Images, golden_atol, require_images
 from edgekd.deploy.quantize.lower import asked_of, lower
 from edgekd.deploy.quantize.portable import portable

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 import edgekd
 from edgekd.contracts.imageio import Nodata, Raster, UInt8Array
+from edgekd.contracts.memory import give_back_memory
 from edgekd.contracts.tensors import MAP_NODATA
 from edgekd.contracts.windows import axis_starts
 from edgekd.errors import CancelledError, EdgeKDError, GateError, ImageError, OutputError
@@ -120,6 +121,7 @@ def map_scene(
                         session, source, infer, geometry, streams, journal, products,
                         progress, cancel,
                     )  # fmt: skip
+                give_back_memory()
                 start = time.perf_counter()
                 about = {
                     "bundle": session.manifest.name,

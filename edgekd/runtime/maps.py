@@ -32,6 +32,8 @@ from edgekd.errors import GateError, OutputError
 
 #: blocks of the plain file: narrow, because as many rows are held as wide as the scene
 _BLOCK_PX, _BLOCK_ROWS = 256, 64
+#: blocks of the COG; what is read back is compared in columns so wide
+_COG_BLOCK_PX = 512
 #: While a map is copied, all blocks of it pass once, and thinning takes rows as wide as the scene:
 #: with these it needs 50 MB, without 100 (20 000 px a side). They decide the order of the bytes.
 _COG_OPTIONS = {"GDAL_CACHEMAX": 8 << 20, "GDAL_OVR_CHUNKYSIZE": 16}
@@ -98,7 +100,7 @@ class MapWriter:
         self._buffer = np.empty((_BLOCK_ROWS, self._width), dtype=np.uint8)
         self._filled = 0
         self._row = 0
-        self.crc32 = 0
+        self.checksums = [0] * len(range(0, self._width, _COG_BLOCK_PX))
 
     def write(self, rows: UInt8Array) -> None:
         """Append rows ``(n, width)`` uint8; whole blocks go to disk.
@@ -129,7 +131,9 @@ class MapWriter:
             raise OutputError(
                 f"{self._path} cannot be written ({cause_text(err)}); is the disk full?"
             ) from err
-        self.crc32 = zlib.crc32(self._buffer[: self._filled].data, self.crc32)
+        for number, start in enumerate(range(0, self._width, _COG_BLOCK_PX)):
+            part = self._buffer[: self._filled, start : start + _COG_BLOCK_PX]
+            self.checksums[number] = zlib.crc32(part.tobytes(), self.checksums[number])
         self._row += self._filled
         self._filled = 0
 
@@ -210,7 +214,7 @@ def create_map(
                 writer.finish()
             _as_cog(rasterio, plain, part, look)
             plain.unlink()
-            whole = _crc32(rasterio, part) == writer.crc32
+            whole = _checksums(rasterio, part) == writer.checksums
         except failure as err:
             raise OutputError(
                 f"{path} cannot be written ({cause_text(err)}); is the disk full?"
@@ -246,17 +250,23 @@ def _as_cog(rasterio: Any, plain: Path, part: Path, look: Look) -> None:
             driver="COG",
             COMPRESS="DEFLATE",
             LEVEL=6,
+            BLOCKSIZE=_COG_BLOCK_PX,
             BIGTIFF="IF_SAFER",
             OVERVIEW_RESAMPLING=look.overviews,
         )
 
 
-def _crc32(rasterio: Any, path: Path) -> int:
-    """CRC-32 of the first band, read back from disk some rows at a time."""
-    total = 0
-    with open_quietly(rasterio, path) as dataset:
-        for row in range(0, dataset.height, _BLOCK_ROWS):
-            count = min(_BLOCK_ROWS, dataset.height - row)
-            window = rasterio.windows.Window(0, row, dataset.width, count)
-            total = zlib.crc32(dataset.read(1, window=window), total)
-    return total
+def _checksums(rasterio: Any, path: Path) -> list[int]:
+    """CRC-32 of each column of blocks, read back from disk a block at a time."""
+    found = []
+    # each block is wanted once: a cache would only fill
+    with rasterio.Env(GDAL_CACHEMAX=1 << 20), open_quietly(rasterio, path) as dataset:
+        step = _COG_BLOCK_PX
+        for x in range(0, dataset.width, step):
+            total = 0
+            for y in range(0, dataset.height, step):
+                size = min(step, dataset.width - x), min(step, dataset.height - y)
+                window = rasterio.windows.Window(x, y, *size)
+                total = zlib.crc32(dataset.read(1, window=window).data, total)
+            found.append(total)
+    return found

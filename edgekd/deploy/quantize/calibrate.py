@@ -17,7 +17,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from edgekd.deploy.quantize.emulate import give_back_memory, open_graph
+from edgekd.contracts.memory import give_back_memory
+from edgekd.deploy.quantize.emulate import open_graph
 from edgekd.deploy.quantize.histogram import Histogram, Method
 from edgekd.deploy.quantize.layers import Layer
 from edgekd.errors import InputError

@@ -8,8 +8,6 @@ tensors are rounded to FP16 after each operator; sums inside one are float32.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from typing import Any
 
 import onnx
@@ -38,18 +36,6 @@ def open_graph(proto: onnx.ModelProto, threads: int = 0, optimize: bool = False)
     return ort.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-
-
-def give_back_memory() -> None:
-    """Return freed memory to the system; between two stages of a build, each of which takes GB.
-
-    glibc keeps what was freed for its own next use, in pieces that the next model may not fit.
-    """
-    if sys.platform == "linux":
-        try:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-        except (OSError, AttributeError):  # another C library, which has its own habits
-            return
 
 
 def emulate(proto: onnx.ModelProto, threads: int = 0, optimize: bool = False) -> Model:

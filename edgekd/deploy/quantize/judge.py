@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekd.contracts.imageio import UInt8Array
+from edgekd.contracts.memory import give_back_memory
 from edgekd.contracts.metrics import Confusion
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.deploy.parity import FloatArray, Model
-from edgekd.deploy.quantize.emulate import give_back_memory
 from edgekd.deploy.tiles import LabelledTile
 
 
