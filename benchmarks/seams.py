@@ -1,11 +1,13 @@
-"""Do windows show? ``python benchmarks/seams.py BUNDLE IMAGE... [--picture PNG] [--write]``.
+"""Do windows show? ``python benchmarks/seams.py BUNDLE IMAGE... [--columns N] [--write]``.
 
 For each overlap and blend: part of the pixels whose class is not that of a reference run at 50 %
 overlap (cosine), near the borders of windows (within ``--near`` px of a window's edge inside the
 scene) and elsewhere, over all IMAGEs together. A seam is where the first is larger. The bound for
 the bundle's own tiling: near over elsewhere at most 1.2. Cost: windows that the model sees, over
-those without overlap. ``--picture`` draws an image, its map without overlap, the map of the
-bundle's own tiling, and where both differ from the reference.
+those without overlap. ``--columns`` puts images that are parts of one scene together, row by row:
+in a small image the windows, which are spread evenly, share more than was asked for. ``--picture``
+draws a part of the first image, its map without overlap, the map of the bundle's own tiling, and
+where both differ from the reference.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from edgekd.runtime.session import Session, load
 from edgekd.runtime.tiler import TileStats, run_tiles
 from edgekd.telemetry.environment import read_environment
 
+#: side of what is drawn, px
+DRAWN_PX = 1800
 ROOT = Path(__file__).resolve().parents[1]
 BOUND = 1.2
 
@@ -38,11 +42,27 @@ def classes_of(
     """Channel per pixel, and how many windows the model saw."""
     geometry = dataclasses.replace(session.geometry(overlap_px), blend=blend)
     stats = TileStats()
-    rows = run_tiles(
-        ArraySource(image, session.channels), session.infer, session.normalize, geometry, stats,
-        session.fill, confidence=False,
-    )  # fmt: skip
-    return np.concatenate([item.channel for item in rows]), stats.run
+    found = np.empty(image.shape[:2], np.uint8)
+    for piece in run_tiles(
+        ArraySource(image, session.channels), session.infer_stream, session.normalize, geometry,
+        stats, session.fill, confidence=False, streams=session.backend.streams,
+    ):  # fmt: skip
+        found[piece.y0 : piece.y1, piece.x0 : piece.x1] = piece.channel
+    return found, stats.run
+
+
+def pixels_of(path: Path) -> npt.NDArray[np.uint8]:
+    """The colours of an image."""
+    with Raster(path) as raster:
+        return np.ascontiguousarray(raster.read_all(raster.choose_bands(None, 3)), np.uint8)
+
+
+def together(parts: list[npt.NDArray[np.uint8]], columns: int) -> npt.NDArray[np.uint8]:
+    """Parts of a scene side by side, row by row, cut to one height and one width."""
+    height, width = (min(part.shape[axis] for part in parts) for axis in (0, 1))
+    same = [part[:height, :width] for part in parts]
+    rows = [np.concatenate(same[at : at + columns], 1) for at in range(0, len(same), columns)]
+    return np.concatenate(rows)
 
 
 def near_borders(
@@ -65,13 +85,19 @@ def near_borders(
 @click.command(help=__doc__)
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--columns", type=int, help="IMAGEs are parts of one scene, so many in a row.")
 @click.option("--near", default=8, show_default=True, help="Pixels at each side of an edge.")
 @click.option("--picture", type=click.Path(path_type=Path))
 @click.option("--write", is_flag=True, help="Keep the record in benchmarks/results/.")
 def main(
-    bundle: Path, images: tuple[Path, ...], near: int, picture: Path | None, write: bool
+    bundle: Path,
+    images: tuple[Path, ...],
+    columns: int | None,
+    near: int,
+    picture: Path | None,
+    write: bool,
 ) -> None:
-    with load(bundle, any_device=True, streams=1) as session:
+    with load(bundle, any_device=True) as session:
         own = session.geometry()
         tile, stride = own.tile_px, own.stride_px
         parts = (0, 1, 2, 3, 4, 6)  # sixteenths of a window
@@ -80,10 +106,10 @@ def main(
         # wrong and all pixels near borders, wrong and all pixels elsewhere
         sums: dict[tuple[int, Any], list[int]] = {key: [0] * 4 for key in tried}
         windows: dict[tuple[int, Any], int] = dict.fromkeys(tried, 0)
-        for number, path in enumerate(images):
-            with Raster(path) as raster:
-                image = np.ascontiguousarray(raster.read_all(raster.choose_bands(None, 3)))
-            pixels = image.astype(np.uint8)
+        scenes = [pixels_of(path) for path in images]
+        if columns is not None:
+            scenes = [together(scenes, columns)]
+        for number, pixels in enumerate(scenes):
             reference, _ = classes_of(session, pixels, tile // 2, "cosine")
             found = {}
             for overlap_px, blend in tried:
@@ -95,7 +121,7 @@ def main(
                 total = sums[overlap_px, blend]
                 sums[overlap_px, blend] = [x + int(y) for x, y in zip(total, counts, strict=True)]
                 windows[overlap_px, blend] += run
-            click.echo(f"{path.name}: {reference.shape[1]} x {reference.shape[0]} px", err=True)
+            click.echo(f"scene {number + 1}: {pixels.shape[1]} x {pixels.shape[0]} px", err=True)
             if picture is not None and number == 0:
                 mine = found[own.overlap_px, own.blend]
                 draw(picture, session, pixels, found[0, "constant"], mine, reference)
@@ -132,7 +158,9 @@ def main(
             "question": "do the borders of windows show in a map?",
             "command": "python benchmarks/seams.py BUNDLE IMAGE... --write",
             "bundle": bundle.name, "tile_px": tile, "stride_px": stride, "near_px": near,
-            "images": [path.name for path in images], "rows": rows, "bound": BOUND, "holds": holds,
+            "images": [path.name for path in images], "columns": columns,
+            "scenes_px": [list(pixels.shape[:2]) for pixels in scenes], "rows": rows,
+            "bound": BOUND, "holds": holds,
             "packages": environment.packages,
         }  # fmt: skip
         place = ROOT / "benchmarks" / "results" / cpu / "seams.json"
@@ -167,7 +195,7 @@ def draw(
         (axes[1, 2], mine != reference, "own tiling: other class than the reference"),
     ]
     for axis, panel, title in panels:
-        axis.imshow(panel, cmap="gray_r", interpolation="nearest")
+        axis.imshow(panel[:DRAWN_PX, :DRAWN_PX], cmap="gray_r", interpolation="nearest")
         axis.set_title(title)
         axis.set_axis_off()
     path.parent.mkdir(parents=True, exist_ok=True)
