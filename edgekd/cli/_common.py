@@ -52,6 +52,16 @@ def signer_option(function: F) -> F:
     )(function)  # fmt: skip
 
 
+def provider_option(function: F) -> F:
+    """Add ``--provider``; the function gets a list, or None where it is left out."""
+    return click.option(
+        "--provider", multiple=True, metavar="NAME",
+        callback=lambda context, parameter, value: list(value) or None,
+        help="ONNX Runtime's execution provider, e.g. CUDAExecutionProvider; again for the next "
+        "that may be used. Without CPUExecutionProvider nothing is left to the CPU.",
+    )(function)  # fmt: skip
+
+
 def ask_passphrase(text: str, confirm: bool = False) -> str:
     """Ask in the terminal without showing what is typed.
 
@@ -250,7 +260,8 @@ def scene_options(function: F) -> F:
                      help="auto, declared, none, or the value that every band holds there."),
         click.option("--streams", type=click.IntRange(min=0), default=0, show_default=True,
                      help="Tiles in the model at once, at most; 1 needs the least memory, 0 is one "
-                     "per core."),
+                     "per core, two with TensorRT."),
+        provider_option,
         click.option("--simplify", type=click.FloatRange(min=0), default=1.0, show_default=True,
                      help="Pixels that simplified outlines of polygons may be off; 0 keeps all."),
         click.option("--min-area", type=click.IntRange(min=0), default=16, show_default=True,

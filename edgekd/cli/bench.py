@@ -13,6 +13,7 @@ from edgekd.cli._common import (
     note,
     parse_bands,
     progress_bar,
+    provider_option,
     shared_options,
     signer_option,
 )
@@ -33,6 +34,7 @@ from edgekd.cli._common import (
 @click.option("--runs", type=int, default=3, show_default=True, help="Runs over the whole input.")
 @click.option("--overlap", type=int, help="Pixels that windows share; default: the bundle's own.")
 @click.option("-o", "--output", type=PathArgument, help="Record to write (JSON).")
+@provider_option
 @click.option("--any-device", is_flag=True, help="Measure a bundle of another architecture.")
 @signer_option
 @shared_options
@@ -45,6 +47,7 @@ def command(
     runs: int,
     overlap: int | None,
     output: Path | None,
+    provider: list[str] | None,
     any_device: bool,
     signer: list[Path] | None,
     as_json: bool,
@@ -63,7 +66,9 @@ def command(
     with contextlib.ExitStack() as stack:
         # opened first: a place that cannot be written is found before the work, not after it
         part = None if output is None else stack.enter_context(publish_file(output))
-        session = stack.enter_context(load(bundle, any_device=any_device, signer=signer))
+        session = stack.enter_context(
+            load(bundle, any_device=any_device, provider=provider, signer=signer)
+        )
         update = stack.enter_context(progress_bar("bench", "step"))
         record = measure(
             session,

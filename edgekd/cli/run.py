@@ -54,6 +54,7 @@ def command(
     overlap: int | None,
     nodata: Nodata,
     streams: int,
+    provider: list[str] | None,
     simplify: float,
     min_area: int,
     any_device: bool,
@@ -76,7 +77,9 @@ def command(
         raise InputError("--resume goes on with an earlier run and --restart forgets it; give one")
     outline = Outline(simplify_px=simplify, min_area_px=min_area)
     separate_large_memory()
-    with load(bundle, any_device=any_device, streams=streams, signer=signer) as session:
+    with load(
+        bundle, any_device=any_device, streams=streams, provider=provider, signer=signer
+    ) as session:
         if scene.is_dir():
             from edgekd.runtime.folder import Wanted, run_folder
 

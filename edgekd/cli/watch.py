@@ -52,6 +52,7 @@ def command(
     overlap: int | None,
     nodata: Nodata,
     streams: int,
+    provider: list[str] | None,
     simplify: float,
     min_area: int,
     any_device: bool,
@@ -76,7 +77,9 @@ def command(
     )  # fmt: skip
     separate_large_memory()
     with (
-        load(bundle, any_device=any_device, streams=streams, signer=signer) as session,
+        load(
+            bundle, any_device=any_device, streams=streams, provider=provider, signer=signer
+        ) as session,
         _stop_on_signals() as asked,
     ):
         tally = watch(

@@ -329,7 +329,8 @@ def _compare(
     try:
         for item in built:
             try:
-                backend = TensorRtBackend(item.plan.content, machine, options.dla_core)
+                # one call at a time: several engines are loaded, on a small board
+                backend = TensorRtBackend(item.plan.content, machine, options.dla_core, streams=1)
             except EdgeKDError as err:
                 refused.append(_refused(item.model, str(err), say))
                 continue

@@ -333,6 +333,7 @@ def load(
     *,
     any_device: bool = False,
     streams: int = 0,
+    provider: str | Sequence[str] | None = None,
     signer: Signers | None = None,
 ) -> Session:
     """Open a bundle: check it, load the model, and return a session.
@@ -342,18 +343,23 @@ def load(
         any_device: load a bundle of another architecture for inspection; its timings say
             nothing about the target.
         streams: model calls at once over a scene, at most; each takes the memory of one. 0 leaves
-            it to the backend: one per core on a CPU.
+            it to the backend: one per core on a CPU, two with TensorRT.
+        provider: execution provider of ONNX Runtime, or several, most wanted first; absent, the
+            CPU's. What it cannot run is an error unless the last one is ``CPUExecutionProvider``.
         signer: public key file, or several: one of them must have signed the bundle, and that is
             checked before anything in it is parsed. The environment variable ``EDGEKD_SIGNER``
             demands the same of every load, beside what is given here.
 
     Raises:
-        InputError: a negative number of streams; a key file that cannot be used.
+        InputError: a negative number of streams; a key file that cannot be used; a provider for a
+            bundle that runs with TensorRT.
         BundleError: the bundle is incomplete or changed, or does not fit this machine.
         TrustError: not signed, by another key, or changed since (a kind of BundleError).
         EnvironmentLacksError: the backend's library, or the one for signatures, is not installed.
     """
-    return open_session(bundle, requirements(signer), any_device=any_device, streams=streams)
+    return open_session(
+        bundle, requirements(signer), any_device=any_device, streams=streams, provider=provider
+    )
 
 
 def open_session(
@@ -362,6 +368,7 @@ def open_session(
     *,
     any_device: bool = False,
     streams: int = 0,
+    provider: str | Sequence[str] | None = None,
 ) -> Session:
     """As :func:`load`, with the signers already read; the environment adds none.
 
@@ -370,7 +377,7 @@ def open_session(
     if streams < 0:
         raise InputError(f"expected 0 (one per core) or more streams, received {streams}")
     opened = open_bundle(Path(bundle), required)
-    backend, model = _open_backend(opened, any_device, streams)
+    backend, model = _open_backend(opened, any_device, streams, provider)
     try:
         _check_tensors(opened.path, opened.manifest, backend)
     except BundleError:
@@ -379,7 +386,9 @@ def open_session(
     return Session(opened, backend, model)
 
 
-def _open_backend(opened: Bundle, any_device: bool, streams: int) -> tuple[Backend, str]:
+def _open_backend(
+    opened: Bundle, any_device: bool, streams: int, provider: str | Sequence[str] | None
+) -> tuple[Backend, str]:
     """What runs the bundle here, and the file of the bundle that it runs."""
     path, manifest = opened.path, opened.manifest
     here, arch = platform.machine(), manifest.target.arch
@@ -402,12 +411,18 @@ def _open_backend(opened: Bundle, any_device: bool, streams: int) -> tuple[Backe
         )
     mine = engine is not None and engine.machine.arch == here
     if engine is not None and mine and (available("tensorrt") or not any_device):
+        if provider is not None:
+            raise InputError(
+                f"{path} runs its engine with TensorRT, and a provider is one of ONNX Runtime's; "
+                "leave the provider out"
+            )
         opened.check_files(besides={manifest.model})  # the backend reads that one, once
         from edgekd.runtime.backends.trt import TensorRtBackend
 
         plan = opened.file(manifest.model)
-        return TensorRtBackend(plan, engine.machine, engine.dla_core), manifest.model
-    from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
+        backend = TensorRtBackend(plan, engine.machine, engine.dla_core, streams)
+        return backend, manifest.model
+    from edgekd.runtime.backends.onnxrt import CPU, OnnxRuntimeBackend
 
     model = manifest.model
     if manifest.portable:  # another machine than the engine's: the typed graph as it is written
@@ -419,13 +434,16 @@ def _open_backend(opened: Bundle, any_device: bool, streams: int) -> tuple[Backe
     # INT8 made for another kind of processor may saturate in this one's kernels (x86 without VNNI
     # adds pairs of products in 16 bits): there the graph is run as it is written.
     foreign = bool(manifest.portable) or (arch != here and manifest.precision.done != "fp32")
-    backend = OnnxRuntimeBackend(
-        opened.file(model),
-        threads=manifest.target.threads,
-        streams=streams,
-        optimize=not foreign,
+    return (
+        OnnxRuntimeBackend(
+            opened.file(model),
+            threads=manifest.target.threads,
+            streams=streams,
+            provider=CPU if provider is None else provider,
+            optimize=not foreign,
+        ),
+        model,
     )
-    return backend, model
 
 
 def _check_tensors(path: Path, manifest: Manifest, backend: Backend) -> None:
@@ -443,3 +461,9 @@ def _check_tensors(path: Path, manifest: Manifest, backend: Backend) -> None:
         raise BundleError(
             f"{path}: the manifest promises {expected}, the model has {found}; build it again"
         )
+    types = {**backend.input_dtypes, **backend.output_dtypes}
+    for name, dtype in types.items():
+        if dtype != spec.dtype:
+            raise BundleError(
+                f"{path}: tensor '{name}' is {dtype}, expected {spec.dtype}; build it again"
+            )

@@ -143,14 +143,14 @@ def test_each_generation_is_told_its_way(
     assert (board.record["monitor"] is None) == (version == "8.6")
     assert any("Building Engine" in text for text in said) == (version != "8.6")
     assert "a warning of the builder" in " ".join(said)
-    assert board.cuda.depth == 0, "the context is given back as often as it was taken"
+    assert board.gpu.depth == 0, "the context is given back as often as it was taken"
     assert json.loads((bundle / LAYERS_NAME).read_text())["Layers"]
     with edgekd.load(bundle) as session:
         assert session.backend.details["tensorrt"] == VERSIONS[version]
         assert session.verify() <= session.manifest.golden.atol
         image = np.zeros((300, 280, 3), np.uint8)
         assert session.run(image).classes.shape == (300, 280)
-    assert board.cuda.depth == 0
+    assert board.gpu.depth == 0
 
 
 @pytest.mark.parametrize("fast", ["int8", "fp16"])
@@ -200,7 +200,7 @@ def test_an_engine_that_cannot_be_built_leaves_the_others(bundle: Path, board: F
     with pytest.raises(GateError, match=r"no engine could be built: .*int8 .*out of memory; fp16"):
         finalize(bundle, options=QUICK)
     assert digest(bundle) == before, "a failure leaves the bundle as it was"
-    assert board.cuda.depth == 0
+    assert board.gpu.depth == 0
 
 
 @pytest.mark.parametrize(

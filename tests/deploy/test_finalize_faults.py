@@ -20,6 +20,7 @@ from edgekd.deploy.finalize import Options, finalize
 from edgekd.errors import (
     BundleError,
     GateError,
+    InputError,
     OutputError,
 )
 from edgekd.runtime.bundle import read_manifest, sealed_json
@@ -96,7 +97,7 @@ def test_who_stops_a_build_stops_it(
 
     with pytest.raises(stop):
         finalize(bundle, options=QUICK, say=say)
-    assert digest(bundle) == before and board.cuda.depth == 0
+    assert digest(bundle) == before and board.gpu.depth == 0
 
 
 def test_an_engine_that_does_not_load_leaves_the_others(bundle: Path, board: FakeBoard) -> None:
@@ -149,6 +150,15 @@ def test_an_engine_of_another_kind_of_machine_is_no_reason_to_run_on_the_cpu(
     with edgekd.load(bundle, any_device=True) as session:
         assert session.backend.details["backend"] == "onnxrt"
         assert (session.model, session.precision) == ("int8-typed.onnx", "int8")
+
+
+def test_an_engine_takes_no_provider(finished: Path, board: FakeBoard) -> None:
+    with pytest.raises(InputError, match="runs its engine with TensorRT, and a provider is one of"):
+        edgekd.load(finished, provider="CUDAExecutionProvider")
+    with edgekd.load(finished) as session:
+        assert session.backend.streams == 2 and session.backend.details["cuda_graph"] == "on"
+    with edgekd.load(finished, streams=1) as session:
+        assert session.backend.streams == 1
 
 
 @pytest.mark.parametrize(

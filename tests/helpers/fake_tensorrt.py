@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import importlib.machinery
 import json
+import threading
 import types
 from typing import Any
 
@@ -17,9 +18,14 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.helpers.fake_cuda import Gpu, Op, fake_pycuda
 from tests.helpers.tensorrt_api import VERSIONS, names
 
 _MAGIC = b"fake plan\n"
+#: ONNX's element types -> TensorRT's, and those -> NumPy's
+_TYPES = {1: "FLOAT", 2: "UINT8", 3: "INT8", 6: "INT32", 7: "INT64", 9: "BOOL", 10: "HALF"}
+_NUMPY = {"FLOAT": "float32", "UINT8": "uint8", "INT8": "int8", "INT32": "int32",
+          "INT64": "int64", "BOOL": "bool", "HALF": "float16"}  # fmt: skip
 
 
 class _Strict:
@@ -51,7 +57,9 @@ def fake_tensorrt(version: str, record: Record | None = None) -> types.ModuleTyp
     ``record`` receives what a build was asked for: ``flags``, ``network_flags``, ``pinned``,
     ``workspace``, ``cache``, ``dla``, ``profile``, ``monitor``. It may hold ``refuse`` (a
     function of the ONNX bytes and the flags giving a reason to fail the build), ``perturb`` (a
-    function of logits) and ``dla_cores``.
+    function of logits), ``dla_cores``, ``fail`` (called with context and log when a call is
+    enqueued; True fails it), ``unrecordable`` (as a graph: "openly", "silently"), ``shape_io``,
+    ``data_dependent`` (names of tensors) and ``dtypes`` (name -> TensorRT's type).
     """
     record = record if record is not None else Record()
     module = types.ModuleType("tensorrt")
@@ -77,6 +85,12 @@ def fake_tensorrt(version: str, record: Record | None = None) -> types.ModuleTyp
             pass
 
     trt.ILogger = ILogger
+    if version != "8.6":
+        trt.ExecutionContextAllocationStrategy = enum.IntEnum(
+            "ExecutionContextAllocationStrategy",
+            ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"],
+            start=0,
+        )
     trt.LayerInformationFormat = enum.IntEnum("LayerInformationFormat", ["ONELINE", "JSON"])
     if version != "8.6":
         trt.IProgressMonitor = type("IProgressMonitor", (), {"__init__": lambda self: None})
@@ -162,7 +176,8 @@ def fake_tensorrt(version: str, record: Record | None = None) -> types.ModuleTyp
             for item in proto.graph.input:
                 dims = item.type.tensor_type.shape.dim
                 shape = tuple(side.dim_value or -1 for side in dims)
-                self._network._inputs.append(Tensor(item.name, trt.DataType.FLOAT, shape))
+                kind = trt.DataType.FLOAT  # of no interest to a builder
+                self._network._inputs.append(Tensor(item.name, kind, shape))
             self._network._content = content
             return True
 
@@ -258,47 +273,160 @@ def fake_tensorrt(version: str, record: Record | None = None) -> types.ModuleTyp
             return json.dumps({"Layers": [{"Name": "_gemm_mha_v2_0"}, {"Name": "conv"}]})
 
     class Context(strict("IExecutionContext")):  # type: ignore[misc]
-        def __init__(self, engine: Any) -> None:
-            self._engine = engine
+        def __init__(self, engine: Any, log: Any) -> None:
+            self._engine, self._log = engine, log
             self._addresses: dict[str, int] = {}
-            self._shapes: dict[str, tuple[int, ...]] = {}
+            self._shapes = {n: s for n, s in engine._shapes.items() if n in engine._inputs}
+            self._memory = 0
+            #: counts what a recorded graph must not survive
+            self._changes = 0
+            self._warm = False
 
         def set_tensor_address(self, name: str, address: int) -> bool:
+            self._alone()
             self._addresses[name] = address
-            return True
+            self._changes += 1
+            return name in self._engine._shapes
 
         def set_input_shape(self, name: str, shape: Any) -> bool:
+            self._alone()
             low, _, high = self._engine._profile[name]
-            fits = all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
-            self._shapes[name] = tuple(shape)
-            return fits
+            if len(shape) != len(low) or not all(
+                a <= b <= c for a, b, c in zip(low, shape, high, strict=True)
+            ):
+                self._log.log(ILogger.ERROR, f"{name}: {tuple(shape)} is outside of the profile")
+                return False
+            if self._shapes[name] != tuple(shape):
+                self._shapes[name] = tuple(shape)
+                self._changes += 1
+                self._warm = False
+            return True
+
+        def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+            if name in self._shapes:
+                return self._shapes[name]
+            if name in record.get("data_dependent", ()):
+                return (-1, *self._engine._shapes[name][1:])
+            return tuple(self._engine._sizes(self._shapes)[name])
+
+        @property
+        def device_memory(self) -> int:
+            raise AttributeError("unreadable attribute")
+
+        @device_memory.setter
+        def device_memory(self, address: int) -> None:
+            self._set_memory(address)
+
+        def set_device_memory(self, memory: int, size: int) -> None:
+            assert size == self._engine._activation_bytes
+            self._set_memory(memory)
+
+        def _set_memory(self, address: int) -> None:
+            self._memory = address
+            self._changes += 1
+
+        def _alone(self) -> None:
+            """NVIDIA: the APIs of a context are not called from several threads at once."""
+            for stream in module._gpu.streams.values():  # type: ignore[attr-defined]
+                if stream.recording is not None and stream.context is self:
+                    assert stream.recorder == threading.get_ident(), "the context is being recorded"
 
         def execute_async_v3(self, handle: int) -> bool:
-            inputs = {}
-            for name, shape in self._shapes.items():
-                size = int(np.prod(shape))
-                inputs[name] = memory(self._addresses[name])[:size].reshape(shape).copy()
-            for name, value in zip(
-                self._engine._outputs, self._engine._session.run(None, inputs), strict=True
-            ):
-                perturb = record.get("perturb")
-                value = perturb(value) if perturb else value
-                memory(self._addresses[name])[: value.size] = value.ravel()
+            gpu = module._gpu  # type: ignore[attr-defined]
+            stream = gpu.streams[handle]
+            fail = record.get("fail")
+            if fail is not None and fail(self, self._log):
+                return False
+            with gpu.lock:
+                self._alone()
+                recording = stream.recording is not None
+                if recording:
+                    stream.context = self
+                if recording and record.get("unrecordable"):
+                    stream.broken = record["unrecordable"] == "silently"
+                    self._log.log(ILogger.ERROR, "a loop cannot be recorded")
+                    return bool(stream.broken)
+                if recording and not self._warm:
+                    self._log.log(ILogger.ERROR, "shapes changed and nothing ran since")
+                    return False
+                assert self._memory in gpu.memory, "the context has no memory for activations"
+                assert set(self._addresses) == set(self._engine._shapes)
+                self._warm = True
+                before = self._changes
+                shapes, addresses = dict(self._shapes), dict(self._addresses)
+
+                def begin() -> None:
+                    if gpu.fault:
+                        gpu.error, gpu.fault = gpu.fault, ""
+                    inputs = {
+                        name: self._engine._read(gpu.memory[addresses[name]], name, shape)
+                        for name, shape in shapes.items()
+                    }
+                    gpu.activations[self._memory] = self._engine._compute(inputs)
+
+                def end() -> None:
+                    # a graph that outlived a change of its context does what nobody knows
+                    spoilt = recording and self._changes != before
+                    results = gpu.activations[self._memory]
+                    for name, value in results.items():
+                        raw = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+                        gpu.memory[addresses[name]][: len(raw)] = 0x7F if spoilt else raw
+
+                gpu.enqueue(stream, Op("run", begin))
+                gpu.enqueue(stream, Op("run end", end))
             return True
 
     class Engine(strict("ICudaEngine")):  # type: ignore[misc]
-        def __init__(self, content: bytes, profile: dict[str, Any]) -> None:
+        def __init__(self, content: bytes, profile: dict[str, Any], log: Any) -> None:
             from edgekd.deploy.quantize.emulate import open_graph
 
-            self._content, self._profile = content, profile
+            self._content, self._profile, self._log = content, profile, log
             proto = onnx.load_model_from_string(content)
             self._session = open_graph(proto, 1)
+            both = (*proto.graph.input, *proto.graph.output)
             self._shapes = {
                 item.name: tuple(s.dim_value or -1 for s in item.type.tensor_type.shape.dim)
-                for item in (*proto.graph.input, *proto.graph.output)
+                for item in both
             }
+            self._onnx_types = {item.name: item.type.tensor_type.elem_type for item in both}
             self._inputs = [item.name for item in proto.graph.input]
             self._outputs = [item.name for item in proto.graph.output]
+            self._activation_bytes = 4096
+            self._known: dict[Any, dict[str, Any]] = {}
+
+        def _type(self, name: str) -> str:
+            kind = _TYPES[self._onnx_types[name]]
+            return "INT32" if kind == "INT64" and version == "8.6" else kind  # its parser narrows
+
+        def _read(self, raw: Any, name: str, shape: tuple[int, ...]) -> Any:
+            dtype = np.dtype(_NUMPY[self._type(name)])
+            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            wanted = np.dtype(_NUMPY[_TYPES[self._onnx_types[name]]])
+            return raw[:size].view(dtype).reshape(shape).astype(wanted)
+
+        def _compute(self, inputs: dict[str, Any]) -> dict[str, Any]:
+            values = self._session.run(None, inputs)
+            perturb = record.get("perturb")
+            return {
+                name: np.asarray(
+                    perturb(value) if perturb else value, np.dtype(_NUMPY[self._type(name)])
+                )
+                for name, value in zip(self._outputs, values, strict=True)
+            }
+
+        def _sizes(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+            """Shapes of the outputs for those of the inputs."""
+            key = tuple(sorted(shapes.items()))
+            if key not in self._known:
+                inputs = {
+                    name: np.zeros(shape, np.dtype(_NUMPY[_TYPES[self._onnx_types[name]]]))
+                    for name, shape in shapes.items()
+                }
+                values = self._session.run(None, inputs)
+                self._known[key] = {
+                    name: value.shape for name, value in zip(self._outputs, values, strict=True)
+                }
+            return self._known[key]
 
         @property
         def num_io_tensors(self) -> int:
@@ -312,7 +440,10 @@ def fake_tensorrt(version: str, record: Record | None = None) -> types.ModuleTyp
             return modes.INPUT if name in self._inputs else modes.OUTPUT
 
         def get_tensor_dtype(self, name: str) -> Any:
-            return trt.DataType.FLOAT
+            return trt.DataType[record.get("dtypes", {}).get(name, self._type(name))]
+
+        def is_shape_inference_io(self, name: str) -> bool:
+            return name in record.get("shape_io", ())
 
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
             return self._shapes[name]
@@ -321,8 +452,20 @@ def fake_tensorrt(version: str, record: Record | None = None) -> types.ModuleTyp
             assert profile == 0
             return self._profile[name]
 
-        def create_execution_context(self) -> Any:
-            return Context(self)
+        @property
+        def device_memory_size(self) -> int:
+            return self._activation_bytes
+
+        @property
+        def device_memory_size_v2(self) -> int:
+            return self._activation_bytes
+
+        def create_execution_context(self, strategy: Any) -> Any:
+            assert strategy == trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            return Context(self, self._log)
+
+        def create_execution_context_without_device_memory(self) -> Any:
+            return Context(self, self._log)
 
         def create_engine_inspector(self) -> Any:
             return Inspector()
@@ -346,91 +489,11 @@ def fake_tensorrt(version: str, record: Record | None = None) -> types.ModuleTyp
             if value["version"] != version:
                 self._log.log(ILogger.ERROR, "the plan is of another TensorRT")
                 return None
-            return Engine(body, value["profile"])
+            self._log.log(ILogger.WARNING, "a warning of the runtime")
+            return Engine(body, value["profile"], self._log)
 
     trt.Builder, trt.OnnxParser, trt.Runtime = Builder, Parser, Runtime
     return module
-
-
-_MEMORY: dict[int, np.ndarray] = {}
-
-
-def memory(address: int) -> Any:
-    """The float32 numbers of a device allocation."""
-    return _MEMORY[address]
-
-
-def fake_pycuda(
-    name: str = "Orin", capability: tuple[int, int] = (8, 7), multiprocessors: int = 8
-) -> types.ModuleType:
-    """The module ``pycuda.driver`` with one device; counts pushes and pops of its context."""
-    cuda: Any = types.ModuleType("pycuda.driver")
-    cuda.depth = 0
-
-    class Error(Exception):
-        pass
-
-    class Context:
-        def push(self) -> None:
-            cuda.depth += 1
-
-        @staticmethod
-        def pop() -> None:
-            cuda.depth -= 1
-
-        def detach(self) -> None:
-            pass
-
-    class Device:
-        def __init__(self, number: int) -> None:
-            assert number == 0
-
-        def retain_primary_context(self) -> Context:
-            return Context()
-
-        def compute_capability(self) -> tuple[int, int]:
-            return capability
-
-        def name(self) -> str:
-            return name
-
-        def get_attribute(self, attribute: Any) -> int:
-            return multiprocessors
-
-        def total_memory(self) -> int:
-            return 8 << 30
-
-    class Allocation:
-        def __init__(self, size: int) -> None:
-            assert cuda.depth > 0, "memory without a current context"
-            self.address = max(_MEMORY, default=4096) + 4096
-            _MEMORY[self.address] = np.full(size // 4, np.nan, np.float32)
-
-        def __int__(self) -> int:
-            return self.address
-
-        def free(self) -> None:
-            del _MEMORY[self.address]
-
-    class Stream:
-        handle = 7
-
-        def synchronize(self) -> None:
-            cuda.synchronized = True
-
-    def to_device(target: Allocation, source: np.ndarray, stream: Stream) -> None:
-        memory(int(target))[: source.size] = source.ravel()
-
-    def to_host(target: np.ndarray, source: Allocation, stream: Stream) -> None:
-        target.ravel()[:] = memory(int(source))[: target.size]
-
-    cuda.Error, cuda.Context, cuda.Device, cuda.Stream = Error, Context, Device, Stream
-    cuda.device_attribute = types.SimpleNamespace(MULTIPROCESSOR_COUNT=16)
-    cuda.init = lambda: None
-    cuda.mem_alloc = Allocation
-    cuda.pagelocked_empty = lambda shape, kind: np.empty(shape, kind)
-    cuda.memcpy_htod_async, cuda.memcpy_dtoh_async = to_device, to_host
-    return cuda  # type: ignore[no-any-return]
 
 
 class FakeBoard:
@@ -441,14 +504,34 @@ class FakeBoard:
         self.record = Record()
         self.cuda: Any = None
 
-    def boot(self, version: str = "10.3", *, arch: str = "aarch64", **gpu: Any) -> None:
-        """Come up with a TensorRT version and a GPU; a second time with another."""
+    @property
+    def gpu(self) -> Gpu:
+        """What is behind pycuda."""
+        return self.cuda._gpu  # type: ignore[no-any-return]
+
+    def boot(
+        self, version: str = "10.3", *, arch: str = "aarch64", graphs: bool = True, **gpu: Any
+    ) -> None:
+        """Come up with a TensorRT version and a GPU; a second time with another.
+
+        ``graphs``: whether there is a driver that knows CUDA graphs. ``gpu``: see fake_pycuda.
+        """
         import platform
         import sys
+
+        from edgekd.runtime.backends import _cuda_graph
 
         self.cuda = fake_pycuda(**gpu)
         package = types.ModuleType("pycuda")
         trt = fake_tensorrt(version, self.record)
+        trt._gpu = self.gpu  # type: ignore[attr-defined]
+
+        def library() -> Any:
+            if not graphs:
+                raise OSError("libcuda.so.1: cannot open shared object file")
+            return self.gpu.library
+
+        self._monkeypatch.setattr(_cuda_graph, "_library", library)
         trt.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
         package.driver = self.cuda  # type: ignore[attr-defined]
         put = self._monkeypatch.setitem
@@ -456,3 +539,19 @@ class FakeBoard:
         put(sys.modules, "pycuda", package)
         put(sys.modules, "pycuda.driver", self.cuda)
         self._monkeypatch.setattr(platform, "machine", lambda: arch)
+
+
+def trt_backend(model: onnx.ModelProto, batch_max: int = 2, **options: Any) -> Any:
+    """Build a model on the board that is booted, and load it."""
+    from edgekd.contracts.manifest import PortableModel
+    from edgekd.deploy.builders.trt import BuildOptions, build_plan
+    from edgekd.runtime.backends.trt import TensorRtBackend, open_api
+
+    api = open_api()
+    portable = PortableModel(
+        file="m.onnx", precision="fp32", typing="flags" if api.weak else "graph",
+        tensorrt_from="8.6", tensorrt_below="12.0", golden_atol=1, golden_agreement_min=0,
+    )  # fmt: skip
+    settings = BuildOptions(workspace_mib=64, batch_max=batch_max)
+    plan = build_plan(api, model.SerializeToString(), portable, settings, lambda text: None)
+    return TensorRtBackend(plan.content, **options)

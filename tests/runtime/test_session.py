@@ -18,6 +18,7 @@ from edgekd.contracts.manifest import MANIFEST_NAME
 from edgekd.errors import (
     BundleError,
     EdgeKDError,
+    EnvironmentLacksError,
     GateError,
     ImageError,
     InputError,
@@ -424,3 +425,25 @@ def test_a_bundle_with_a_failed_gate_is_refused(tmp_path: Path) -> None:
         (bundle / "manifest.json").write_text(sealed_json(value))
         with pytest.raises(BundleError, match=words):
             load(bundle)
+
+
+def test_a_provider_is_the_one_asked_for_or_an_error(tmp_path: Path) -> None:
+    """Azure's is in ONNX Runtime's wheel and runs no ordinary node."""
+    import onnxruntime
+
+    azure, cpu = "AzureExecutionProvider", "CPUExecutionProvider"
+    if azure not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has the CPU's provider alone")
+    bundle = make_bundle(tmp_path / "b", tile_px=64)
+    with load(bundle) as session:
+        assert session.backend.details["provider"] == cpu
+    with load(bundle, provider=[azure, cpu]) as session:
+        assert session.backend.details["provider"] == f"{azure}, {cpu}"
+    with pytest.raises(BundleError, match=f"{azure} cannot run all of it"):
+        load(bundle, provider=azure)
+    with pytest.raises(EnvironmentLacksError, match="has no TensorrtExecutionProvider"):
+        load(bundle, provider="TensorrtExecutionProvider")
+    from edgekd.cli.main import main
+
+    arguments = ["bench", str(bundle), "--provider", azure, "--seconds", "0.1"]
+    assert main(arguments) == 2

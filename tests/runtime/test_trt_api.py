@@ -8,6 +8,7 @@ versions in which it is taken.
 from __future__ import annotations
 
 import ast
+import json
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from edgekd.contracts.registry import package_root
 from edgekd.runtime.backends.trt import Api
+from tests.helpers.fake_cuda import fake_pycuda
 from tests.helpers.tensorrt_api import TABLE, VERSIONS, names
 
 FILES = [
@@ -34,8 +36,8 @@ OBJECTS = {
 CALLS = {"get_output": "ITensor", "get_input": "ITensor", "get_error": "ParserError"}
 #: names of the module that the table does not list: in all versions, or from 10 on.
 MODULE = {"ILogger", "LayerInformationFormat", "Runtime", "Builder", "OnnxParser", "__version__"}
-MODULE_FROM_10 = {"IProgressMonitor"}
-GENERATIONS = ("explicit_batch", "weak", "strong_flag", "monitored")
+MODULE_FROM_10 = {"IProgressMonitor", "ExecutionContextAllocationStrategy"}
+GENERATIONS = ("explicit_batch", "weak", "strong_flag", "monitored", "managed")
 Use = tuple[str, str, int]
 
 
@@ -125,6 +127,43 @@ def test_every_name_exists(version: str) -> None:
     assert [fault for path in FILES for fault in missing(path, version)] == []
 
 
+#: what the backend calls an object of pycuda -> its class
+PYCUDA_OBJECTS = {
+    "cuda": "module", "event_flags": "event_flags", "copies": "Stream", "compute": "Stream",
+    "_compute": "Stream", "arrived": "Event", "done": "Event", "back": "Event",
+    "_primary": "Context", "Context": "Context", "allocation": "DeviceAllocation",
+    "_activations": "DeviceAllocation",
+}  # fmt: skip
+PYCUDA = json.loads(
+    (Path(__file__).resolve().parents[1] / "data" / "pycuda_api.json").read_text("utf-8")
+)["classes"]
+
+
+def pycuda_uses(text: str) -> set[tuple[str, str]]:
+    """(class, name) of everything that is used of pycuda."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
+            value = node.value
+            called = value.id if isinstance(value, ast.Name) else value.attr
+            if called in PYCUDA_OBJECTS:
+                found.add((PYCUDA_OBJECTS[called], node.attr))
+    return found
+
+
+def test_every_name_of_pycuda_exists() -> None:
+    found = pycuda_uses(FILES[0].read_text(encoding="utf-8"))
+    assert [use for use in sorted(found) if use[1] not in PYCUDA[use[0]]] == []
+    assert {kind for kind, _ in found} == set(PYCUDA) - {"Device"} and len(found) >= 22
+    assert pycuda_uses("slot.copies.begin_capture()") == {("Stream", "begin_capture")}
+    assert "begin_capture" not in PYCUDA["Stream"]
+
+
+def test_the_made_up_pycuda_has_no_name_that_pycuda_lacks() -> None:
+    cuda = fake_pycuda()
+    assert {name for name in vars(cuda) if not name.startswith("_")} <= set(PYCUDA["module"])
+
+
 def test_the_names_are_seen() -> None:
     """An empty list of faults would also come of looking at nothing."""
     counted = {
@@ -170,10 +209,10 @@ def test_a_name_that_is_gone_is_found(tmp_path: Path, text: str, wrong: list[str
 @pytest.mark.parametrize(
     ("version", "generation"),
     [
-        ("8.6", (True, True, False, False)),
-        ("10.3", (False, True, True, True)),
-        ("10.13", (False, False, True, True)),
-        ("11.4", (False, False, False, True)),
+        ("8.6", (True, True, False, False, False)),
+        ("10.3", (False, True, True, True, True)),
+        ("10.13", (False, False, True, True, True)),
+        ("11.4", (False, False, False, True, True)),
     ],
 )
 def test_generations(version: str, generation: tuple[bool, ...]) -> None:

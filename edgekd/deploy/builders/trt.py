@@ -14,7 +14,8 @@ from typing import Any
 
 from edgekd.contracts.manifest import PortableModel
 from edgekd.errors import EnvironmentLacksError, GateError
-from edgekd.runtime.backends.trt import Api, why
+from edgekd.runtime.backends._trt_log import Heard, joined
+from edgekd.runtime.backends.trt import Api
 
 MODEL_NAME = "engine.plan"
 _MIB = 1 << 20
@@ -76,17 +77,22 @@ def build_plan(
             found; the message holds its reasons.
         EnvironmentLacksError: a DLA was asked for and there is none.
     """
+    with api.log.listen() as heard:
+        return _build(api, onnx_file, model, options, say, heard)
+
+
+def _build(
+    api: Api, onnx_file: bytes, model: PortableModel, options: BuildOptions, say: Say, heard: Heard
+) -> Plan:
     trt = api.trt
-    log = api.log
-    log.clear()
-    builder = trt.Builder(log)
+    builder = trt.Builder(api.log)
     network = builder.create_network(_network_flags(api, model))
-    parser = trt.OnnxParser(network, log)
+    parser = trt.OnnxParser(network, api.log)
     if not parser.parse(onnx_file):
-        faults = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+        faults = [str(parser.get_error(i).desc()) for i in range(parser.num_errors)]
         raise GateError(
             f"TensorRT {api.text} cannot read {model.file}: "
-            f"{'; '.join(' '.join(str(fault).split()) for fault in faults)[:600] or why(log)}"
+            f"{joined([' '.join(fault.split()) for fault in faults]) or heard.why()}"
         )
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -109,20 +115,20 @@ def build_plan(
         config.progress_monitor = monitor
     if options.configure is not None:
         options.configure(config)
-    log.errors.clear()  # what a refused timing cache left is no reason for what comes
+    heard.errors.clear()  # what a refused timing cache left is no reason for what comes
     start = time.monotonic()
     content = builder.build_serialized_network(network, config)
     seconds = time.monotonic() - start
     if monitor is not None and monitor.failed is not None:
         raise monitor.failed
     if content is None:
-        raise GateError(f"TensorRT {api.text} cannot build {model.file}: {why(log)}")
+        raise GateError(f"TensorRT {api.text} cannot build {model.file}: {heard.why()}")
     kept = config.get_timing_cache()
     return Plan(
         content=bytes(content),
         timing_cache=b"" if kept is None else bytes(kept.serialize()),
         seconds=seconds,
-        warnings=list(dict.fromkeys(log.warnings)),
+        warnings=heard.warnings,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from edgekd.runtime.backends.base import Arrays, Backend
+from edgekd.runtime.backends.base import Array, Arrays, Backend
 
 
 class FakeBackend(Backend):
@@ -54,7 +54,7 @@ class FakeBackend(Backend):
         logits: npt.NDArray[np.float32] = (cells[:, None] * weights).astype(np.float32)
         return logits
 
-    def _infer(self, inputs: Mapping[str, npt.NDArray[np.float32]], stream: bool) -> Arrays:
+    def _infer(self, inputs: Mapping[str, Array], stream: bool) -> Arrays:
         with self._lock:
             self.calls += 1
             self.tiles += len(inputs["image"])

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from edgekd.contracts.optional import require
-from edgekd.errors import BundleError, EdgeKDError, EnvironmentLacksError
-from edgekd.runtime.backends.base import Arrays, Backend
+from edgekd.errors import BundleError, EdgeKDError, EnvironmentLacksError, InputError
+from edgekd.runtime.backends.base import DTYPES, Array, Arrays, Backend, closed
 from edgekd.runtime.bundle import SealedFile
+
+CPU = "CPUExecutionProvider"
+#: ONNX Runtime's names of element types -> ours
+_DTYPES = {
+    f"tensor({name})": DTYPES[ours]
+    for name, ours in (
+        ("float", "float32"), ("float16", "float16"), ("int64", "int64"), ("int32", "int32"),
+        ("int8", "int8"), ("uint8", "uint8"), ("bool", "bool"),
+    )
+}  # fmt: skip
+#: options of providers that change results or say where it runs
+_TOLD = ("device_id", "use_tf32", "trt_fp16_enable", "trt_int8_enable", "trt_bf16_enable")
 
 
 class OnnxRuntimeBackend(Backend):
@@ -28,12 +37,16 @@ class OnnxRuntimeBackend(Backend):
             spreads each operator over them; of concurrent calls each has one to itself, which
             wastes none at the operators' joints.
         streams: concurrent calls at most, each with the memory of one; 0 takes one per core.
-        provider: execution provider; another one than asked for is an error, not a fallback.
+        provider: execution provider, or several, most wanted first. Others than asked for are an
+            error, not a fallback; so is a node that they cannot run, unless CPUExecutionProvider is
+            named as the last.
         optimize: False runs the graph as it is written (to judge Q/DQ accuracy).
 
     Raises:
-        BundleError: ONNX Runtime cannot load the file, or it is not the sealed one.
-        EnvironmentLacksError: onnxruntime or the provider is not installed.
+        BundleError: ONNX Runtime cannot load the file, it is not the sealed one, or the providers
+            cannot run all of it.
+        EnvironmentLacksError: onnxruntime or a provider is not installed, or does not start.
+        InputError: no provider, or the CPU's before another.
     """
 
     def __init__(
@@ -41,39 +54,55 @@ class OnnxRuntimeBackend(Backend):
         model: Path | SealedFile,
         threads: int = 0,
         streams: int = 0,
-        provider: str = "CPUExecutionProvider",
+        provider: str | Sequence[str] = CPU,
         optimize: bool = True,
     ) -> None:
         super().__init__()
         ort = require("onnxruntime", "onnxrt", "run ONNX models")
-        if provider not in ort.get_available_providers():
-            raise EnvironmentLacksError(
-                f"ONNX Runtime here has no {provider} (it has "
-                f"{', '.join(ort.get_available_providers())})"
+        asked = [provider] if isinstance(provider, str) else list(provider)
+        have = ort.get_available_providers()
+        if not asked or CPU in asked[:-1]:
+            raise InputError(
+                f"expected providers, {CPU} only as the last of them since it runs everything; "
+                f"received {', '.join(asked) or 'none'} (ONNX Runtime has {', '.join(have)} here)"
             )
-        self._ort, self._provider, self._optimize = ort, provider, optimize
+        missing = [name for name in asked if name not in have]
+        if missing:
+            raise EnvironmentLacksError(
+                f"ONNX Runtime here has no {missing[0]} (it has {', '.join(have)})"
+            )
+        self._ort, self._asked, self._optimize = ort, asked, optimize
         self._source = model
         self._path = model.path if isinstance(model, SealedFile) else model
         self._session = self._open_session(threads)
         self._stream_session: Any = None
         self._lock = threading.Lock()
-        for item in (*self._session.get_inputs(), *self._session.get_outputs()):
-            if item.type != "tensor(float)":
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        for item in (*inputs, *outputs):
+            if item.type not in _DTYPES:
                 raise BundleError(
-                    f"{self._path}: tensor '{item.name}' is {item.type}, expected tensor(float)"
+                    f"{self._path}: tensor '{item.name}' is {item.type}, expected one of "
+                    f"{', '.join(_DTYPES)}"
                 )
-        self.input_shapes = {item.name: _shape(item.shape) for item in self._session.get_inputs()}
-        self.output_shapes = {item.name: _shape(item.shape) for item in self._session.get_outputs()}
-        if provider == "CPUExecutionProvider":
+        self.input_shapes = {item.name: _shape(item.shape) for item in inputs}
+        self.output_shapes = {item.name: _shape(item.shape) for item in outputs}
+        self.input_dtypes = {item.name: _DTYPES[item.type] for item in inputs}
+        self.output_dtypes = {item.name: _DTYPES[item.type] for item in outputs}
+        if asked == [CPU]:
             cores = threads or _cores()
             self.streams = min(streams, cores) if streams else cores
         self._outputs = list(self.output_shapes)
         self.details = {
             "backend": "onnxrt",
             "onnxruntime": str(ort.__version__),
-            "provider": provider,
+            "provider": ", ".join(asked),
             "threads": str(threads) if threads else "all cores (onnxruntime's choice)",
         }
+        options = self._session.get_provider_options()
+        for name in asked:
+            told = [f"{key}={options[name][key]}" for key in _TOLD if key in options.get(name, {})]
+            if told:
+                self.details[name] = " ".join(told)
 
     def _open_session(self, threads: int) -> Any:
         options = self._ort.SessionOptions()
@@ -81,30 +110,45 @@ class OnnxRuntimeBackend(Backend):
         options.log_severity_level = 3
         if not self._optimize:
             options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if CPU not in self._asked:  # or it would run there what the provider cannot, and not say so
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         source = self._source
         model = source.read() if isinstance(source, SealedFile) else str(source)
         try:
-            session = self._ort.InferenceSession(model, options, providers=[self._provider])
+            # by itself it would try again on the CPU when a provider fails
+            session = self._ort.InferenceSession(
+                model, options, providers=self._asked, enable_fallback=0
+            )
         except Exception as err:  # ONNX Runtime's own classes derive from Exception only
-            raise BundleError(f"ONNX Runtime cannot load {self._path}: {_short(err)}") from err
+            said = _short(err)
+            if "fallback to CPU EP" in said:
+                said = (
+                    f"{', '.join(self._asked)} cannot run all of it or does not start here; where "
+                    f"the rest may run on the CPU, add {CPU} as the last provider ({said})"
+                )
+            raise BundleError(f"ONNX Runtime cannot load {self._path}: {said}") from err
         # Another provider after a failure is what it would keep the bytes for, as long as it lives.
         session.disable_fallback()
         if isinstance(model, bytes):
             session._model_bytes = None
-        active = session.get_providers()
-        if active[0] != self._provider:
+        active = [name for name in session.get_providers() if name != CPU]  # there in any case
+        if active != [name for name in self._asked if name != CPU]:
             raise EnvironmentLacksError(
-                f"asked for {self._provider}, ONNX Runtime took {active[0]}"
+                f"asked for {', '.join(self._asked)}, ONNX Runtime took "
+                f"{', '.join(active) or CPU}: the other does not start here (its CUDA or cuDNN may "
+                "be missing; ONNX Runtime's log says which)"
             )
         return session
 
-    def _infer(self, inputs: Mapping[str, npt.NDArray[np.float32]], stream: bool) -> Arrays:
+    def _infer(self, inputs: Mapping[str, Array], stream: bool) -> Arrays:
         session = self._session
         if stream and self.streams > 1:
             with self._lock:
-                if self._stream_session is None:  # most sessions never need it
+                if self._stream_session is None and self._session is not None:  # many never need it
                     self._stream_session = self._open_session(1)
             session = self._stream_session
+        if session is None:
+            raise closed()
         try:
             results = session.run(self._outputs, dict(inputs))
         except Exception as err:  # ONNX Runtime's own classes derive from Exception only
@@ -112,7 +156,8 @@ class OnnxRuntimeBackend(Backend):
         return dict(zip(self._outputs, results, strict=True))
 
     def _close(self) -> None:
-        del self._session, self._stream_session
+        with self._lock:  # calls in other threads hold the session that they began with
+            self._session = self._stream_session = None
 
 
 def _cores() -> int:

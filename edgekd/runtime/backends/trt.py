@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import queue
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,8 +21,10 @@ import numpy.typing as npt
 from edgekd.contracts.board import Absent, read_board, read_l4t
 from edgekd.contracts.manifest import Machine
 from edgekd.contracts.optional import require
-from edgekd.errors import BundleError, EdgeKDError, EnvironmentLacksError
-from edgekd.runtime.backends.base import Arrays, Backend
+from edgekd.errors import BundleError, EdgeKDError, EnvironmentLacksError, InputError
+from edgekd.runtime.backends._cuda_graph import Driver, Graph, Refusal
+from edgekd.runtime.backends._trt_log import Heard, make_log
+from edgekd.runtime.backends.base import DTYPES, Array, Arrays, Backend, DType, closed
 from edgekd.runtime.bundle import SealedFile
 
 #: the TensorRT and the CUDA device of this process
@@ -35,12 +38,13 @@ class Api:
 
     Attributes:
         trt: the module.
-        log: what TensorRT says; one for the process, since it takes no second.
+        log: what TensorRT says (``log.listen()``); one for the process, since it takes no second.
         version, text: as numbers, and as it calls itself.
         explicit_batch: networks must be asked for explicit batches (8.x).
         weak: precisions come from flags of the builder (below 10.12; gone in 11).
         strong_flag: a network is strongly typed because a flag says so (10.x); in 11 all are.
-        monitored: tells progress, and sizes by ``device_memory_size_v2`` (from 10).
+        monitored: tells progress (from 10).
+        managed: a context's memory is asked for by a strategy and given with its size (from 10).
     """
 
     def __init__(self, trt: Any) -> None:
@@ -51,7 +55,8 @@ class Api:
         self.weak = self.version < (10, 12)
         self.strong_flag = (10, 0) <= self.version < (11, 0)
         self.monitored = self.version >= (10, 0)
-        self.log = _make_logger(trt)
+        self.managed = self.version >= (10, 0)
+        self.log = make_log(trt)
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -158,49 +163,88 @@ def read_machine(api: Api, device: Device, root: Path = Path("/")) -> Machine:
     )
 
 
-def _make_logger(trt: Any) -> Any:
-    """A logger that keeps what TensorRT says: ``errors`` and ``warnings``, lists of lines."""
+#: TensorRT's names of element types -> ours
+_DTYPES = {
+    "FLOAT": DTYPES["float32"], "HALF": DTYPES["float16"], "INT64": DTYPES["int64"],
+    "INT32": DTYPES["int32"], "INT8": DTYPES["int8"], "UINT8": DTYPES["uint8"],
+    "BOOL": DTYPES["bool"],
+}  # fmt: skip
+#: calls at once: while one computes, the other is copied in and out. More would wait behind them.
+STREAMS = 2
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: what others do on the default stream holds nothing up
+#: warnings kept, since an engine lives long
+_WARNINGS = 100
 
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.clear()
-
-        def clear(self) -> None:
-            self.errors: list[str] = []
-            self.warnings: list[str] = []
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                self.errors.append(" ".join(msg.split()))
-            elif severity == trt.ILogger.WARNING:
-                self.warnings.append(" ".join(msg.split()))
-
-    return Log()
+Bytes = npt.NDArray[np.uint8]
 
 
-def why(log: Any) -> str:
-    """The first errors of a log, in one line."""
-    found = list(dict.fromkeys(log.errors))
-    return "; ".join(found[:3])[:600] or "it gave no reason"
+class _Slot:
+    """What one call at a time has for itself.
+
+    Attributes:
+        context: of its own, since a graph is bound to the addresses and shapes that its context
+            had when it was recorded; its activations are in the memory that all slots share.
+        copies: stream of its copies, in both directions.
+        arrived, done, back: its inputs are on the GPU, it is computed, its outputs are here.
+        host, gpu: page-locked and device memory of each tensor, for its largest shape.
+        shapes: that the context is set to.
+        warm: the context ran since its shapes changed, without which it cannot be recorded.
+        graph: the recorded call.
+    """
+
+    def __init__(self, cuda: Any, context: Any) -> None:
+        # A thread that waits sleeps: a core that spins is one that reads and writes no tiles.
+        flags = int(cuda.event_flags.BLOCKING_SYNC) | int(cuda.event_flags.DISABLE_TIMING)
+        self.context = context
+        self.copies = cuda.Stream(_NON_BLOCKING)
+        self.arrived, self.done, self.back = (cuda.Event(flags) for _ in range(3))
+        self.host: dict[str, Bytes] = {}
+        self.gpu: dict[str, Any] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.warm = False
+        self.graph: Graph | None = None
+
+    def view(self, name: str, dtype: DType) -> Array:
+        """The host memory of a tensor, in the shape that it has now."""
+        return self.host[name][: self.size(name, dtype)].view(dtype).reshape(self.shapes[name])
+
+    def size(self, name: str, dtype: DType) -> int:
+        """Bytes of a tensor in the shape that it has now."""
+        return _bytes(self.shapes[name], dtype)
+
+    def forget(self) -> None:
+        """Drop the graph, whose shapes are no longer the context's."""
+        self.warm = False
+        if self.graph is not None:
+            self.graph.close()
+            self.graph = None
 
 
 class TensorRtBackend(Backend):
     """Runs a TensorRT plan.
 
-    A call copies its inputs to the GPU, runs, copies back and waits for all of it: when
-    :meth:`infer` returns, the time it took is the tile's. More tiles than the plan's largest batch
-    are run one batch after another.
+    There are :attr:`streams` slots, each with page-locked and device memory and a stream of copies;
+    what is computed is computed in one stream, in one memory of activations. So with calls from
+    several threads one is computed while the next is copied in and the last is copied out. When
+    :meth:`infer` returns, its own result is there. More tiles than the plan's largest batch are run
+    one batch after another.
+
+    From a slot's second call with the same shapes on, the call is a CUDA graph, where the driver
+    has them and the engine can be recorded; ``details["cuda_graph"]`` is "on", or "off" with the
+    reason. It is tried while loading, with zeros.
 
     Args:
         plan: the engine; of a sealed file the bytes that were hashed are deserialised.
         machine: what it was built for; refused where this machine differs.
         dla_core: deep learning accelerator that it was built for.
+        streams: calls at once, at most; each has memory for inputs and outputs. 0 is two.
+        cuda_graph: False runs without, to compare.
 
     Raises:
-        BundleError: built for another TensorRT or GPU, or not readable.
+        BundleError: built for another TensorRT or GPU, not readable, or with inputs or outputs
+            that cannot be passed.
         EnvironmentLacksError: no TensorRT, pycuda or CUDA device.
-        EdgeKDError: the GPU has too little memory for it.
+        EdgeKDError: the GPU has too little memory for it, or it fails on zeros.
     """
 
     def __init__(
@@ -208,6 +252,8 @@ class TensorRtBackend(Backend):
         plan: SealedFile | bytes,
         machine: Machine | None = None,
         dla_core: int | None = None,
+        streams: int = 0,
+        cuda_graph: bool = True,
     ) -> None:
         super().__init__()
         self._api, self._device = open_api(), open_device()
@@ -221,67 +267,167 @@ class TensorRtBackend(Backend):
                 "runs where it was built; build it for this one with: edgekd finalize BUNDLE"
             )
         content = plan.read() if isinstance(plan, SealedFile) else plan
-        self._host: dict[str, npt.NDArray[np.float32]] = {}
-        self._gpu: dict[str, Any] = {}
-        self._stream: Any = None
-        self._context: Any = None
+        self.streams = min(streams, STREAMS) if streams else STREAMS
+        self._warnings: list[str] = []
+        self._slots: list[_Slot] = []
+        #: free slots; None for each of them once they are gone
+        self._free: queue.SimpleQueue[_Slot | None] = queue.SimpleQueue()
+        self._compute: Any = None
+        self._activations: Any = None
         self._engine: Any = None
         self._runtime: Any = None
-        with self._device.current():
-            try:
-                self._load(content, name, dla_core)
-            except self._device.cuda.Error as err:
-                self._free()
-                raise EdgeKDError(f"{name} cannot be loaded: {_short(err)}") from err
-            except BaseException:
-                self._free()
-                raise
-        self.streams = 1
+        self._driver, no_graph = _open_driver(cuda_graph, dla_core)
         self.details = {
             "backend": "trt",
             "tensorrt": self._api.text,
             "gpu": here.gpu,
             "compute_capability": here.compute_capability,
-            "batch_max": str(self.batch_max),
+            "cuda_graph": f"off: {no_graph}" if no_graph else "on",
         }
+        with self._device.current(), self._api.log.listen() as heard:
+            try:
+                self._load(content, name, dla_core, heard)
+            except self._device.cuda.Error as err:
+                self._release()
+                raise EdgeKDError(f"{name} cannot be loaded: {_failure(err, heard)}") from err
+            except BaseException:
+                self._release()
+                raise
+            self._note(heard)
+        self.details["batch_max"] = str(self.batch_max)
+        try:
+            self._rehearse()
+        except BaseException:
+            self.close()
+            raise
 
-    def _load(self, content: bytes, name: str, dla_core: int | None) -> None:
+    @property
+    def warnings(self) -> list[str]:
+        """What TensorRT warned of while it loaded and ran the engine."""
+        return list(self._warnings)
+
+    def _load(self, content: bytes, name: str, dla_core: int | None, heard: Heard) -> None:
         trt, cuda = self._api.trt, self._device.cuda
-        self._log = self._api.log
-        self._log.clear()
-        self._runtime = trt.Runtime(self._log)
+        self._runtime = trt.Runtime(self._api.log)
         self._runtime.engine_host_code_allowed = False  # a plan is data here, never a program
         if dla_core is not None:
             self._runtime.DLA_core = dla_core
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise BundleError(
-                f"TensorRT {self._api.text} cannot load {name} ({why(self._log)}); build it for "
+                f"TensorRT {self._api.text} cannot load {name} ({heard.why()}); build it for "
                 "this machine with: edgekd finalize BUNDLE"
             )
         engine = self._engine
-        self._context = engine.create_execution_context()
-        if self._context is None:
-            raise EdgeKDError(f"TensorRT gave no context for {name}: {why(self._log)}")
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+        dtypes: dict[str, DType] = {}
         for item in names:
-            if engine.get_tensor_dtype(item) != trt.DataType.FLOAT:
+            kind = engine.get_tensor_dtype(item).name
+            if kind not in _DTYPES:
                 raise BundleError(
-                    f"{name}: tensor '{item}' is {engine.get_tensor_dtype(item)}, expected FLOAT"
+                    f"{name}: tensor '{item}' is {kind}, expected one of {', '.join(_DTYPES)}"
                 )
+            if engine.is_shape_inference_io(item):
+                raise BundleError(
+                    f"{name}: '{item}' holds a shape and not data, which edgekd does not pass"
+                )
+            dtypes[item] = _DTYPES[kind]
         shapes = {item: _shape(engine.get_tensor_shape(item)) for item in names}
         self.input_shapes = {item: shapes[item] for item in inputs}
         self.output_shapes = {item: shapes[item] for item in names if item not in inputs}
-        batches = [int(engine.get_tensor_profile_shape(item, 0)[2][0]) for item in inputs]
-        self.batch_max = min(batches)
-        self._stream = cuda.Stream()
-        for item in names:
-            sides = [self.batch_max if side is None else side for side in shapes[item]]
-            self._host[item] = cuda.pagelocked_empty(tuple(sides), np.float32)
-            self._gpu[item] = cuda.mem_alloc(self._host[item].nbytes)
-            if not self._context.set_tensor_address(item, int(self._gpu[item])):
-                raise EdgeKDError(f"TensorRT took no address for '{item}': {why(self._log)}")
+        self.input_dtypes = {item: dtypes[item] for item in inputs}
+        self.output_dtypes = {item: dtypes[item] for item in self.output_shapes}
+        #: smallest and largest shape of each input
+        self._bounds = {item: self._span(item) for item in inputs}
+        self._batched = [item for item in inputs if shapes[item][:1] == [None]]
+        self.batch_max = min((self._bounds[item][1][0] for item in self._batched), default=1)
+        self._compute = cuda.Stream(_NON_BLOCKING)
+        for _ in range(self.streams):
+            self._free.put(self._open_slot(name, heard))
+
+    def _span(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The smallest and the largest shape that an input may have."""
+        engine, shape = self._engine, self.input_shapes[name]
+        if None not in shape:
+            fixed = tuple(side for side in shape if side is not None)
+            return fixed, fixed
+        low, _, high = engine.get_tensor_profile_shape(name, 0)
+        return tuple(int(side) for side in low), tuple(int(side) for side in high)
+
+    def _open_slot(self, name: str, heard: Heard) -> _Slot:
+        """A slot with memory for the largest shapes."""
+        cuda = self._device.cuda
+        context = self._open_context()
+        if context is None:
+            raise EdgeKDError(f"TensorRT gave no context for {name}: {heard.why()}")
+        slot = _Slot(cuda, context)
+        self._slots.append(slot)  # whatever comes, it is freed with the others
+        self._set_shapes(slot, {item: high for item, (_, high) in self._bounds.items()}, heard)
+        for item, dtype in (*self.input_dtypes.items(), *self.output_dtypes.items()):
+            size = max(slot.size(item, dtype), 1)
+            slot.host[item] = cuda.pagelocked_empty(size, np.uint8)
+            slot.gpu[item] = cuda.mem_alloc(size)
+            if not context.set_tensor_address(item, int(slot.gpu[item])):
+                raise EdgeKDError(f"TensorRT took no address for '{item}': {heard.why()}")
+        return slot
+
+    def _open_context(self) -> Any:
+        """A context in the memory of activations, which all share: they run one after another."""
+        trt, engine = self._api.trt, self._engine
+        if self._api.managed:
+            size = int(engine.device_memory_size_v2)
+            strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            context = engine.create_execution_context(strategy)
+        else:
+            size = int(engine.device_memory_size)
+            context = engine.create_execution_context_without_device_memory()
+        if self._activations is None:
+            self._activations = self._device.cuda.mem_alloc(max(size, 1))
+        if context is not None and self._api.managed:
+            context.set_device_memory(int(self._activations), size)
+        elif context is not None:
+            context.device_memory = int(self._activations)
+        return context
+
+    def _set_shapes(self, slot: _Slot, shapes: dict[str, tuple[int, ...]], heard: Heard) -> None:
+        """Set a context to the shapes of the inputs, and read those of the outputs."""
+        if slot.shapes and all(slot.shapes[name] == shape for name, shape in shapes.items()):
+            return
+        slot.forget()
+        slot.shapes = {}  # until all are set they are those of no call
+        context = slot.context
+        for name, shape in shapes.items():
+            if None in self.input_shapes[name] and not context.set_input_shape(name, shape):
+                raise EdgeKDError(
+                    f"TensorRT refused the shape {shape} of '{name}', which was built for "
+                    f"{self._bounds[name][0]} to {self._bounds[name][1]}: {heard.why()}"
+                )
+        outputs = {}
+        for name in self.output_shapes:
+            outputs[name] = tuple(int(side) for side in context.get_tensor_shape(name))
+            if min(outputs[name], default=0) < 0:
+                raise BundleError(
+                    f"the shape of output '{name}' depends on data ({outputs[name]}), which edgekd "
+                    "does not run with TensorRT"
+                )
+            room = slot.host.get(name)  # none yet for the largest shapes, which make it
+            if room is not None and _bytes(outputs[name], self.output_dtypes[name]) > len(room):
+                raise EdgeKDError(
+                    f"output '{name}' would be {outputs[name]}, larger than for the largest inputs"
+                )
+        slot.shapes = {**shapes, **outputs}
+
+    def _rehearse(self) -> None:
+        """Run each slot on zeros: what fails does so now, it is known whether graphs work, and no
+        kernel is loaded during the first tile."""
+        inputs = {
+            name: np.zeros(low, self.input_dtypes[name]) for name, (low, _) in self._bounds.items()
+        }
+        for slot in self._slots:
+            with self._device.current():
+                for _ in range(2):  # the second call is recorded
+                    self._run(slot, inputs)
 
     def inspect(self) -> str | None:
         """What TensorRT's inspector says of the engine's layers, JSON; None where it is silent."""
@@ -291,53 +437,157 @@ class TensorRtBackend(Backend):
             text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
         return str(text) if text else None
 
-    def _infer(self, inputs: Mapping[str, npt.NDArray[np.float32]], stream: bool) -> Arrays:
-        batch = len(next(iter(inputs.values())))
+    def _infer(self, inputs: Mapping[str, Array], stream: bool) -> Arrays:
+        batch = len(inputs[self._batched[0]]) if self._batched else 1
+        starts = range(0, batch, self.batch_max)
+        if len(starts) > 1 and any(shape[:1] != [None] for shape in self.output_shapes.values()):
+            raise InputError(
+                f"the engine takes batches of at most {self.batch_max}, received {batch}, and not "
+                "all of its outputs have a batch, so that they could be put together"
+            )
         parts: list[Arrays] = []
-        with self._lock, self._device.current():
-            for start in range(0, batch, self.batch_max):
-                end = min(start + self.batch_max, batch)
-                part = {name: array[start:end] for name, array in inputs.items()}
-                try:
-                    parts.append(self._run(part))
-                except self._device.cuda.Error as err:
-                    raise EdgeKDError(f"the GPU failed: {_short(err)}") from err
+        slot = self._take()
+        try:
+            with self._device.current():
+                for start in starts:
+                    part = dict(inputs)
+                    for name in self._batched:
+                        part[name] = inputs[name][start : start + self.batch_max]
+                    parts.append(self._run(slot, part))
+        finally:
+            self._free.put(slot)
         if len(parts) == 1:
             return parts[0]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _run(self, inputs: dict[str, npt.NDArray[np.float32]]) -> Arrays:
-        cuda, context, stream = self._device.cuda, self._context, self._stream
-        self._log.clear()
-        for name, array in inputs.items():
-            host = self._host[name][: len(array)]
-            np.copyto(host, array)
-            if not context.set_input_shape(name, array.shape):
-                raise EdgeKDError(f"TensorRT refused the shape {array.shape}: {why(self._log)}")
-            cuda.memcpy_htod_async(self._gpu[name], host, stream)
-        if not context.execute_async_v3(stream.handle):
-            raise EdgeKDError(f"TensorRT failed: {why(self._log)}")
-        batch = len(next(iter(inputs.values())))
-        outputs = {name: self._host[name][:batch] for name in self.output_shapes}
-        for name, host in outputs.items():
-            cuda.memcpy_dtoh_async(host, self._gpu[name], stream)
-        stream.synchronize()
-        return {name: host.copy() for name, host in outputs.items()}
+    def _take(self) -> _Slot:
+        """Wait for a free slot."""
+        slot = self._free.get()
+        if slot is None:
+            self._free.put(None)  # for the next that waits
+            raise closed()
+        return slot
+
+    def _run(self, slot: _Slot, inputs: Mapping[str, Array]) -> Arrays:
+        """One call in a slot that is this thread's."""
+        with self._api.log.listen() as heard:
+            finished = False
+            try:
+                self._set_shapes(slot, {name: item.shape for name, item in inputs.items()}, heard)
+                for name, array in inputs.items():
+                    np.copyto(slot.view(name, self.input_dtypes[name]), array)
+                with self._lock:  # until all is enqueued, never while it runs
+                    self._enqueue(slot, heard)
+                slot.back.synchronize()
+                finished = True
+            except (self._device.cuda.Error, Refusal) as err:
+                raise EdgeKDError(f"the GPU failed: {_failure(err, heard)}") from err
+            finally:
+                if not finished:
+                    self._drain(slot)
+                self._note(heard)
+        return {name: slot.view(name, dtype).copy() for name, dtype in self.output_dtypes.items()}
+
+    def _enqueue(self, slot: _Slot, heard: Heard) -> None:
+        """Copies in, the model, copies out, each when what it needs is there."""
+        cuda, compute, copies = self._device.cuda, self._compute, slot.copies
+        for name, dtype in self.input_dtypes.items():
+            size = slot.size(name, dtype)
+            cuda.memcpy_htod_async(slot.gpu[name], slot.host[name][:size], copies)
+        slot.arrived.record(copies)
+        compute.wait_for_event(slot.arrived)
+        self._execute(slot, heard)
+        slot.done.record(compute)
+        copies.wait_for_event(slot.done)
+        for name, dtype in self.output_dtypes.items():
+            size = slot.size(name, dtype)
+            cuda.memcpy_dtoh_async(slot.host[name][:size], slot.gpu[name], copies)
+        slot.back.record(copies)
+
+    def _execute(self, slot: _Slot, heard: Heard) -> None:
+        """Enqueue the model itself."""
+        handle = self._compute.handle
+        if slot.graph is None and slot.warm and self._driver is not None:
+            slot.graph = self._record(slot, self._driver)
+        if slot.graph is not None and self._driver is not None:
+            slot.graph.launch(handle)
+        elif slot.context.execute_async_v3(handle):
+            slot.warm = True
+        else:
+            raise EdgeKDError(f"TensorRT failed: {heard.why()}")
+
+    def _record(self, slot: _Slot, driver: Driver) -> Graph | None:
+        """The call as a graph; None, and no further attempt, where the engine cannot be recorded
+        (loops, conditions, shapes that depend on data)."""
+        handle = self._compute.handle
+
+        def enqueue() -> None:
+            if not slot.context.execute_async_v3(handle):
+                raise Refusal("TensorRT cannot be recorded")
+
+        with self._api.log.listen() as heard:
+            try:
+                return driver.capture(handle, enqueue)
+            except Refusal as err:
+                self._driver = None
+                self.details["cuda_graph"] = f"off: {_failure(err, heard)}"
+                return None
+
+    def _drain(self, slot: _Slot) -> None:
+        """After a failure, wait for what is still under way in a slot, since it will be reused."""
+        with contextlib.suppress(self._device.cuda.Error):  # told by the failure itself
+            with self._lock:  # the stream may be recording for another slot
+                slot.done.record(self._compute)
+            slot.done.synchronize()
+            slot.copies.synchronize()
+
+    def _note(self, heard: Heard) -> None:
+        with self._lock:
+            for line in heard.warnings:
+                if line not in self._warnings and len(self._warnings) < _WARNINGS:
+                    self._warnings.append(line)
 
     def _close(self) -> None:
+        for _ in self._slots:
+            self._free.get()  # calls in other threads end first
         with self._lock, self._device.current():
-            self._free()
+            self._release()
+        self._free.put(None)
 
-    def _free(self) -> None:
+    def _release(self) -> None:
         """Free what the GPU holds, in the current context: each needs the next while it goes."""
-        for allocation in self._gpu.values():
-            allocation.free()
-        self._gpu, self._host = {}, {}
-        self._stream = self._context = self._engine = self._runtime = None
+        while self._slots:
+            slot = self._slots.pop()
+            with contextlib.suppress(Refusal):  # the driver frees it with its context
+                slot.forget()
+            for allocation in slot.gpu.values():
+                allocation.free()
+            del slot
+        if self._activations is not None:
+            self._activations.free()
+        self._compute = self._activations = self._engine = self._runtime = None
 
 
-def _short(err: BaseException) -> str:
-    return " ".join(str(err).split())[:200]
+def _open_driver(wanted: bool, dla_core: int | None) -> tuple[Driver | None, str]:
+    """The driver's graphs, or why there will be none."""
+    if not wanted:
+        return None, "not wanted"
+    if dla_core is not None:
+        return None, "layers run on the DLA"
+    try:
+        return Driver(), ""
+    except Refusal as err:
+        return None, str(err)
+
+
+def _failure(err: BaseException, heard: Heard) -> str:
+    """An error of CUDA and what TensorRT said to the call."""
+    text, said = " ".join(str(err).split())[:200], heard.why(otherwise="")
+    return f"{text} (TensorRT: {said})" if said else text
+
+
+def _bytes(shape: tuple[int, ...], dtype: DType) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
 
 
 def _shape(sides: Any) -> list[int | None]:
