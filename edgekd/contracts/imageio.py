@@ -1,17 +1,16 @@
 """Reading rasters through rasterio (GDAL): GeoTIFF, COG, VRT, PNG and JPEG, by window.
 
-Damaged files must fail, not come back half grey: libjpeg's warnings are turned into errors, the
-checksums of a PNG are compared before it is decoded (GDAL returns the rest of a cut PNG as
-zeros, without an error), and every failure becomes one :class:`edgekd.errors.ImageError` that
-names the file. Formats that GDAL reads without noticing damage are not accepted.
+Damaged files must fail, not come back half grey: libjpeg's warnings are turned into errors, what a
+file is and names is looked at before GDAL opens it (:mod:`edgekd.contracts.imagefiles`), sizes that
+no memory holds are refused before anything is decoded, and every failure becomes one
+:class:`edgekd.errors.ImageError` that names the file. Formats that GDAL reads without noticing
+damage are not accepted.
 """
 
 from __future__ import annotations
 
 import contextlib
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgekd.contracts.imagefiles import examine
 from edgekd.contracts.optional import require
 from edgekd.contracts.windows import Window
 from edgekd.errors import ImageError
@@ -27,11 +27,22 @@ from edgekd.errors import ImageError
 #: GDAL keeps decoded and unwritten blocks in a cache that by default may take 5 % of the
 #: machine's memory; a fixed bound (in bytes: rasterio passes it on as such) keeps the memory of a
 #: run independent of the scene.
-_GDAL_OPTIONS = {"GDAL_CACHEMAX": 32 << 20, "GDAL_ERROR_ON_LIBJPEG_WARNING": True}
-#: what is accepted; each was cut at many places and never came back with wrong pixels.
-_DRIVERS = ["GTiff", "VRT", "PNG", "JPEG", "JP2OpenJPEG", "WEBP", "BMP"]
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GDAL_OPTIONS = {
+    "GDAL_CACHEMAX": 32 << 20,
+    "GDAL_ERROR_ON_LIBJPEG_WARNING": True,
+    "GDAL_VRT_ENABLE_PYTHON": "NO",
+}
+#: what a file may declare. A block is decoded as a whole, so it bounds the memory of any reading; a
+#: side decides that of a row, the pixels that of the window plan, and bands are opened one by one.
+MOST_SIDE_PX = 1 << 20
+MOST_PIXELS = 10**11
+MOST_BANDS = 4096
+MOST_BLOCK_BYTES = 256 << 20
+#: blocks that need no place in the file: so many are read as zeros at once
+_FREE_BLOCKS = 1 << 16
 
+#: coordinates of a map, in whatever unit: the Earth's girth is 4e10 mm
+_FARTHEST = 1e15
 _WEB_MERCATOR, _MERCATOR = (3857, 3785, 900913), (3395, 54004)
 _EQUATOR_M, _FLATTENING = 6378137.0, 1 / 298.257223563  # WGS 84
 
@@ -58,7 +69,14 @@ def open_quietly(rasterio: Any, path: Path, *arguments: Any, **options: Any) -> 
 
 def gdal_failures(rasterio: Any) -> tuple[type[Exception], ...]:
     """What rasterio raises for a fault of the file: its own errors and GDAL's, bare."""
-    return (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError)
+    # rasterio stops at texts of the file that are no UTF-8, even in the words of an error
+    errors = rasterio.errors
+    return (
+        errors.RasterioError,
+        errors.CRSError,
+        rasterio._err.CPLE_BaseError,
+        UnicodeDecodeError,
+    )
 
 
 class Raster:
@@ -72,7 +90,7 @@ class Raster:
         dtypes: element type of each band; only a VRT may mix them.
         crs: coordinate reference system (rasterio ``CRS``) or None.
         transform: affine pixel-to-CRS transform, or None for an image without one.
-        gcps: ground control points and their CRS, as rasterio gives them, or None.
+        gcps: ground control points and their CRS (empty where the file names none), or None.
         nodata: the declared nodata value, or None.
         nodata_rule: what counts as "no data" here and why, in words.
         masked: whether any pixel may be without data.
@@ -87,35 +105,26 @@ class Raster:
             band, beside what the file declares.
 
     Raises:
-        ImageError: the file is missing, empty, damaged or of no known format, or ``nodata`` is
-            no value of its pixels.
+        ImageError: the file is missing, empty, damaged or of no known format, declares more than
+            edgekd reads, is a VRT of anything but such files on this machine, or ``nodata`` is no
+            value of its pixels.
         EnvironmentLacksError: rasterio is not installed.
     """
 
     def __init__(self, path: Path, nodata: Nodata = "declared") -> None:
         self.path = Path(path)
-        if not self.path.exists():
-            raise ImageError(f"{path} does not exist")
-        if self.path.is_dir():
-            raise ImageError(f"{path} is a folder; give an image file")
-        if self.path.stat().st_size == 0:
-            raise ImageError(f"{path} is empty (0 bytes); fetch it again")
+        driver = examine(self.path)
         with gdal_environment() as rasterio:
             self._failure = gdal_failures(rasterio)
             self._window = rasterio.windows.Window
+            if driver not in rasterio.Env().drivers():
+                raise ImageError(f"{path} is a {driver} file, which this build of GDAL cannot read")
             try:
-                self._data = open_quietly(rasterio, self.path)
+                self._data = open_quietly(rasterio, self.path, driver=driver)
             except self._failure as err:
                 raise ImageError(f"{path} cannot be opened as an image: {cause_text(err)}") from err
             try:
-                if self._data.driver not in _DRIVERS:
-                    raise ImageError(
-                        f"{path} is a {self._data.driver} file; convert it first, e.g. "
-                        f"gdal_translate {path} scene.tif (accepted are {', '.join(_DRIVERS)})"
-                    )
                 self._describe(rasterio)
-                for name in self._data.files:
-                    _check_png(Path(name))
             except self._failure as err:
                 self._data.close()
                 raise ImageError(f"{path} is damaged ({cause_text(err)}); fetch it again") from err
@@ -163,11 +172,17 @@ class Raster:
         self.height, self.width, self.count = int(data.height), int(data.width), int(data.count)
         if self.count == 0:
             raise ImageError(f"{self.path} holds no bands of its own; open one of its sub-datasets")
+        self._require_sizes()
         self.dtypes = [str(dtype) for dtype in data.dtypes]
         self.dtype = self.dtypes[0]
+        for dtype in self.dtypes:
+            if dtype.startswith("complex"):
+                raise ImageError(f"{self.path} holds complex numbers, expected real ones")
+        self._require_blocks()
         self.crs = data.crs
-        self.transform = None if data.transform.is_identity else data.transform
-        self.gcps = data.gcps if data.gcps[0] else None
+        self.transform = None if data.transform.is_identity else self._checked_place(data.transform)
+        points, system = data.gcps
+        self.gcps = (points, system or rasterio.crs.CRS()) if points else None
         self.nodata = data.nodata
         self.block_rows, self.block_columns = map(int, data.block_shapes[0])
         self.tags: dict[str, str] = dict(data.tags())
@@ -178,6 +193,53 @@ class Raster:
             for index, meaning in enumerate(data.colorinterp, start=1)
             if meaning == rasterio.enums.ColorInterp.alpha
         ]
+
+    def _require_sizes(self) -> None:
+        """Refuse what only a damaged or made-up header declares, before anything is decoded."""
+        if max(self.height, self.width) > MOST_SIDE_PX or self.height * self.width > MOST_PIXELS:
+            raise ImageError(
+                f"{self.path} declares {self.width} x {self.height} px, expected at most "
+                f"{MOST_SIDE_PX:,} a side and {MOST_PIXELS:,} in all; fetch it again, or cut it "
+                "into parts, e.g. with gdal_retile.py"
+            )
+        if self.count > MOST_BANDS:
+            raise ImageError(
+                f"{self.path} declares {self.count} bands, expected at most {MOST_BANDS}; fetch it "
+                f"again, or take some: gdal_translate -b 1 -b 2 -b 3 {self.path} scene.tif"
+            )
+
+    def _checked_place(self, transform: Any) -> Any:
+        """The transform, unless it maps pixels to no number or beyond every map's units."""
+        ends = np.array([transform * (x, y) for x in (0, self.width) for y in (0, self.height)])
+        if not (np.abs(ends) <= _FARTHEST).all():  # NaN is not
+            numbers = ", ".join(f"{value:g}" for value in tuple(transform)[:6])
+            raise ImageError(
+                f"{self.path} is damaged: its transform ({numbers}) is no place on a map; fetch it "
+                "again, or write its place anew: gdal_edit.py -a_ullr ULX ULY LRX LRY"
+            )
+        return transform
+
+    def _require_blocks(self) -> None:
+        """Refuse blocks that are too large to decode, and more of them than the file can hold."""
+        data = self._data
+        rows, columns = data.block_shapes[0]
+        pixel = data.driver == "GTiff" and str(getattr(data.interleaving, "value", "")) == "PIXEL"
+        kinds = self.dtypes if pixel else self.dtypes[:1]
+        size = int(rows) * int(columns) * sum(np.dtype(kind).itemsize for kind in kinds)
+        if size > MOST_BLOCK_BYTES:
+            raise ImageError(
+                f"{self.path} is stored in parts of {columns} x {rows} px, {size >> 20} MiB each, "
+                f"expected at most {MOST_BLOCK_BYTES >> 20}, since each is decoded as a whole; "
+                f"store it in tiles: gdal_translate -co TILED=YES {self.path} scene.tif"
+            )
+        blocks = -(-self.height // int(rows)) * -(-self.width // int(columns))
+        blocks *= 1 if pixel else self.count
+        # the table of their places takes at least two bytes each
+        if data.driver == "GTiff" and blocks > max(_FREE_BLOCKS, self.path.stat().st_size // 2):
+            raise ImageError(
+                f"{self.path} is damaged: it declares {blocks:,} parts and has no room for them in "
+                f"{self.path.stat().st_size:,} bytes; fetch it again"
+            )
 
     def row_areas_m2(self) -> npt.NDArray[np.float64] | None:
         """Area of a pixel of each row, ``(height,)`` m²; None where the CRS tells no area.
@@ -296,7 +358,12 @@ class Raster:
             mask = self._checked(lambda: self._data.dataset_mask(window=self._box(window)), window)
             valid &= np.asarray(mask, dtype=np.uint8) > 0
         if self._fill is not None:
-            valid &= (self.read(window, self._colours()) != self._fill).any(axis=2)
+            colours = self._colours()
+            if len({self.dtypes[band - 1] for band in colours}) == 1:
+                valid &= (self.read(window, colours) != self._fill).any(axis=2)
+            else:  # rasterio reads bands of one type at a time
+                seen = [self.read(window, [band])[..., 0] != self._fill for band in colours]
+                valid &= np.logical_or.reduce(seen)
         return valid
 
     def _detect_fill(self) -> int | None:
@@ -357,35 +424,6 @@ def _area_to_equator(latitude: npt.NDArray[np.float64]) -> npt.NDArray[np.float6
     half = (_EQUATOR_M * (1 - _FLATTENING)) ** 2 / 2
     area: npt.NDArray[np.float64] = half / e * (sine / (1 - sine**2) + np.arctanh(sine))
     return area
-
-
-def _check_png(path: Path) -> None:
-    """Raise unless every chunk of a PNG is whole; files of other formats are not looked into.
-
-    Raises:
-        ImageError: the file ends early, or a checksum differs.
-    """
-    if not path.is_file():
-        return
-    with path.open("rb") as stream:
-        if stream.read(8) != _PNG_SIGNATURE:
-            return
-        while True:
-            start = stream.tell()
-            head = stream.read(8)
-            if len(head) < 8:
-                raise ImageError(f"{path} is cut: it ends at byte {start}; fetch it again")
-            length, kind = struct.unpack(">I4s", head)
-            total, left = zlib.crc32(kind), length
-            while left > 0 and (block := stream.read(min(left, 1 << 20))):
-                total, left = zlib.crc32(block, total), left - len(block)
-            if left or stream.read(4) != struct.pack(">I", total):
-                raise ImageError(
-                    f"{path} is damaged: the part that starts at byte {start} is cut or changed; "
-                    "fetch it again"
-                )
-            if kind == b"IEND":
-                return
 
 
 def cause_text(err: BaseException) -> str:

@@ -20,7 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekd.contracts.artifacts import publish_file
-from edgekd.contracts.imageio import Raster, UInt8Array, gdal_environment
+from edgekd.contracts.imageio import (
+    Raster,
+    UInt8Array,
+    cause_text,
+    gdal_environment,
+    gdal_failures,
+)
 from edgekd.contracts.optional import require
 from edgekd.contracts.tensors import MAP_NODATA, ClassSpec
 from edgekd.errors import OutputError
@@ -98,7 +104,8 @@ def write_polygons(
         Number of polygons.
 
     Raises:
-        OutputError: another suffix, or the place cannot be written.
+        OutputError: another suffix, the place cannot be written, or GeoJSON of a scene whose CRS
+            has no longitude and latitude.
         EnvironmentLacksError: shapely, or pyogrio for GeoPackage, is not installed.
     """
     require_polygon_place(path)
@@ -112,7 +119,7 @@ def write_polygons(
         middle = shapely.get_y(shapely.centroid(some.drawn))
         placed = shapely.transform(some.drawn, affine) if affine else some.drawn
         if lonlat:
-            placed = _to_lonlat(shapely, placed, raster)
+            placed = _to_lonlat(shapely, placed, raster, path)
         geometries += shapely.to_wkb(shapely.normalize(placed)).tolist()
         areas = [None] * len(some.index)
         if areas_m2 is not None:  # of the pixels in the polygon's middle row
@@ -142,7 +149,7 @@ def _affine(raster: Raster) -> Any:
     return place
 
 
-def _to_lonlat(shapely: Any, geometry: Any, raster: Raster) -> Any:
+def _to_lonlat(shapely: Any, geometry: Any, raster: Raster, path: Path) -> Any:
     with gdal_environment() as rasterio:
         from rasterio.warp import transform
 
@@ -150,9 +157,22 @@ def _to_lonlat(shapely: Any, geometry: Any, raster: Raster) -> Any:
 
         def place(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
             x, y = transform(raster.crs, target, points[:, 0], points[:, 1])[:2]
-            return np.round(np.column_stack([x, y]), 7)  # a centimetre
+            found = np.round(np.column_stack([x, y]), 7)  # a centimetre
+            if not np.isfinite(found).all():
+                raise _no_lonlat(path, raster, "it gives no number")
+            return found
 
-        return shapely.transform(geometry, place)
+        try:
+            return shapely.transform(geometry, place)
+        except gdal_failures(rasterio) as err:
+            raise _no_lonlat(path, raster, cause_text(err)) from err
+
+
+def _no_lonlat(path: Path, raster: Raster, why: str) -> OutputError:
+    return OutputError(
+        f"{path} cannot be written: GeoJSON is in longitude and latitude, which do not follow from "
+        f"the CRS and place of {raster.path} ({why}); write a GeoPackage: a name that ends in .gpkg"
+    )
 
 
 def _sieved(
