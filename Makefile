@@ -1,22 +1,37 @@
-# make demo   the main job on real imagery, about three minutes after installation
-# make test   every check that needs no hardware
+# make demo          the main job on real imagery, about three minutes after installation
+# make test          every check that needs no hardware
+# make test-arm64    the runtime's own tests as emulated 64-bit Arm code; ten minutes per processor and
+#                    more, so not in CI; Debian, with qemu-user-static. ARM_ARGS=--write keeps the record
+# make check-wheels  does every dependency resolve for 64-bit Arm? Not in CI: it asks a package index
 #
-# Both make .venv when it is not there. PYTHON chooses the interpreter (3.10 to 3.13), PIP_ARGS goes
+# All make .venv when it is not there. PYTHON chooses the interpreter (3.10 to 3.13), PIP_ARGS goes
 # to pip, e.g. to take torch from a folder of CPU wheels: make demo PIP_ARGS="--find-links wheels/"
 PYTHON ?= python3
 PIP_ARGS ?=
+ARM_ARGS ?=
 TORCH ?= 2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.edgekd-installed
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-arm64 check-wheels lint install clean
 
 demo: $(STAMP)
 	$(BIN)/python benchmarks/demo.py --out out/demo
 
 test: lint
 	$(BIN)/python -m pytest -q
+
+test-arm64: $(VENV)/.edgekd-uv
+	$(BIN)/python benchmarks/arm_tests.py $(ARM_ARGS)
+
+check-wheels: $(VENV)/.edgekd-uv
+	$(BIN)/python benchmarks/arm_wheels.py $(ARM_ARGS)
+
+# Resolves for other machines than this one, which pip does not.
+$(VENV)/.edgekd-uv: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) uv
+	@touch $@
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -12,9 +12,7 @@ x86. Ends with 1 when any agreement is below 99.5 %, the runtime refuses the bun
 outputs on Arm, or ONNX Runtime left no operator there that sums integers.
 
 ROOT holds an arm64 Python of the distribution, SITE arm64 wheels; ``--fetch`` makes what is not
-there yet (some 450 MB). It needs Debian (tried on 12) but no root and changes nothing of the
-system: apt gets a state of its own with arm64 as its architecture, and the wheels are those of the
-versions that this Python has.
+there yet (some 450 MB), see ``_emulated.py``; ``pip install uv`` for it.
 
 Each core sees only what its model has: the emulated Cortex-A72 has no 8-bit dot products and ends
 with SIGILL where a kernel uses one. What an emulator cannot show is time: the seconds in the record
@@ -25,12 +23,9 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import importlib.metadata
 import json
 import os
 import platform
-import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -42,25 +37,19 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 import numpy.typing as npt
+from _emulated import CPUS, REPOSITORY, Emulator, check_seen, fetch_root, fetch_site
 
-from edgekd.contracts.artifacts import publish_folder, sha256_bytes, write_json
+from edgekd.contracts.artifacts import sha256_bytes, write_json
 from edgekd.contracts.imageio import Raster
 from edgekd.contracts.manifest import Manifest
 from edgekd.errors import EdgeKDError, EnvironmentLacksError, InputError
 from edgekd.runtime.bundle import read_manifest
 from edgekd.telemetry.environment import read_environment
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 CHILD = REPOSITORY / "benchmarks" / "_arm_child.py"
 RECORD = REPOSITORY / "benchmarks" / "results" / "emulated-arm" / "int8_classes.json"
 #: part of the cells that must have the same class.
 BOUND = 0.995
-#: left in a folder that ``--fetch`` made: what is in it.
-MARKER = "fetched.json"
-#: Debian packages; apt adds what they need.
-DEBIAN_PACKAGES = ("python3", "libstdc++6")
-#: wheels for any glibc from 2.17 to 2.36 (Debian 12).
-PLATFORMS = [f"manylinux_2_{minor}_aarch64" for minor in range(36, 16, -1)]
 #: ONNX Runtime's operators whose sums are integers.
 INTEGER_OPERATORS = (
     "ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm",
@@ -68,114 +57,6 @@ INTEGER_OPERATORS = (
 )  # fmt: skip
 
 Arrays = dict[str, npt.NDArray[Any]]
-
-
-class Cpu(NamedTuple):
-    """An emulated CPU and what Linux says of it in ``/proc/cpuinfo`` on the board."""
-
-    model: str
-    part: str
-    variant_revision: tuple[str, str]
-    features: str
-
-    @property
-    def dot_product(self) -> bool:
-        """Whether it has 8-bit dot products."""
-        return "asimddp" in self.features.split()
-
-    def write(self, root: Path) -> None:
-        """Put ``/proc/cpuinfo`` and the list of cores under ``root``, where qemu looks first.
-
-        Without them ONNX Runtime sees this computer's and ends while it is imported.
-        """
-        variant, revision = self.variant_revision
-        core = (
-            f"BogoMIPS\t: 108.00\nFeatures\t: {self.features}\nCPU implementer\t: 0x41\n"
-            f"CPU architecture: 8\nCPU variant\t: {variant}\nCPU part\t: {self.part}\n"
-            f"CPU revision\t: {revision}\n\n"
-        )
-        text = "".join(f"processor\t: {number}\n{core}" for number in range(4))
-        files = {f"sys/devices/system/cpu/{n}": "0-3\n" for n in ("possible", "present", "online")}
-        for name, content in {"proc/cpuinfo": text, **files}.items():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).write_text(content, encoding="ascii")
-
-
-#: target -> its CPU; parts and features as Linux prints them on these boards.
-CPUS = {
-    "rpi4": Cpu("cortex-a72", "0xd08", ("0x0", "3"), "fp asimd evtstrm crc32 cpuid"),
-    "rpi5": Cpu(
-        "cortex-a76", "0xd0b", ("0x4", "1"),
-        "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc "
-        "dcpop asimddp",
-    ),
-}  # fmt: skip
-
-
-def _tool(name: str, package: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        raise EnvironmentLacksError(f"{name} is not installed; apt-get install {package}")
-    return found
-
-
-def _quiet(*command: str | Path) -> None:
-    """Run a command; its last line is the error where it fails."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    if done.returncode:
-        tail = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise EnvironmentLacksError(f"{command[0]} ended with {done.returncode}: {' '.join(tail)}")
-
-
-def fetch_root(root: Path) -> None:
-    """An arm64 Python with the libraries it needs, from the distribution, into ``root``."""
-    apt, dpkg = _tool("apt-get", "apt"), _tool("dpkg-deb", "dpkg")
-    with tempfile.TemporaryDirectory(prefix="edgekd-apt-") as folder:
-        own = Path(folder)
-        for name in ("state/lists/partial", "cache/archives/partial"):
-            (own / name).mkdir(parents=True)
-        (own / "status").touch()  # nothing is installed, so everything needed is downloaded
-        sandbox = f"APT::Sandbox::User={'root' if os.geteuid() == 0 else ''}"
-        settings = [
-            "APT::Architecture=arm64", "APT::Architectures::=arm64", f"Dir::State={own}/state",
-            f"Dir::State::status={own}/status", f"Dir::Cache={own}/cache", sandbox,
-        ]  # fmt: skip
-        options = [word for setting in settings for word in ("-o", setting)]
-        _quiet(apt, *options, "update")
-        _quiet(
-            apt, *options, "install", "--download-only", "--yes", "--no-install-recommends",
-            *DEBIAN_PACKAGES,
-        )  # fmt: skip
-        archives = sorted((own / "cache/archives").glob("*.deb"))
-        with publish_folder(root, MARKER) as part:
-            for archive in archives:
-                _quiet(dpkg, "-x", archive, part)
-            write_json(part / MARKER, [item.stem for item in archives])
-
-
-def fetch_site(root: Path, site: Path) -> None:
-    """arm64 wheels of what the runtime needs, in the versions of this Python, into ``site``."""
-    version = arm_python(root).name.removeprefix("python")
-    wanted = re.compile(r"""([\w.-]+)[^;]*(?:;\s*extra == ['"](?:onnxrt|geo)['"])?""")
-    found = map(wanted.fullmatch, importlib.metadata.requires("edgekd") or [])
-    names = sorted({match[1] for match in found if match})
-    pinned = [f"{name}=={importlib.metadata.version(name)}" for name in names]
-    platforms = [f"--platform={name}" for name in (*PLATFORMS, "manylinux2014_aarch64")]
-    with publish_folder(site, MARKER) as part:
-        _quiet(
-            sys.executable, "-m", "pip", "install", "--target", part, "--only-binary=:all:",
-            "--implementation=cp", f"--python-version={version}",
-            f"--abi=cp{version.replace('.', '')}", *platforms, *pinned,
-        )  # fmt: skip
-        write_json(part / MARKER, pinned)
-
-
-def arm_python(root: Path) -> Path:
-    """The interpreter under ``root``."""
-    found = [p for p in root.glob("usr/bin/python3.*") if re.fullmatch(r"python3\.\d+", p.name)]
-    if len(found) != 1:
-        raise InputError(f"{root} holds {len(found)} of usr/bin/python3.N, expected 1; add --fetch")
-    return found[0]
 
 
 class ChildFailed(Exception):
@@ -309,19 +190,15 @@ def examine(
         np.savez(given, **{f"image_{n}": tile for n, tile in enumerate(tiles)})
         words: list[str | Path] = [bundle, given]
         try:
-            x86 = run_child(
-                [sys.executable], [REPOSITORY], [*words, "--any-device"], timeout
-            )  # fmt: skip
+            x86 = run_child([sys.executable], [REPOSITORY], [*words, "--any-device"], timeout)
         except ChildFailed as err:
             raise InputError(f"{bundle} does not run on this machine: {err}") from err
-        cpu.write(emulator.root)
+        python = emulator.interpreter(cpu, Path(folder))
         try:
-            arm = run_child(
-                emulator.command(cpu), [REPOSITORY, emulator.site], words, timeout
-            )  # fmt: skip
+            arm = run_child([python], [REPOSITORY], words, timeout)
         except ChildFailed as err:
             return {**result, "failed": str(err), "passed": False}
-    check_emulator(arm.facts, cpu)
+    check_seen(arm.facts, cpu)
     both = {
         who: [arrays[f"logits_{n}"] for n in range(len(tiles))]
         for who, arrays in (("arm", arm.arrays), ("x86", x86.arrays))
@@ -349,34 +226,6 @@ def examine(
         # where nothing is summed in integers, nothing was said about INT8
         "passed": agreed and verified["passed"] and bool(arm.integer),
     }
-
-
-def check_emulator(facts: Mapping[str, Any], cpu: Cpu) -> None:
-    """Raise unless the process saw an Arm machine with this CPU, in both places that tell."""
-    seen = tuple(
-        facts.get(name)
-        for name in ("machine", "cpu_part", "cpuinfo_dot_product", "hwcap_dot_product")
-    )
-    expected = ("aarch64", cpu.part, cpu.dot_product, cpu.dot_product)
-    if seen != expected:
-        raise EnvironmentLacksError(f"the emulated process saw {seen}, expected {expected}")
-
-
-class Emulator(NamedTuple):
-    """qemu with the folders of the other architecture."""
-
-    qemu: str
-    root: Path
-    site: Path
-
-    def command(self, cpu: Cpu) -> list[str | Path]:
-        """An interpreter; without ``site``, which would add this computer's packages."""
-        return [self.qemu, "-cpu", cpu.model, "-L", self.root, arm_python(self.root), "-S"]
-
-    def version(self) -> str:
-        """As qemu says it."""
-        said = subprocess.run([self.qemu, "--version"], capture_output=True, text=True, check=True)
-        return said.stdout.splitlines()[0]
 
 
 def _print(result: Mapping[str, Any]) -> None:
@@ -450,14 +299,10 @@ def main(
         bundles = _bundles(given)
         if platform.machine() != "x86_64":
             raise EnvironmentLacksError("compares with x86-64 and must run on such a machine")
-        qemu = shutil.which("qemu-aarch64") or _tool("qemu-aarch64-static", "qemu-user-static")
-        if fetch and not (root / MARKER).exists():
-            click.echo(f"fetching {', '.join(DEBIAN_PACKAGES)} for arm64 ...", err=True)
+        emulator = Emulator.find(root, site)
+        if fetch:
             fetch_root(root)
-        if fetch and not (site / MARKER).exists():
-            click.echo("fetching wheels for arm64 ...", err=True)
-            fetch_site(root, site)
-        emulator = Emulator(qemu, root, site)
+            fetch_site(root, site, ("onnxrt", "geo"))
         results = []
         for name, bundle in bundles.items():
             click.echo(f"{name}: emulating ...", err=True)

@@ -14,8 +14,10 @@ import click
 
 from edgekd.cli._common import emit, note, shared_options
 
-#: modules without which no bundle runs; the extra onnxrt brings them all.
-_CORE = ("numpy", "cv2", "onnxruntime")
+#: modules without which no bundle runs; the package itself brings them.
+_CORE = ("numpy", "cv2")
+#: extra -> what its engine needs; one engine is enough, on a Jetson it is TensorRT alone.
+_ENGINES = {"onnxrt": ("onnxruntime",), "trt": ("tensorrt", "pycuda.driver")}
 #: module -> distributions that may bring it, where the names differ.
 _DISTRIBUTIONS = {
     "cv2": ("opencv-python-headless", "opencv-python", "opencv-contrib-python"),
@@ -39,7 +41,7 @@ def command(as_json: bool) -> None:
     from edgekd.telemetry.power import PowerUnavailable, find_power
 
     environment = read_environment()
-    core = {module: _try_import(module) for module in _CORE}
+    core = [_try_import(module) for module in _CORE]
     extras = _extras()
     targets = _targets()
     found = find_power()
@@ -50,7 +52,7 @@ def command(as_json: bool) -> None:
     )
     places = {name: _writable(path) for name, path in _places().items()}
     signer, signer_fault = _signer()
-    faults = [fault for fault in (*core.values(), signer_fault) if fault is not None]
+    faults = [fault for fault in (*core, *_engine_faults(), signer_fault) if fault is not None]
     device = environment.board or environment.cpu_model or environment.arch
     payload: dict[str, Any] = {
         "runtime_works": not faults,
@@ -97,13 +99,27 @@ def command(as_json: bool) -> None:
         note("next: edgekd ls recipes")
 
 
-def _try_import(module: str) -> str | None:
+def _engine_faults() -> list[str]:
+    """Why no engine works; nothing where one does. One that is not installed is not asked for."""
+    from edgekd.contracts.optional import available
+
+    found: dict[str, list[str]] = {}
+    for extra, modules in _ENGINES.items():
+        said = (_try_import(module, extra) for module in modules)
+        found[extra] = [fault for fault in said if fault is not None]
+    if not all(found.values()):
+        return []
+    tried = [extra for extra, modules in _ENGINES.items() if available(modules[0])]
+    return [found[extra][0] for extra in tried or ["onnxrt"]]
+
+
+def _try_import(module: str, extra: str = "onnxrt") -> str | None:
     """Import a module; None, or the sentence that says what is wrong."""
     from edgekd.contracts.optional import require
     from edgekd.errors import EnvironmentLacksError
 
     try:
-        require(module, "onnxrt", "run bundles")
+        require(module, extra, "run bundles")
         if module == "cv2":
             importlib.import_module("edgekd.runtime.session")
     except EnvironmentLacksError as err:

@@ -179,7 +179,7 @@ def test_doctor_ends_with_3_where_bundles_cannot_run(
     import edgekd.contracts.optional as optional
 
     def lacking(module: str, extra: str, why: str) -> None:
-        if module == "onnxruntime":
+        if module in ("onnxruntime", "tensorrt"):
             raise EnvironmentLacksError(f'{module}; type: pip install "edgekd[{extra}]"')
 
     monkeypatch.setattr(optional, "require", lacking)
@@ -189,6 +189,35 @@ def test_doctor_ends_with_3_where_bundles_cannot_run(
     assert err.count("error:") == 1
     assert main(["doctor", "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["runtime_works"] is False
+
+
+@pytest.mark.parametrize(
+    ("absent", "code"),
+    [
+        ({"onnxruntime"}, 0),  # a Jetson
+        ({"tensorrt"}, 0),
+        ({"pycuda"}, 0),
+        ({"onnxruntime", "pycuda"}, 3),  # TensorRT alone runs nothing
+        ({"onnxruntime", "tensorrt"}, 3),
+        ({"cv2"}, 3),
+    ],
+)
+def test_doctor_wants_one_engine_that_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], absent: set[str], code: int
+) -> None:
+    import edgekd.contracts.optional as optional
+
+    def lacking(module: str, extra: str, why: str) -> None:
+        if module.split(".")[0] in absent:
+            raise EnvironmentLacksError(f'{module}; type: pip install "edgekd[{extra}]"')
+
+    monkeypatch.setattr(optional, "require", lacking)
+    monkeypatch.setattr(optional, "available", lambda module: module.split(".")[0] not in absent)
+    assert main(["doctor", "--json"]) == code
+    value = json.loads(capsys.readouterr().out)
+    assert value["runtime_works"] is (code == 0)
+    if absent == {"onnxruntime", "pycuda"}:  # what is there is what is mended
+        assert value["faults"] == ['pycuda.driver; type: pip install "edgekd[trt]"']
 
 
 def test_doctor_notices_a_place_that_cannot_be_written(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_a_full_disk_never_leaves_a_cut_map(tmp_path: Path) -> None:
         env={"PYTHONPATH": str(root), "PATH": ""},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert result.stdout.strip() == "refused", result.stdout + result.stderr
 
