@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# a shared machine keeps no deadline; what hangs is bounded where it could
+settings.register_profile("edgekd", deadline=None)
+settings.load_profile("edgekd")
 
 # the artefacts that several folders share
 pytest_plugins = ["tests.helpers.line", "tests.helpers.portable"]
