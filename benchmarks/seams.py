@@ -157,13 +157,13 @@ def main(
         record = {
             "question": "do the borders of windows show in a map?",
             "command": "python benchmarks/seams.py BUNDLE IMAGE... --write",
-            "bundle": bundle.name, "tile_px": tile, "stride_px": stride, "near_px": near,
+            "bundle": session.manifest.name, "tile_px": tile, "stride_px": stride, "near_px": near,
             "images": [path.name for path in images], "columns": columns,
             "scenes_px": [list(pixels.shape[:2]) for pixels in scenes], "rows": rows,
             "bound": BOUND, "holds": holds,
             "packages": environment.packages,
         }  # fmt: skip
-        place = ROOT / "benchmarks" / "results" / cpu / "seams.json"
+        place = ROOT / "benchmarks" / "results" / cpu / f"seams-{session.manifest.name}.json"
         write_json(place, record)
         click.echo(f"record: {place.relative_to(ROOT)}")
     sys.exit(0 if holds else 1)
