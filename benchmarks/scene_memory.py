@@ -1,9 +1,9 @@
 """Does memory stay flat? ``python benchmarks/scene_memory.py [--write]``.
 
-Peak resident memory of ``Session.run_scene`` over generated GeoTIFFs of 5000, 10 000 and 20 000 px
-a side, each in a process of its own, with a backend that computes almost nothing (so that what is
-measured is ours) and a ``vit_nano`` of random weights on ONNX Runtime. "Beside the engine" is the
-peak less what the process held when the model had answered once.
+Peak resident memory of ``Session.run_scene``, in a process set up as ``edgekd run`` is, over generated
+GeoTIFFs of 5000, 10 000 and 20 000 px a side, each in a process of its own, with a backend that
+computes almost nothing (so that what is measured is ours) and a ``vit_nano`` of random weights on ONNX
+Runtime. "Beside the engine" is the peak less what the process held when the model had answered once.
 
 Bounds: largest over smallest at most 1.05, and at most 600 MB beside the engine.
 """
@@ -31,6 +31,7 @@ _CHILD = """
 import json, resource, sys, time
 import numpy as np
 from pathlib import Path
+from edgekd.contracts.memory import separate_large_memory
 from edgekd.runtime.backends.fake import FakeBackend
 from edgekd.runtime.session import load
 
@@ -40,6 +41,7 @@ def status(key):
             return int(line.split()[1]) * 1024
 
 bundle, scene, out, kind, streams = sys.argv[1:6]
+separate_large_memory()  # as edgekd run does
 session = load(bundle, streams=int(streams), any_device=True)
 side = session.manifest.inputs[0].tile_px
 if kind == "fake":
