@@ -31,7 +31,7 @@ from tests.helpers.rasters import smooth_image, write_raster
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
-CASES = int(os.environ.get("EDGEKD_FUZZ_CASES", "600"))
+CASES = int(os.environ.get("EDGEKD_FUZZ_CASES", "400"))
 #: of a child: its memory is counted from what it held before a case
 BATCH = 2000
 
