@@ -1,10 +1,10 @@
 """Does memory stay flat? ``python benchmarks/scene_memory.py [--write]``.
 
 Peak resident memory of ``Session.run_scene``, in a process set up as ``edgekd run`` is, over
-generated GeoTIFFs of 5000, 10 000 and 20 000 px a side, each in a process of its own, with a backend
-that computes almost nothing (so that what is measured is ours) and a ``vit_nano`` of random weights
-on ONNX Runtime. "Beside the engine" is the peak less what the process held when the model had
-answered once.
+generated GeoTIFFs of 5000, 10 000 and 20 000 px a side, each in a process of its own: a backend
+that computes almost nothing (so that what is measured is ours), and a ``vit_nano`` of random
+weights on ONNX Runtime. "Beside the engine" is the peak less what the process held when the
+model had answered once.
 
 Bounds: largest over smallest at most 1.05, and at most 600 MB beside the engine.
 """
