@@ -1,7 +1,7 @@
 # make demo          the main job on real imagery, about three minutes after installation
 # make test          every check that needs no hardware
-# make test-arm64    the runtime's own tests as emulated 64-bit Arm code; ten minutes per processor and
-#                    more, so not in CI; Debian, with qemu-user-static. ARM_ARGS=--write keeps the record
+# make test-arm64    the runtime's own tests as emulated 64-bit Arm code; ten minutes,
+#                    so not in CI; Debian, with qemu-user-static. ARM_ARGS=--write keeps the record
 # make check-wheels  does every dependency resolve for 64-bit Arm? Not in CI: it asks a package index
 #
 # All make .venv when it is not there. PYTHON chooses the interpreter (3.10 to 3.13), PIP_ARGS goes

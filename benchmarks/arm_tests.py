@@ -9,8 +9,8 @@ Pi 4 and once with that of a Pi 5, and once natively. Only the time limit of an 
 Ends with 1 when a test fails, or when one that passes natively is skipped or absent on Arm.
 
 FOLDER gets an arm64 Python of the distribution and arm64 wheels (some 600 MB, ``_emulated.py``), in
-the versions that this Python has. Some ten minutes per CPU; the seconds are the emulator's and say
-nothing about a board.
+the versions that this Python has, and pytest's logs. The CPUs run beside each other, ten minutes on
+two idle cores; the seconds are the emulator's and say nothing about a board.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ import click
 from _emulated import (
     CPUS,
     REPOSITORY,
+    Cpu,
     Emulator,
     check_seen,
     fetch_root,
@@ -74,8 +76,14 @@ def read_junit(text: str) -> dict[str, Any]:
     return found
 
 
-def run_tests(python: Path, tests: Sequence[str], timeout: float) -> dict[str, Any]:
+def run_tests(python: Path, tests: Sequence[str], log: Path, timeout: float) -> dict[str, Any]:
     """Run pytest by an interpreter; see :func:`read_junit`, with ``seconds``.
+
+    Args:
+        python: interpreter.
+        tests: paths.
+        log: what pytest says; replaced.
+        timeout: s.
 
     Raises:
         EnvironmentLacksError: pytest did not come to its end.
@@ -88,16 +96,32 @@ def run_tests(python: Path, tests: Sequence[str], timeout: float) -> dict[str, A
             f"--junitxml={report}", f"--basetemp={folder}/tests", *tests,
         ]  # fmt: skip
         try:
-            done = subprocess.run(
-                [str(word) for word in command], cwd=REPOSITORY, env=environment(),
-                stdin=subprocess.DEVNULL, stdout=sys.stderr, timeout=timeout,
-            )  # fmt: skip
+            with log.open("wb") as said:
+                done = subprocess.run(
+                    [str(word) for word in command], cwd=REPOSITORY, env=environment(),
+                    stdin=subprocess.DEVNULL, stdout=said, stderr=said, timeout=timeout,
+                )  # fmt: skip
         except subprocess.TimeoutExpired as err:
-            raise EnvironmentLacksError(f"the tests were not done after {timeout:.0f} s") from err
+            raise EnvironmentLacksError(f"not done after {timeout:.0f} s, see {log}") from err
         if done.returncode not in (0, 1) or not report.exists():
-            raise EnvironmentLacksError(f"pytest ended with {done.returncode}")
+            raise EnvironmentLacksError(f"pytest ended with {done.returncode}, see {log}")
         found = read_junit(report.read_text(encoding="utf-8"))
         return {**found, "seconds": round(time.monotonic() - start, 1)}
+
+
+def run_emulated(
+    emulator: Emulator, cpu: Cpu, tests: Sequence[str], log: Path, timeout: float
+) -> dict[str, Any]:
+    """:func:`run_tests` on an emulated CPU, and under ``saw`` what a process took it for."""
+    with tempfile.TemporaryDirectory(prefix="edgekd-arm-") as folder:
+        python = emulator.interpreter(cpu, Path(folder))
+        said = subprocess.run(
+            [python, "-c", _FACTS], env=environment(), capture_output=True, text=True, check=True
+        ).stdout
+        facts = json.loads(said)
+        check_seen(facts, cpu)
+        click.echo(f"{cpu.model}: emulating, see {log}", err=True)
+        return {"saw": facts, **run_tests(python, tests, log, timeout)}
 
 
 def judge(native: dict[str, Any], arm: dict[str, Any]) -> tuple[bool, list[str]]:
@@ -136,25 +160,24 @@ def main(
         emulator = Emulator.find(root, site)
         fetch_root(root)
         fetch_site(root, site, EXTRAS, MORE)
-        native = run_tests(Path(sys.executable), wanted, timeout)
+        chosen = {target: cpu for target, cpu in CPUS.items() if not models or cpu.model in models}
+        logs = folder.resolve()
+        native = run_tests(Path(sys.executable), wanted, logs / "x86-64.log", timeout)
         results: dict[str, Any] = {}
         passed = True
-        for target, cpu in CPUS.items():
-            if models and cpu.model not in models:
-                continue
-            with tempfile.TemporaryDirectory(prefix="edgekd-arm-") as own:
-                python = emulator.interpreter(cpu, Path(own))
-                said = subprocess.run(
-                    [python, "-c", _FACTS], env=environment(), capture_output=True, text=True,
-                    check=True,
-                ).stdout  # fmt: skip
-                facts = json.loads(said)
-                check_seen(facts, cpu)
-                found = run_tests(python, wanted, timeout)
+        with ThreadPoolExecutor(len(chosen)) as pool:  # each is one busy process
+            running = {
+                target: pool.submit(
+                    run_emulated, emulator, cpu, wanted, logs / f"{cpu.model}.log", timeout
+                )
+                for target, cpu in chosen.items()
+            }
+        for target, future in running.items():
+            found = future.result()
             good, missing = judge(native, found)
             passed &= good
-            results[cpu.model] = {
-                "target": target, "saw": facts, **summary(found),
+            results[chosen[target].model] = {
+                "target": target, "saw": found["saw"], **summary(found),
                 "passed_on_x86_alone": missing, "holds": good,
             }  # fmt: skip
     except EdgeKDError as err:
