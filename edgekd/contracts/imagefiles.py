@@ -44,22 +44,30 @@ _VRT_MAX_IMAGES = 100_000
 #: kinds of VRT whose sources are all named as below; None is the usual one
 _VRT_KINDS = {None, "VRTWarpedDataset"}
 #: GDAL compares names without case, and takes an attribute where it looks for an element
-_SOURCE_NAMES = {"sourcefilename", "sourcedataset", "rpc_dem", "x_dataset", "y_dataset"}
+_SOURCE_NAMES = {
+    "sourcefilename", "sourcedataset", "rpc_dem", "dempath", "x_dataset", "y_dataset",
+    "overview_file",
+}  # fmt: skip
 #: what GDAL takes for something else than a file: virtual file systems, services, sub-datasets
 _NO_FILE = re.compile(r"/vsi|<|[A-Za-z]\w*:")
 
 
-def examine(path: Path) -> str:
+def examine(path: Path) -> tuple[str, dict[Path, str]]:
     """GDAL's name of a file's format; all that it reads is an image file here.
 
     Args:
         path: an image.
 
+    Returns:
+        The format, and of a VRT the images that it comes to with theirs.
+
     Raises:
         ImageError: missing, empty, no plain file, of no accepted format, a damaged PNG, or a VRT
             that reads anything else than accepted files on this machine.
     """
-    return _Look().file(path, ())
+    look = _Look()
+    kind = look.file(path, ())
+    return kind, look.kinds if kind == "VRT" else {}
 
 
 class _Look:
@@ -67,6 +75,7 @@ class _Look:
 
     def __init__(self) -> None:
         self._images: dict[Path, int] = {}  # file -> images that it comes to
+        self.kinds: dict[Path, str] = {}  # of those that are no VRT
 
     def file(self, path: Path, above: tuple[Path, ...]) -> str:
         """Examine a file that the VRTs ``above`` it name; its format."""
@@ -80,8 +89,13 @@ class _Look:
                 beside = path.with_name(path.name + suffix)
                 if beside.exists() and _format(beside, _head(beside)) == "VRT":
                     raise ImageError(f"{beside} is a VRT; expected a mask or overviews as TIFF")
+            notes = path.with_name(f"{path.name}.aux.xml")
+            if notes.exists() and any(True for _ in _sources(notes, "PAMDataset")):
+                raise ImageError(f"{notes} names another file's pixels for {path}; remove it")
             if kind == "PNG":
                 _check_png(path)
+            if kind != "VRT":
+                self.kinds[path] = kind
             self._images[place] = 1 if kind != "VRT" else self._list(path, (*above, place))
         return kind
 
@@ -148,30 +162,34 @@ def _format(path: Path, head: bytes) -> str:
     )
 
 
-def _sources(path: Path) -> Iterator[Path]:
-    """The files that a VRT names."""
+def _sources(path: Path, kind: str = "VRTDataset") -> Iterator[Path]:
+    """The files that a VRT, or what GDAL notes beside an image, names."""
     if path.stat().st_size > _VRT_MAX_BYTES:
-        raise ImageError(f"{path} has more than {_VRT_MAX_BYTES >> 20} MiB, too much for a VRT")
+        raise ImageError(f"{path} has more than {_VRT_MAX_BYTES >> 20} MiB, too much for XML")
     try:
         text = path.read_bytes().decode("utf-8")
         if "<!DOCTYPE" in text or "<!ENTITY" in text:
-            raise ImageError(f"{path} defines words of its own (DOCTYPE); GDAL writes no such VRT")
+            raise ImageError(f"{path} defines words of its own (DOCTYPE); GDAL writes no such XML")
         root = ElementTree.fromstring(text)
     except (UnicodeDecodeError, ElementTree.ParseError, ValueError) as err:
-        raise ImageError(f"{path} is damaged: it is no XML ({err}); make the VRT again") from err
-    if root.tag != "VRTDataset":
-        raise ImageError(f"{path} is damaged: its root is {root.tag[:40]}, expected VRTDataset")
+        raise ImageError(f"{path} is damaged: it is no XML ({err}); make it again") from err
+    if root.tag != kind:
+        raise ImageError(f"{path} is damaged: its root is {root.tag[:40]}, expected {kind}")
     for item in root.iter("*"):
         values = {key.lower(): value for key, value in item.attrib.items()}
-        if item.tag.lower() == "vrtdataset" and (kind := values.get("subclass")) not in _VRT_KINDS:
+        way = values.get("subclass")
+        if item.tag.lower() == "vrtdataset" and way not in _VRT_KINDS:
             raise ImageError(
-                f"{path} is a VRT of the kind {str(kind)[:40]}; write it as an image first, e.g. "
+                f"{path} is a VRT of the kind {str(way)[:40]}; write it as an image first, e.g. "
                 f"gdal_translate {path} scene.tif"
             )
         named = {item.tag.lower(), values.get("name", "").lower(), values.get("key", "").lower()}
         for key, value in values.items():
             if key in _SOURCE_NAMES:
                 yield _local(path, value, "0")
+        for value in (item.text or "", *values.values()):
+            if value.strip().lower().startswith("/vsi"):  # wherever GDAL may look for a name
+                _local(path, value, "0")
         if named & _SOURCE_NAMES:
             inner = "" if len(item) else item.text or ""
             yield _local(path, inner, values.get("relativetovrt", "0"))

@@ -113,18 +113,19 @@ class Raster:
 
     def __init__(self, path: Path, nodata: Nodata = "declared") -> None:
         self.path = Path(path)
-        driver = examine(self.path)
+        driver, sources = examine(self.path)
         with gdal_environment() as rasterio:
             self._failure = gdal_failures(rasterio)
             self._window = rasterio.windows.Window
             if driver not in rasterio.Env().drivers():
                 raise ImageError(f"{path} is a {driver} file, which this build of GDAL cannot read")
+            stored_px = self._look_at_sources(rasterio, sources)
             try:
                 self._data = open_quietly(rasterio, self.path, driver=driver)
             except self._failure as err:
                 raise ImageError(f"{path} cannot be opened as an image: {cause_text(err)}") from err
             try:
-                self._describe(rasterio)
+                self._describe(rasterio, stored_px)
             except self._failure as err:
                 self._data.close()
                 raise ImageError(f"{path} is damaged ({cause_text(err)}); fetch it again") from err
@@ -137,6 +138,24 @@ class Raster:
         except ImageError:
             self.close()
             raise
+
+    def _look_at_sources(self, rasterio: Any, sources: dict[Path, str]) -> int:
+        """What holds for an image holds for those of a VRT; columns of the widest blocks, px."""
+        widest = 0
+        for path, kind in sources.items():
+            try:
+                with open_quietly(rasterio, path, driver=kind) as data:
+                    _require_sizes(path, data)
+                    _require_blocks(path, data)
+                    widest = max(widest, int(data.block_shapes[0][1]) if data.count else 0)
+            except self._failure as err:
+                raise ImageError(
+                    f"{self.path} cannot be read: {path} cannot be opened as an image: "
+                    f"{cause_text(err)}"
+                ) from err
+            except ImageError as err:
+                raise ImageError(f"{self.path} cannot be read: {err}") from err
+        return widest
 
     def _choose_nodata(self, asked: Nodata) -> None:
         """Decide what counts as "no data" and put it into words."""
@@ -167,24 +186,25 @@ class Raster:
             self.nodata_rule = f"given: {asked:g} in every band"
         self.masked = self._declared or self._fill is not None
 
-    def _describe(self, rasterio: Any) -> None:
+    def _describe(self, rasterio: Any, stored_px: int) -> None:
         data = self._data
         self.height, self.width, self.count = int(data.height), int(data.width), int(data.count)
         if self.count == 0:
             raise ImageError(f"{self.path} holds no bands of its own; open one of its sub-datasets")
-        self._require_sizes()
+        _require_sizes(self.path, data)
         self.dtypes = [str(dtype) for dtype in data.dtypes]
         self.dtype = self.dtypes[0]
         for dtype in self.dtypes:
             if dtype.startswith("complex"):
                 raise ImageError(f"{self.path} holds complex numbers, expected real ones")
-        self._require_blocks()
+        _require_blocks(self.path, data)
         self.crs = data.crs
         self.transform = None if data.transform.is_identity else self._checked_place(data.transform)
         points, system = data.gcps
         self.gcps = (points, system or rasterio.crs.CRS()) if points else None
         self.nodata = data.nodata
-        self.block_rows, self.block_columns = map(int, data.block_shapes[0])
+        self.block_rows, columns = map(int, data.block_shapes[0])
+        self.block_columns = max(columns, stored_px)
         self.tags: dict[str, str] = dict(data.tags())
         flags = rasterio.enums.MaskFlags.all_valid
         self._declared = any(flags not in band for band in data.mask_flag_enums)
@@ -193,20 +213,6 @@ class Raster:
             for index, meaning in enumerate(data.colorinterp, start=1)
             if meaning == rasterio.enums.ColorInterp.alpha
         ]
-
-    def _require_sizes(self) -> None:
-        """Refuse what only a damaged or made-up header declares, before anything is decoded."""
-        if max(self.height, self.width) > MOST_SIDE_PX or self.height * self.width > MOST_PIXELS:
-            raise ImageError(
-                f"{self.path} declares {self.width} x {self.height} px, expected at most "
-                f"{MOST_SIDE_PX:,} a side and {MOST_PIXELS:,} in all; fetch it again, or cut it "
-                "into parts, e.g. with gdal_retile.py"
-            )
-        if self.count > MOST_BANDS:
-            raise ImageError(
-                f"{self.path} declares {self.count} bands, expected at most {MOST_BANDS}; fetch it "
-                f"again, or take some: gdal_translate -b 1 -b 2 -b 3 {self.path} scene.tif"
-            )
 
     def _checked_place(self, transform: Any) -> Any:
         """The transform, unless it maps pixels to no number or beyond every map's units."""
@@ -218,28 +224,6 @@ class Raster:
                 "again, or write its place anew: gdal_edit.py -a_ullr ULX ULY LRX LRY"
             )
         return transform
-
-    def _require_blocks(self) -> None:
-        """Refuse blocks that are too large to decode, and more of them than the file can hold."""
-        data = self._data
-        rows, columns = data.block_shapes[0]
-        pixel = data.driver == "GTiff" and str(getattr(data.interleaving, "value", "")) == "PIXEL"
-        kinds = self.dtypes if pixel else self.dtypes[:1]
-        size = int(rows) * int(columns) * sum(np.dtype(kind).itemsize for kind in kinds)
-        if size > MOST_BLOCK_BYTES:
-            raise ImageError(
-                f"{self.path} is stored in parts of {columns} x {rows} px, {size >> 20} MiB each, "
-                f"expected at most {MOST_BLOCK_BYTES >> 20}, since each is decoded as a whole; "
-                f"store it in tiles: gdal_translate -co TILED=YES {self.path} scene.tif"
-            )
-        blocks = -(-self.height // int(rows)) * -(-self.width // int(columns))
-        blocks *= 1 if pixel else self.count
-        # the table of their places takes at least two bytes each
-        if data.driver == "GTiff" and blocks > max(_FREE_BLOCKS, self.path.stat().st_size // 2):
-            raise ImageError(
-                f"{self.path} is damaged: it declares {blocks:,} parts and has no room for them in "
-                f"{self.path.stat().st_size:,} bytes; fetch it again"
-            )
 
     def row_areas_m2(self) -> npt.NDArray[np.float64] | None:
         """Area of a pixel of each row, ``(height,)`` m²; None where the CRS tells no area.
@@ -415,6 +399,52 @@ class Raster:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _require_sizes(path: Path, data: Any) -> None:
+    """Refuse what only a damaged or made-up header declares, before anything is decoded."""
+    height, width, count = int(data.height), int(data.width), int(data.count)
+    if "OVERVIEW_FILE" in {key.upper() for key in data.tags(ns="OVERVIEWS")}:
+        raise ImageError(
+            f"{path} names another file for its thinned pixels; write it anew: gdal_translate "
+            f"{path} scene.tif"
+        )
+    if max(height, width) > MOST_SIDE_PX or height * width > MOST_PIXELS:
+        raise ImageError(
+            f"{path} declares {width} x {height} px, expected at most "
+            f"{MOST_SIDE_PX:,} a side and {MOST_PIXELS:,} in all; fetch it again, or cut it "
+            "into parts, e.g. with gdal_retile.py"
+        )
+    if count > MOST_BANDS:
+        raise ImageError(
+            f"{path} declares {count} bands, expected at most {MOST_BANDS}; fetch it "
+            f"again, or take some: gdal_translate -b 1 -b 2 -b 3 {path} scene.tif"
+        )
+
+
+def _require_blocks(path: Path, data: Any) -> None:
+    """Refuse blocks that are too large to decode, and more of them than the file can hold."""
+    if not data.count:
+        return
+    rows, columns = data.block_shapes[0]
+    dtypes = [str(dtype) for dtype in data.dtypes]
+    pixel = data.driver == "GTiff" and str(getattr(data.interleaving, "value", "")) == "PIXEL"
+    kinds = dtypes if pixel else dtypes[:1]
+    size = int(rows) * int(columns) * sum(np.dtype(kind).itemsize for kind in kinds)
+    if size > MOST_BLOCK_BYTES:
+        raise ImageError(
+            f"{path} is stored in parts of {columns} x {rows} px, {size >> 20} MiB each, "
+            f"expected at most {MOST_BLOCK_BYTES >> 20}, since each is decoded as a whole; "
+            f"store it in tiles: gdal_translate -co TILED=YES {path} scene.tif"
+        )
+    blocks = -(-int(data.height) // int(rows)) * -(-int(data.width) // int(columns))
+    blocks *= 1 if pixel else int(data.count)
+    # the table of their places takes at least two bytes each
+    if data.driver == "GTiff" and blocks > max(_FREE_BLOCKS, path.stat().st_size // 2):
+        raise ImageError(
+            f"{path} is damaged: it declares {blocks:,} parts and has no room for them in "
+            f"{path.stat().st_size:,} bytes; fetch it again"
+        )
 
 
 def _area_to_equator(latitude: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

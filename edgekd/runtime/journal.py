@@ -133,6 +133,7 @@ class Journal:
     ) -> None:
         self.output, self.folder = output, journal_folder(output)
         self._width = width
+        self._broken = False
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file: BinaryIO = (self.folder / ROWS_NAME).open("a+b")
@@ -215,8 +216,11 @@ class Journal:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
+            if self._broken:  # a commit that follows a lost piece would promise what is not there
+                raise OSError("an earlier part of it could not be written")
             yield
         except OSError as err:
+            self._broken = True
             raise OutputError(
                 f"{self.folder} cannot be written: {err.strerror or err}; what is done stays "
                 "there: make room and go on with --resume (resume=True)"

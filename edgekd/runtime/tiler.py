@@ -149,7 +149,7 @@ def run_tiles(
     """
     tile, s, classes = geometry.tile_px, geometry.stride_px, geometry.classes
     rows = plan(source.height, source.width, tile, geometry.overlap_px, s)
-    groups = _groups(rows[0], panel_px(source))
+    groups = _groups(rows[0], source.width, panel_px(source))
     stats.windows = sum(len(row) for row in rows)
     again = _first_needed(rows, behind, s)
     done = sum(map(len, rows[:again]))
@@ -215,15 +215,16 @@ class _Panel:
 
 
 def panel_px(source: Source) -> int:
-    """Columns that are worked on together, at most; all where they are stored so."""
-    return source.width if source.block_columns >= source.width else PANEL_PX
+    """Columns that are worked on together, at most; all where so many are stored together."""
+    stored = min(source.block_columns, source.width)
+    return source.width if stored == source.width or stored > PANEL_PX else PANEL_PX
 
 
-def _groups(row: list[Window], most_px: int) -> list[slice]:
-    """Neighbouring windows of a row that together are at most so wide; one at least."""
+def _groups(row: list[Window], width: int, most_px: int) -> list[slice]:
+    """Neighbouring windows of a row whose pixels are together at most so wide; one at least."""
     starts = [0]
     for number, window in enumerate(row):
-        if number > starts[-1] and window.x1 - row[starts[-1]].x0 > most_px:
+        if number > starts[-1] and min(window.x1, width) - row[starts[-1]].x0 > most_px:
             starts.append(number)
     ends = [*starts[1:], len(row)]
     return [slice(start, end) for start, end in zip(starts, ends, strict=True)]

@@ -186,6 +186,10 @@ def test_gdal_alone_would_ask_the_network(
         ("<SourceFilename>a\nb.tif</SourceFilename>", "expected an image file on"),
         ('<MDI key="X_DATASET">http://x/y.tif</MDI>', "expected an image file on"),
         ('<Option name="RPC_DEM">/vsicurl/http://x/y.tif</Option>', "expected an image file on"),
+        ("<DEMPath>/vsicurl/http://x/y.tif</DEMPath>", "expected an image file on"),
+        ('<Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">http://x/y.tif</MDI></Metadata>',
+         "expected an image file on"),
+        ("<Unheard>/vsicurl/http://x/y.tif</Unheard>", "expected an image file on"),
         ('<VRTDataset subClass="VRTPansharpenedDataset"/>', "kind VRTPansharpenedDataset"),
         ("<SimpleSource>", "is no XML"),
     ],
@@ -194,6 +198,32 @@ def test_a_source_is_found_however_it_is_spelled(tmp_path: Path, text: str, word
     write_raster(tmp_path / "strips.tif", smooth_image(50, 70))
     with pytest.raises(ImageError, match=words):
         Raster(vrt(tmp_path, "strips.tif", more=text))
+
+
+def test_thinned_pixels_are_the_files_own(made: Made, tmp_path: Path) -> None:
+    """GDAL takes overviews from wherever a tag of a TIFF, or a note beside it, says."""
+    place = f"/vsicurl/http://127.0.0.1:{made.port}/y.tif"
+    tagged, noted = (write_raster(tmp_path / f"{n}.tif", smooth_image(50, 70)) for n in "tn")
+    with rasterio.open(tagged, "r+") as data:
+        data.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=place)
+    item = f'<MDI key="OVERVIEW_FILE">{place}</MDI>'
+    notes = noted.with_name("n.tif.aux.xml")
+    notes.write_text(f'<PAMDataset><Metadata domain="OVERVIEWS">{item}</Metadata></PAMDataset>')
+    for path, words in (
+        (tagged, "names another file for its thinned pixels"),
+        (noted, "n.tif.aux.xml names the source"),
+        (vrt(tmp_path, "t.tif"), r"a.vrt cannot be read: .*t.tif names another file"),
+        (vrt(tmp_path, "n.tif", name="b.vrt"), r"b.vrt cannot be read: .*n.tif.aux.xml names"),
+    ):
+        with pytest.raises(ImageError, match=words):
+            Raster(path).thumbnail([1, 2, 3], 8)
+    item = f'<MDI key="OVERVIEW_FILE">{tagged}</MDI>'
+    notes.write_text(f'<PAMDataset><Metadata domain="OVERVIEWS">{item}</Metadata></PAMDataset>')
+    with pytest.raises(ImageError, match="names another file's pixels for .*n.tif; remove it"):
+        Raster(noted)
+    notes.write_text("<PAMDataset><Metadata><MDI key='A'>b</MDI></Metadata></PAMDataset>")
+    Raster(noted).close()
+    assert made.asked == []
 
 
 def test_a_vrt_in_other_writings_is_refused(tmp_path: Path) -> None:
@@ -276,8 +306,9 @@ def test_parts_that_no_memory_holds(tmp_path: Path) -> None:
         if fits:
             Raster(path, "declared").close()
             continue
-        with pytest.raises(ImageError, match="parts of 20480 x 20480 px, 400 MiB each"):
-            Raster(path)
+        for item in (path, vrt(tmp_path, path.name)):  # and by way of a VRT
+            with pytest.raises(ImageError, match="parts of 20480 x 20480 px, 400 MiB each"):
+                Raster(item)
     with rasterio.open(
         path,
         "w",
@@ -406,7 +437,8 @@ def test_gdal_is_told_the_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for name in ("a.tif", "a.png", "a.jpg", "a.bmp", "a.webp", "a.jp2"):
         Raster(write_raster(tmp_path / name, smooth_image(64, 64))).close()
     Raster(vrt(tmp_path, "a.tif")).close()
-    assert asked == ["GTiff", "PNG", "JPEG", "BMP", "WEBP", "JP2OpenJPEG", "VRT"]
+    expected = ["GTiff", "PNG", "JPEG", "BMP", "WEBP", "JP2OpenJPEG"]
+    assert asked == [*expected, "GTiff", "VRT"]  # the source of the VRT is looked at, too
 
 
 def test_a_mask_beside_an_image_is_no_list_of_others(tmp_path: Path) -> None:

@@ -315,3 +315,24 @@ def test_a_png_with_extra_bytes_behind_its_end_is_accepted(tmp_path: Path) -> No
     path.write_bytes(path.read_bytes() + b"trailing")
     with Raster(path) as raster:
         np.testing.assert_array_equal(raster.read_all(), image)
+
+
+def test_a_vrt_is_stored_as_its_sources_are(tmp_path: Path) -> None:
+    """It says 128 px of itself; parts of rows that are stored whole are dear to read."""
+    image = smooth_image(40, 300)
+    for name, options, expected in (
+        ("tiles", {"tiled": True, "blockxsize": 16, "blockysize": 16}, 128),
+        ("rows", {}, 300),
+    ):
+        write_raster(tmp_path / f"{name}.tif", image, **options)
+        bands = "".join(
+            f'<VRTRasterBand dataType="Byte" band="{band}"><SimpleSource><SourceFilename '
+            f'relativeToVRT="1">{name}.tif</SourceFilename><SourceBand>{band}</SourceBand>'
+            "</SimpleSource></VRTRasterBand>"
+            for band in (1, 2, 3)
+        )
+        path = tmp_path / f"{name}.vrt"
+        path.write_text(f'<VRTDataset rasterXSize="300" rasterYSize="40">{bands}</VRTDataset>')
+        with Raster(path) as raster:
+            assert raster.block_columns == expected
+            np.testing.assert_array_equal(raster.read_all(), image)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,6 +138,34 @@ def test_a_damaged_job_is_told_and_its_rows_are_not_dropped(tmp_path: Path) -> N
     assert (journal_folder(output) / ROWS_NAME).read_bytes() == before
     with Journal(output, JOB, WIDTH, restart=True) as journal:
         assert journal.state == Commit()
+
+
+def test_nothing_is_committed_behind_a_piece_that_was_not_written(tmp_path: Path) -> None:
+    """Room may come back between two writes; a commit would promise what is not there."""
+    output = tmp_path / "m.tif"
+    fill(output, 1, False)
+    with Journal(output, JOB, WIDTH, resume=True) as journal:
+        with pytest.raises(OutputError, match="No space left"), full_disk(journal):
+            journal.append(10, 0, rows(5, 10))
+        with pytest.raises(OutputError, match="an earlier part of it could not be written"):
+            journal.append(15, 0, rows(5, 15))
+        with pytest.raises(OutputError, match="an earlier part of it could not be written"):
+            journal.commit(replace(journal.state, rows=20, read=[]))
+        assert journal.state.rows == 10
+    assert opened(output)[0].rows == 10
+
+
+@contextlib.contextmanager
+def full_disk(journal: Journal) -> Iterator[None]:
+    class Full:
+        def write(self, content: bytes) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    file, journal._file = journal._file, Full()  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        journal._file = file
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

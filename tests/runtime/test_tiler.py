@@ -429,6 +429,44 @@ def peak(height: int, width: int) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize(
+    ("width", "block_columns", "expected"),
+    [  # windows are 64 px, overlap 16; panels of 40 or 2048 px
+        (4096, 4096, [4096]),
+        (4097, 4097, [4097]),  # wider than stored once it is a multiple of the cell
+        (4099, 4099, [4099]),
+        (4097, 9999, [4097]),
+        (6000, 3000, [6000]),  # blocks wider than a panel would be decoded again for each
+        (300, 16, None),
+    ],
+)
+def test_what_is_stored_together_is_read_together(
+    width: int, block_columns: int, expected: list[int] | None
+) -> None:
+    scene = Endless(100, width)
+    scene.block_columns = block_columns
+    seen: list[Window] = []
+    read = scene.read
+
+    def watched(window: Window, out: np.ndarray) -> None:
+        seen.append(window)
+        read(window, out)
+
+    scene.read = watched  # type: ignore[method-assign]
+    backend = FakeBackend(64, 3)
+    for _ in run_tiles(
+        scene, lambda tensor: backend.infer({"image": tensor})["logits"], normalizer(64),
+        TilePlan(64, 4, 3, 16, "cosine"), TileStats(), FILL,
+    ):  # fmt: skip
+        pass
+    top = [window.width for window in seen if window.y0 == 0]
+    assert sum(top) == width
+    if expected is not None:
+        assert top == expected
+    elif tiler.PANEL_PX == 40:
+        assert len(top) > 3
+
+
 def test_memory_does_not_grow_with_the_height() -> None:
     peak(200, 256)  # first use of everything
     low, high = peak(600, 256), peak(2400, 256)
