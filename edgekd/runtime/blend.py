@@ -138,10 +138,11 @@ class Upsampler:
     """Cell probabilities to pixel classes: bilinear, pixel centres at half-integers.
 
     The same as ``interpolate(..., mode="bilinear", align_corners=False)`` of the whole grid, but
-    fed in bands of rows, each a panel of columns after the other. Yields ``(y0, x0, channel,
-    confidence)``: first pixel row and column, winning channel ``(n, w)`` uint8 (the lower index on
-    ties) and its probability, float32. A panel's pixels end a cell before its last column, which
-    is interpolated with the next; bands likewise.
+    fed in bands of rows, each a panel of columns after the other (bit for bit where the stride is a
+    power of two; of other strides OpenCV rounds the last bit by where a panel begins). Yields
+    ``(y0, x0, channel, confidence)``: first pixel row and column, winning channel ``(n, w)`` uint8
+    (the lower index on ties) and its probability, float32. A panel's pixels end a cell before its
+    last column, which is interpolated with the next; bands likewise.
 
     Args:
         stride_px: pixels per cell.

@@ -143,8 +143,8 @@ def test_a_graph_takes_the_place_of_the_call(board: FakeBoard, version: str) -> 
         assert backend.details["cuda_graph"] == "on"
         before = len(enqueued)
         assert before == 4, "each slot ran once and was recorded once"
-        for seed in range(6):
-            check(backend, tile(1, seed))
+        for seed in range(6):  # full batches, which a scene has the most of
+            check(backend, tile(2, seed))
         assert len(enqueued) == before, "and no call since went through TensorRT"
         assert len(board.gpu.graphs) == 2
 

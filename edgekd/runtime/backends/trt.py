@@ -419,10 +419,11 @@ class TensorRtBackend(Backend):
         slot.shapes = {**shapes, **outputs}
 
     def _rehearse(self) -> None:
-        """Run each slot on zeros: what fails does so now, it is known whether graphs work, and no
-        kernel is loaded during the first tile."""
+        """Run each slot on zeros, in the largest batch: what fails does so now, it is known whether
+        graphs work, and no kernel is loaded during the first tile."""
         inputs = {
-            name: np.zeros(low, self.input_dtypes[name]) for name, (low, _) in self._bounds.items()
+            name: np.zeros(high, self.input_dtypes[name])
+            for name, (_, high) in self._bounds.items()
         }
         for slot in self._slots:
             with self._device.current():
