@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,6 +123,7 @@ _FULL_DISK = """
 import resource, signal, sys
 import numpy as np
 from pathlib import Path
+from typing import Any
 from edgekd.contracts.tensors import ClassSpec
 from edgekd.errors import OutputError
 from edgekd.runtime.maps import class_look, create_map
@@ -169,13 +171,18 @@ def test_a_full_disk_never_leaves_a_cut_map(tmp_path: Path) -> None:
 def test_a_map_that_reads_back_differently_never_appears(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = maps._crc32
-    monkeypatch.setattr(maps, "_crc32", lambda *given: real(*given) ^ 1)
+    real = maps._checksums
+
+    def other(*given: Any) -> list[int]:
+        *first, last = real(*given)
+        return [*first, last ^ 1]
+
+    monkeypatch.setattr(maps, "_checksums", other)
     with (
         pytest.raises(OutputError, match="reads back differently"),
-        create_map(tmp_path / "m.tif", 300, 50, LOOK, None) as writer,
+        create_map(tmp_path / "m.tif", 300, 700, LOOK, None) as writer,
     ):
-        writer.write(answer(300, 50))
+        writer.write(answer(300, 700))
     assert list(tmp_path.iterdir()) == []
 
 
