@@ -12,6 +12,7 @@ import importlib.machinery
 import json
 import threading
 import types
+import weakref
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def fake_tensorrt(version: str, record: Record | None = None) -> types.ModuleTyp
 
     for kind in (
         "BuilderFlag", "NetworkDefinitionCreationFlag", "MemoryPoolType", "ProfilingVerbosity",
-        "DataType", "TensorIOMode", "DeviceType",
+        "DataType", "TensorIOMode", "DeviceType", "PreviewFeature",
     ):  # fmt: skip
         setattr(module, kind, enumeration(kind))
     trt: Any = module
@@ -197,7 +198,7 @@ def fake_tensorrt(version: str, record: Record | None = None) -> types.ModuleTyp
 
     class Config(strict("IBuilderConfig")):  # type: ignore[misc]
         def __init__(self) -> None:
-            record.update(flags={"TF32"}, pinned=[], typed=[], profile={}, monitor=None)
+            record.update(flags={"TF32"}, pinned=[], typed=[], profile={}, monitor=None, preview={})
             self._cache: Any = None
 
         def set_flag(self, flag: Any) -> None:
@@ -211,6 +212,9 @@ def fake_tensorrt(version: str, record: Record | None = None) -> types.ModuleTyp
 
         def add_optimization_profile(self, profile: Any) -> None:
             record["profile"] = profile._shapes
+
+        def set_preview_feature(self, feature: Any, enable: bool) -> None:
+            record["preview"][feature.name] = enable
 
         def create_timing_cache(self, content: bytes) -> Any:
             return Cache(content)
@@ -264,7 +268,8 @@ def fake_tensorrt(version: str, record: Record | None = None) -> types.ModuleTyp
             if reason:
                 self._log.log(ILogger.ERROR, reason)
                 return None
-            head = {"version": version, "profile": record["profile"]}
+            shared = version != "8.6" or record["preview"].get("PROFILE_SHARING_0806", False)
+            head = {"version": version, "profile": record["profile"], "shared": shared}
             return _MAGIC + json.dumps(head).encode() + b"\n" + network._content
 
     class Inspector(strict("EngineInspector")):  # type: ignore[misc]
@@ -278,6 +283,12 @@ def fake_tensorrt(version: str, record: Record | None = None) -> types.ModuleTyp
             self._addresses: dict[str, int] = {}
             self._shapes = {n: s for n, s in engine._shapes.items() if n in engine._inputs}
             self._memory = 0
+            #: NVIDIA: before 10, a profile of dynamic shapes is one context's, unless built shared
+            alone = any(-1 in self._engine._shapes[name] for name in self._engine._inputs)
+            self._profiled = engine._shared or not alone or not engine._contexts
+            engine._contexts.add(self)
+            if not self._profiled:
+                log.log(ILogger.ERROR, "Profile 0 has been chosen by another IExecutionContext")
             #: counts what a recorded graph must not survive
             self._changes = 0
             self._warm = False
@@ -290,6 +301,9 @@ def fake_tensorrt(version: str, record: Record | None = None) -> types.ModuleTyp
 
         def set_input_shape(self, name: str, shape: Any) -> bool:
             self._alone()
+            if not self._profiled:
+                self._log.log(ILogger.ERROR, "no profile was set")
+                return False
             low, _, high = self._engine._profile[name]
             if len(shape) != len(low) or not all(
                 a <= b <= c for a, b, c in zip(low, shape, high, strict=True)
@@ -377,10 +391,11 @@ def fake_tensorrt(version: str, record: Record | None = None) -> types.ModuleTyp
             return True
 
     class Engine(strict("ICudaEngine")):  # type: ignore[misc]
-        def __init__(self, content: bytes, profile: dict[str, Any], log: Any) -> None:
+        def __init__(self, content: bytes, head: dict[str, Any], log: Any) -> None:
             from edgekd.deploy.quantize.emulate import open_graph
 
-            self._content, self._profile, self._log = content, profile, log
+            self._content, self._profile, self._log = content, head["profile"], log
+            self._shared, self._contexts = head["shared"], weakref.WeakSet[Any]()
             proto = onnx.load_model_from_string(content)
             self._session = open_graph(proto, 1)
             both = (*proto.graph.input, *proto.graph.output)
@@ -490,7 +505,7 @@ def fake_tensorrt(version: str, record: Record | None = None) -> types.ModuleTyp
                 self._log.log(ILogger.ERROR, "the plan is of another TensorRT")
                 return None
             self._log.log(ILogger.WARNING, "a warning of the runtime")
-            return Engine(body, value["profile"], self._log)
+            return Engine(body, value, self._log)
 
     trt.Builder, trt.OnnxParser, trt.Runtime = Builder, Parser, Runtime
     return module
@@ -541,11 +556,11 @@ class FakeBoard:
         self._monkeypatch.setattr(platform, "machine", lambda: arch)
 
 
-def trt_backend(model: onnx.ModelProto, batch_max: int = 2, **options: Any) -> Any:
-    """Build a model on the board that is booted, and load it."""
+def trt_plan(model: onnx.ModelProto, batch_max: int = 2) -> bytes:
+    """Build a model on the board that is booted."""
     from edgekd.contracts.manifest import PortableModel
     from edgekd.deploy.builders.trt import BuildOptions, build_plan
-    from edgekd.runtime.backends.trt import TensorRtBackend, open_api
+    from edgekd.runtime.backends.trt import open_api
 
     api = open_api()
     portable = PortableModel(
@@ -553,5 +568,11 @@ def trt_backend(model: onnx.ModelProto, batch_max: int = 2, **options: Any) -> A
         tensorrt_from="8.6", tensorrt_below="12.0", golden_atol=1, golden_agreement_min=0,
     )  # fmt: skip
     settings = BuildOptions(workspace_mib=64, batch_max=batch_max)
-    plan = build_plan(api, model.SerializeToString(), portable, settings, lambda text: None)
-    return TensorRtBackend(plan.content, **options)
+    return build_plan(api, model.SerializeToString(), portable, settings, lambda text: None).content
+
+
+def trt_backend(model: onnx.ModelProto, batch_max: int = 2, **options: Any) -> Any:
+    """Build a model on the board that is booted, and load it."""
+    from edgekd.runtime.backends.trt import TensorRtBackend
+
+    return TensorRtBackend(trt_plan(model, batch_max), **options)

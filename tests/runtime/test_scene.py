@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.control
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgekd.contracts.imageio import Raster
 from edgekd.contracts.tensors import MAP_NODATA, ClassSpec
@@ -47,6 +49,73 @@ def test_a_map_reads_back_exactly(tmp_path: Path, height: int, step: int) -> Non
             writer.write(rows[y : y + step])
     with rasterio.open(tmp_path / "m.tif") as data:
         np.testing.assert_array_equal(data.read(1), rows)
+
+
+def slow_thin(rows: np.ndarray, scores: bool) -> np.ndarray:
+    """What an overview is, pixel by pixel."""
+    height, width = rows.shape
+    thin = np.empty(((height + 1) // 2, (width + 1) // 2), np.uint8)
+    for y, x in np.ndindex(thin.shape):
+        values = [int(v) for v in rows[2 * y : 2 * y + 2, 2 * x : 2 * x + 2].flat if v != 255]
+        if not values:
+            thin[y, x] = MAP_NODATA
+        elif scores:
+            thin[y, x] = int(sum(values) / len(values) + 0.5)
+        else:
+            thin[y, x] = max(values, key=values.count)  # the first of several
+    return thin
+
+
+@given(st.data(), st.integers(1, 9), st.integers(1, 9), st.booleans())
+def test_thinning(data: st.DataObject, height: int, width: int, scores: bool) -> None:
+    some = [0, 1, 7, 255] if not scores else [0, 1, 2, 127, 253, 254, 255]
+    rows = np.array(
+        data.draw(
+            st.lists(st.sampled_from(some), min_size=height * width, max_size=height * width)
+        ),
+        np.uint8,
+    ).reshape(height, width)
+    thin = maps.thin_scores if scores else maps.thin_classes
+    np.testing.assert_array_equal(thin(rows), slow_thin(rows, scores))
+
+
+@pytest.mark.parametrize("scores", [True, False])
+@pytest.mark.parametrize(
+    ("height", "width", "levels"), [(512, 512, 0), (513, 100, 1), (1025, 1537, 2), (3, 2050, 3)]
+)
+def test_overviews(tmp_path: Path, scores: bool, height: int, width: int, levels: int) -> None:
+    """A COG of as many levels as GDAL makes, each the thinned one above it, palette and all."""
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 256, (height, width), dtype=np.uint8) if scores else None
+    rows = answer(height, width) if rows is None else rows
+    look = maps.score_look({}) if scores else LOOK
+    with create_map(tmp_path / "m.tif", height, width, look, None) as writer:
+        for y in range(0, height, 100):
+            writer.write(rows[y : y + 100])
+    assert [item.name for item in tmp_path.iterdir()] == ["m.tif"]
+    with rasterio.open(tmp_path / "m.tif") as data:
+        assert data.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert data.overviews(1) == [2**level for level in range(1, levels + 1)]
+    for level in range(levels):
+        rows = slow_thin(rows, scores)
+        with rasterio.open(tmp_path / "m.tif", overview_level=level) as data:
+            np.testing.assert_array_equal(data.read(1), rows)
+            assert data.nodata == MAP_NODATA
+            if not scores:
+                assert data.colormap(1)[7][:3] == (0, 0, 255)
+
+
+def test_the_same_rows_give_the_same_bytes_on_any_number_of_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, found = answer(1500, 2100), set()
+    for number, threads in enumerate(["1", "2", "7", "7", "ALL_CPUS"]):
+        monkeypatch.setattr(maps, "_THREADS", threads)
+        path = tmp_path / f"{number}.tif"
+        with create_map(path, 1500, 2100, LOOK, None) as writer:
+            writer.write(rows)
+        found.add(path.read_bytes())
+    assert len(found) == 1
 
 
 def test_what_a_map_says_of_itself(tmp_path: Path) -> None:
@@ -168,14 +237,15 @@ def test_a_full_disk_never_leaves_a_cut_map(tmp_path: Path) -> None:
     assert result.stdout.strip() == "refused", result.stdout + result.stderr
 
 
+@pytest.mark.parametrize("spoilt", [0, 1])
 def test_a_map_that_reads_back_differently_never_appears(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: int
 ) -> None:
     real = maps._checksums
 
-    def other(*given: Any) -> list[int]:
-        *first, last = real(*given)
-        return [*first, last ^ 1]
+    def other(rasterio: Any, path: Path, level: int) -> list[int]:
+        *first, last = real(rasterio, path, level)
+        return [*first, last ^ 1 if level == spoilt else last]
 
     monkeypatch.setattr(maps, "_checksums", other)
     with (

@@ -37,7 +37,9 @@ CALLS = {"get_output": "ITensor", "get_input": "ITensor", "get_error": "ParserEr
 #: names of the module that the table does not list: in all versions, or from 10 on.
 MODULE = {"ILogger", "LayerInformationFormat", "Runtime", "Builder", "OnnxParser", "__version__"}
 MODULE_FROM_10 = {"IProgressMonitor", "ExecutionContextAllocationStrategy"}
-GENERATIONS = ("explicit_batch", "weak", "strong_flag", "monitored", "managed")
+GENERATIONS = (
+    "explicit_batch", "weak", "strong_flag", "sharing_flag", "monitored", "managed",
+)  # fmt: skip
 Use = tuple[str, str, int]
 
 
@@ -209,10 +211,10 @@ def test_a_name_that_is_gone_is_found(tmp_path: Path, text: str, wrong: list[str
 @pytest.mark.parametrize(
     ("version", "generation"),
     [
-        ("8.6", (True, True, False, False, False)),
-        ("10.3", (False, True, True, True, True)),
-        ("10.13", (False, False, True, True, True)),
-        ("11.4", (False, False, False, True, True)),
+        ("8.6", (True, True, False, True, False, False)),
+        ("10.3", (False, True, True, False, True, True)),
+        ("10.13", (False, False, True, False, True, True)),
+        ("11.4", (False, False, False, False, True, True)),
     ],
 )
 def test_generations(version: str, generation: tuple[bool, ...]) -> None:

@@ -22,9 +22,10 @@ import pytest
 from edgekd.errors import BundleError, EdgeKDError, InputError
 from edgekd.runtime.backends import _cuda_graph
 from edgekd.runtime.backends._trt_log import LINE_CHARS, LINES, REASON_CHARS, make_log
+from edgekd.runtime.backends.trt import TensorRtBackend
 from tests.helpers.bundles import make_model
 from tests.helpers.fake_cuda import POLICIES, CudaError, Event
-from tests.helpers.fake_tensorrt import FakeBoard, trt_backend
+from tests.helpers.fake_tensorrt import FakeBoard, trt_backend, trt_plan
 from tests.helpers.tensorrt_api import VERSIONS
 from tests.runtime.test_backends import F32, graph, many
 
@@ -142,20 +143,50 @@ def test_a_graph_takes_the_place_of_the_call(board: FakeBoard, version: str) -> 
     with trt_backend(MODEL) as backend:
         assert backend.details["cuda_graph"] == "on"
         before = len(enqueued)
-        assert before == 4, "each slot ran once and was recorded once"
-        for seed in range(6):  # full batches, which a scene has the most of
-            check(backend, tile(2, seed))
+        assert before == 8, "each slot ran a full and a short batch once and recorded each once"
+        for batch in (2, 2, 1) * 3:  # rows of five windows
+            check(backend, tile(batch, batch))
         assert len(enqueued) == before, "and no call since went through TensorRT"
+        assert len(board.gpu.graphs) == 4
+
+
+def test_two_choices_of_shapes_keep_their_graphs(board: FakeBoard) -> None:
+    """A shape runs once before it is recorded, and no graph outlives its context's shapes."""
+    for order in itertools.product((1, 2, 3), repeat=4):
+        with trt_backend(MODEL, batch_max=3, streams=1) as backend:
+            kept = [(3, 2), (1, 2)]  # as rehearsed, the last used first: batch, calls
+            for seed, batch in enumerate(order):
+                check(backend, tile(batch, seed))
+                calls = 1 + sum(n for size, n in kept if size == batch)
+                others = [item for item in kept if item[0] != batch]
+                kept = [(batch, calls), *others[:1]]
+            assert len(board.gpu.graphs) == sum(calls > 1 for _, calls in kept), order
+
+
+def test_a_refused_shape_costs_no_graph(board: FakeBoard) -> None:
+    """What TensorRT refuses leaves the other choice as it is, and the next call finds its way."""
+    with trt_backend(MODEL, streams=1) as backend:
+        for _ in range(2):  # at once, since infer would split it
+            with backend._device.current(), pytest.raises(EdgeKDError, match="refused the shape"):
+                backend._run(backend._slots[0], {"image": tile(3, 0)})
+        assert len(board.gpu.graphs) == 1
+        for batch in (2, 1, 2, 1):
+            check(backend, tile(batch, batch))
         assert len(board.gpu.graphs) == 2
 
 
-def test_other_shapes_drop_the_graph(board: FakeBoard) -> None:
-    """A shape runs once before it is recorded, and no graph outlives its context's shapes."""
-    for order in itertools.product((1, 2), repeat=5):
-        with trt_backend(MODEL, streams=1) as backend:
-            for seed, batch in enumerate(order):
-                check(backend, tile(batch, seed))
-            assert len(board.gpu.graphs) == (1 if order[-1] == order[-2] else 0)
+def test_a_plan_of_8_6_that_is_not_shared_is_told(board: FakeBoard) -> None:
+    """Before TensorRT 10 a profile is one context's unless the builder was told otherwise."""
+    board.boot("8.6")
+    with trt_backend(MODEL) as backend:
+        assert board.record["preview"] == {"PROFILE_SHARING_0806": True}
+        check(backend, tile(1, 0))
+    plan = trt_plan(MODEL).replace(b'"shared": true', b'"shared": false')
+    with pytest.raises(EdgeKDError, match="Profile 0 has been chosen by another"):
+        TensorRtBackend(plan)
+    board.boot("10.3")
+    with trt_backend(MODEL):
+        assert board.record["preview"] == {}
 
 
 @pytest.mark.parametrize("how", ["openly", "silently"])
@@ -397,9 +428,9 @@ def test_a_shape_outside_of_the_engines_is_refused(board: FakeBoard) -> None:
 
 def test_an_output_never_outgrows_its_memory(board: FakeBoard) -> None:
     """The GPU would write behind it."""
-    with trt_backend(MODEL, streams=1) as backend:
-        check(backend, tile(1, 0))
-        backend._slots[0].host["logits"] = backend._slots[0].host["logits"][:-1]
+    with trt_backend(MODEL, batch_max=3, streams=1) as backend:
+        room = backend._slots[0].host["logits"]
+        backend._slots[0].host["logits"] = room[: len(room) // 2]
         board.gpu.trace.clear()
         with pytest.raises(EdgeKDError, match=r"output 'logits' would be \(2, 2, 4, 4\), larger"):
             check(backend, tile(2, 0))

@@ -102,6 +102,8 @@ def _build(
     if api.weak and model.typing == "flags":
         _lower(api, config, network, model)
     _profile(builder, config, network, options.batch_max)
+    if api.sharing_flag:  # the runtime has several contexts
+        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
     if options.dla_core is not None:
         _use_dla(api, builder, config, options.dla_core)
     cache = config.create_timing_cache(options.timing_cache)

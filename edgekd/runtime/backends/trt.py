@@ -43,6 +43,8 @@ class Api:
         explicit_batch: networks must be asked for explicit batches (8.x).
         weak: precisions come from flags of the builder (below 10.12; gone in 11).
         strong_flag: a network is strongly typed because a flag says so (10.x); in 11 all are.
+        sharing_flag: several contexts may use one profile of dynamic shapes only where a plan was
+            built so (below 10; later ones all are).
         monitored: tells progress (from 10).
         managed: a context's memory is asked for by a strategy and given with its size (from 10).
     """
@@ -54,6 +56,7 @@ class Api:
         self.explicit_batch = self.version < (10, 0)
         self.weak = self.version < (10, 12)
         self.strong_flag = (10, 0) <= self.version < (11, 0)
+        self.sharing_flag = self.version < (10, 0)
         self.monitored = self.version >= (10, 0)
         self.managed = self.version >= (10, 0)
         self.log = make_log(trt)
@@ -171,6 +174,8 @@ _DTYPES = {
 }  # fmt: skip
 #: calls at once: while one computes, the other is copied in and out. More would wait behind them.
 STREAMS = 2
+#: choices of shapes that a slot keeps ready: the full batch, and what is left at the end of a row
+_SETTINGS = 2
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: what others do on the default stream holds nothing up
 #: warnings kept, since an engine lives long
 _WARNINGS = 100
@@ -178,39 +183,28 @@ _WARNINGS = 100
 Bytes = npt.NDArray[np.uint8]
 
 
-class _Slot:
-    """What one call at a time has for itself.
+class _Setting:
+    """A context that is set to a choice of shapes.
+
+    NVIDIA: a graph is bound to the addresses and shapes that its context had when it was recorded,
+    so each graph has a context of its own; activations are in the memory that all share.
 
     Attributes:
-        context: of its own, since a graph is bound to the addresses and shapes that its context
-            had when it was recorded; its activations are in the memory that all slots share.
-        copies: stream of its copies, in both directions.
-        arrived, done, back: its inputs are on the GPU, it is computed, its outputs are here.
-        host, gpu: page-locked and device memory of each tensor, for its largest shape.
-        shapes: that the context is set to.
-        warm: the context ran since its shapes changed, without which it cannot be recorded.
+        context: of TensorRT.
+        shapes: of all tensors, that it is set to.
+        warm: it ran since its shapes changed, without which it cannot be recorded.
         graph: the recorded call.
     """
 
-    def __init__(self, cuda: Any, context: Any) -> None:
-        # A thread that waits sleeps: a core that spins is one that reads and writes no tiles.
-        flags = int(cuda.event_flags.BLOCKING_SYNC) | int(cuda.event_flags.DISABLE_TIMING)
+    def __init__(self, context: Any) -> None:
         self.context = context
-        self.copies = cuda.Stream(_NON_BLOCKING)
-        self.arrived, self.done, self.back = (cuda.Event(flags) for _ in range(3))
-        self.host: dict[str, Bytes] = {}
-        self.gpu: dict[str, Any] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.warm = False
         self.graph: Graph | None = None
 
-    def view(self, name: str, dtype: DType) -> Array:
-        """The host memory of a tensor, in the shape that it has now."""
-        return self.host[name][: self.size(name, dtype)].view(dtype).reshape(self.shapes[name])
-
-    def size(self, name: str, dtype: DType) -> int:
-        """Bytes of a tensor in the shape that it has now."""
-        return _bytes(self.shapes[name], dtype)
+    def fits(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether the inputs have these shapes."""
+        return bool(self.shapes) and all(self.shapes[n] == shape for n, shape in shapes.items())
 
     def forget(self) -> None:
         """Drop the graph, whose shapes are no longer the context's."""
@@ -218,6 +212,40 @@ class _Slot:
         if self.graph is not None:
             self.graph.close()
             self.graph = None
+
+
+class _Slot:
+    """What one call at a time has for itself.
+
+    Attributes:
+        copies: stream of its copies, in both directions.
+        arrived, done, back: its inputs are on the GPU, it is computed, its outputs are here.
+        host, gpu: page-locked and device memory of each tensor, for its largest shape.
+        settings: the last used first; that one is of the present call.
+    """
+
+    def __init__(self, cuda: Any, context: Any) -> None:
+        # A thread that waits sleeps: a core that spins is one that reads and writes no tiles.
+        flags = int(cuda.event_flags.BLOCKING_SYNC) | int(cuda.event_flags.DISABLE_TIMING)
+        self.copies = cuda.Stream(_NON_BLOCKING)
+        self.arrived, self.done, self.back = (cuda.Event(flags) for _ in range(3))
+        self.host: dict[str, Bytes] = {}
+        self.gpu: dict[str, Any] = {}
+        self.settings = [_Setting(context)]
+
+    @property
+    def setting(self) -> _Setting:
+        """That of the present call."""
+        return self.settings[0]
+
+    def view(self, name: str, dtype: DType) -> Array:
+        """The host memory of a tensor, in the shape that it has now."""
+        raw = self.host[name][: self.size(name, dtype)]
+        return raw.view(dtype).reshape(self.setting.shapes[name])
+
+    def size(self, name: str, dtype: DType) -> int:
+        """Bytes of a tensor in the shape that it has now."""
+        return _bytes(self.setting.shapes[name], dtype)
 
 
 class TensorRtBackend(Backend):
@@ -231,7 +259,8 @@ class TensorRtBackend(Backend):
 
     From a slot's second call with the same shapes on, the call is a CUDA graph, where the driver
     has them and the engine can be recorded; ``details["cuda_graph"]`` is "on", or "off" with the
-    reason. It is tried while loading, with zeros.
+    reason. Two choices of shapes are kept ready, as a row of windows ends with a smaller batch. It
+    is tried while loading, with zeros.
 
     Args:
         plan: the engine; of a sealed file the bytes that were hashed are deserialised.
@@ -344,7 +373,7 @@ class TensorRtBackend(Backend):
         self.batch_max = min((self._bounds[item][1][0] for item in self._batched), default=1)
         self._compute = cuda.Stream(_NON_BLOCKING)
         for _ in range(self.streams):
-            self._free.put(self._open_slot(name, heard))
+            self._free.put(self._open_slot(heard))
 
     def _span(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The smallest and the largest shape that an input may have."""
@@ -355,24 +384,25 @@ class TensorRtBackend(Backend):
         low, _, high = engine.get_tensor_profile_shape(name, 0)
         return tuple(int(side) for side in low), tuple(int(side) for side in high)
 
-    def _open_slot(self, name: str, heard: Heard) -> _Slot:
+    def _open_slot(self, heard: Heard) -> _Slot:
         """A slot with memory for the largest shapes."""
         cuda = self._device.cuda
-        context = self._open_context()
-        if context is None:
-            raise EdgeKDError(f"TensorRT gave no context for {name}: {heard.why()}")
-        slot = _Slot(cuda, context)
+        slot = _Slot(cuda, self._open_context(heard))
         self._slots.append(slot)  # whatever comes, it is freed with the others
         self._set_shapes(slot, {item: high for item, (_, high) in self._bounds.items()}, heard)
         for item, dtype in (*self.input_dtypes.items(), *self.output_dtypes.items()):
             size = max(slot.size(item, dtype), 1)
             slot.host[item] = cuda.pagelocked_empty(size, np.uint8)
             slot.gpu[item] = cuda.mem_alloc(size)
-            if not context.set_tensor_address(item, int(slot.gpu[item])):
-                raise EdgeKDError(f"TensorRT took no address for '{item}': {heard.why()}")
+        self._set_addresses(slot, slot.setting.context, heard)
         return slot
 
-    def _open_context(self) -> Any:
+    def _set_addresses(self, slot: _Slot, context: Any, heard: Heard) -> None:
+        for item, memory in slot.gpu.items():
+            if not context.set_tensor_address(item, int(memory)):
+                raise EdgeKDError(f"TensorRT took no address for '{item}': {heard.why()}")
+
+    def _open_context(self, heard: Heard) -> Any:
         """A context in the memory of activations, which all share: they run one after another."""
         trt, engine = self._api.trt, self._engine
         if self._api.managed:
@@ -382,21 +412,40 @@ class TensorRtBackend(Backend):
         else:
             size = int(engine.device_memory_size)
             context = engine.create_execution_context_without_device_memory()
+        if context is None:
+            raise EdgeKDError(f"TensorRT gave no context: {heard.why()}")
         if self._activations is None:
             self._activations = self._device.cuda.mem_alloc(max(size, 1))
-        if context is not None and self._api.managed:
+        if self._api.managed:
             context.set_device_memory(int(self._activations), size)
-        elif context is not None:
+        else:
             context.device_memory = int(self._activations)
         return context
 
+    def _choose(self, slot: _Slot, shapes: dict[str, tuple[int, ...]], heard: Heard) -> None:
+        """Bring the setting of these shapes to the front: one that is ready, a new one as long as
+        there are few, or the one that was used least lately."""
+        settings = slot.settings
+        for place, setting in enumerate(settings):
+            if setting.fits(shapes):
+                settings.insert(0, settings.pop(place))
+                return
+        if settings[0].shapes:  # otherwise it was refused its last shapes
+            if len(settings) < _SETTINGS:
+                with self._lock:  # nothing is being recorded meanwhile
+                    context = self._open_context(heard)
+                    self._set_addresses(slot, context, heard)
+                settings.insert(0, _Setting(context))
+            else:
+                settings.insert(0, settings.pop())
+        self._set_shapes(slot, shapes, heard)
+
     def _set_shapes(self, slot: _Slot, shapes: dict[str, tuple[int, ...]], heard: Heard) -> None:
         """Set a context to the shapes of the inputs, and read those of the outputs."""
-        if slot.shapes and all(slot.shapes[name] == shape for name, shape in shapes.items()):
-            return
-        slot.forget()
-        slot.shapes = {}  # until all are set they are those of no call
-        context = slot.context
+        setting = slot.setting
+        setting.forget()
+        setting.shapes = {}  # until all are set they are those of no call
+        context = setting.context
         for name, shape in shapes.items():
             if None in self.input_shapes[name] and not context.set_input_shape(name, shape):
                 raise EdgeKDError(
@@ -416,19 +465,18 @@ class TensorRtBackend(Backend):
                 raise EdgeKDError(
                     f"output '{name}' would be {outputs[name]}, larger than for the largest inputs"
                 )
-        slot.shapes = {**shapes, **outputs}
+        setting.shapes = {**shapes, **outputs}
 
     def _rehearse(self) -> None:
-        """Run each slot on zeros, in the largest batch: what fails does so now, it is known whether
-        graphs work, and no kernel is loaded during the first tile."""
-        inputs = {
-            name: np.zeros(high, self.input_dtypes[name])
-            for name, (_, high) in self._bounds.items()
-        }
+        """Run each slot on zeros, in the smallest and the largest batch: what fails does so now, it
+        is known whether graphs work, and no kernel is loaded during the first tile."""
+        ends = [{name: span[end] for name, span in self._bounds.items()} for end in (0, 1)]
         for slot in self._slots:
-            with self._device.current():
-                for _ in range(2):  # the second call is recorded
-                    self._run(slot, inputs)
+            for shapes in ends if ends[0] != ends[1] else ends[1:]:
+                inputs = {name: np.zeros(shapes[name], self.input_dtypes[name]) for name in shapes}
+                with self._device.current():
+                    for _ in range(2):  # the second call is recorded
+                        self._run(slot, inputs)
 
     def inspect(self) -> str | None:
         """What TensorRT's inspector says of the engine's layers, JSON; None where it is silent."""
@@ -474,7 +522,7 @@ class TensorRtBackend(Backend):
         with self._api.log.listen() as heard:
             finished = False
             try:
-                self._set_shapes(slot, {name: item.shape for name, item in inputs.items()}, heard)
+                self._choose(slot, {name: item.shape for name, item in inputs.items()}, heard)
                 for name, array in inputs.items():
                     np.copyto(slot.view(name, self.input_dtypes[name]), array)
                 with self._lock:  # until all is enqueued, never while it runs
@@ -507,23 +555,23 @@ class TensorRtBackend(Backend):
 
     def _execute(self, slot: _Slot, heard: Heard) -> None:
         """Enqueue the model itself."""
-        handle = self._compute.handle
-        if slot.graph is None and slot.warm and self._driver is not None:
-            slot.graph = self._record(slot, self._driver)
-        if slot.graph is not None and self._driver is not None:
-            slot.graph.launch(handle)
-        elif slot.context.execute_async_v3(handle):
-            slot.warm = True
+        handle, setting = self._compute.handle, slot.setting
+        if setting.graph is None and setting.warm and self._driver is not None:
+            setting.graph = self._record(setting, self._driver)
+        if setting.graph is not None and self._driver is not None:
+            setting.graph.launch(handle)
+        elif setting.context.execute_async_v3(handle):
+            setting.warm = True
         else:
             raise EdgeKDError(f"TensorRT failed: {heard.why()}")
 
-    def _record(self, slot: _Slot, driver: Driver) -> Graph | None:
+    def _record(self, setting: _Setting, driver: Driver) -> Graph | None:
         """The call as a graph; None, and no further attempt, where the engine cannot be recorded
         (loops, conditions, shapes that depend on data)."""
         handle = self._compute.handle
 
         def enqueue() -> None:
-            if not slot.context.execute_async_v3(handle):
+            if not setting.context.execute_async_v3(handle):
                 raise Refusal("TensorRT cannot be recorded")
 
         with self._api.log.listen() as heard:
@@ -559,8 +607,9 @@ class TensorRtBackend(Backend):
         """Free what the GPU holds, in the current context: each needs the next while it goes."""
         while self._slots:
             slot = self._slots.pop()
-            with contextlib.suppress(Refusal):  # the driver frees it with its context
-                slot.forget()
+            for setting in slot.settings:
+                with contextlib.suppress(Refusal):  # the driver frees it with its context
+                    setting.forget()
             for allocation in slot.gpu.values():
                 allocation.free()
             del slot
