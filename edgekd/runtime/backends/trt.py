@@ -233,6 +233,12 @@ class _Slot:
         self.gpu: dict[str, Any] = {}
         self.settings = [_Setting(context)]
 
+    def forget(self) -> None:
+        """Drop contexts and graphs."""
+        while self.settings:
+            with contextlib.suppress(Refusal):  # the driver frees it with its context
+                self.settings.pop().forget()
+
     @property
     def setting(self) -> _Setting:
         """That of the present call."""
@@ -420,6 +426,11 @@ class TensorRtBackend(Backend):
             context.set_device_memory(int(self._activations), size)
         else:
             context.device_memory = int(self._activations)
+        # NVIDIA: of several contexts the first alone has a profile by itself, before TensorRT 10
+        if context.active_optimization_profile != 0 and not context.set_optimization_profile_async(
+            0, self._compute.handle
+        ):
+            raise EdgeKDError(f"TensorRT gave a context no profile: {heard.why()}")
         return context
 
     def _choose(self, slot: _Slot, shapes: dict[str, tuple[int, ...]], heard: Heard) -> None:
@@ -607,9 +618,7 @@ class TensorRtBackend(Backend):
         """Free what the GPU holds, in the current context: each needs the next while it goes."""
         while self._slots:
             slot = self._slots.pop()
-            for setting in slot.settings:
-                with contextlib.suppress(Refusal):  # the driver frees it with its context
-                    setting.forget()
+            slot.forget()
             for allocation in slot.gpu.values():
                 allocation.free()
             del slot
