@@ -207,7 +207,8 @@ def _job(
         "nodata_rule": raster.nodata_rule,
         "manifest_sha256": session.manifest_sha256,
         "model_sha256": session.manifest.files[session.model],
-        "backend": session.backend.details,
+        # a graph computes the same; it may be given up while a scene is run
+        "backend": {k: v for k, v in session.backend.details.items() if k != "cuda_graph"},
         "concurrent": streams > 1,
         "overlap_px": geometry.overlap_px,
         "blend": geometry.blend,
