@@ -80,7 +80,8 @@ def test_100_m2_of_a_map(crs: str, lon: float, lat: float, expected: float | Non
         found = measured(crs, transform, size, size)
         assert found is not None and found.shape == (size,)
         for row in (0, size // 3, size - 1):
-            if crs != "ESRI:102113":
+            # an equal-area map of that sphere is another; PROJ 9.1's is coarse at the pole
+            if crs != "ESRI:102113" and lat != 90:
                 true = true_area(system, transform, (row, 0, row + 1, size)) / size
                 assert found[row] == pytest.approx(true, rel=2e-5)
         if expected is not None:
