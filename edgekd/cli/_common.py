@@ -8,7 +8,9 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -271,6 +273,31 @@ def scene_options(function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """Set by the first SIGTERM or Ctrl-C; from the second on they do what they did before."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # which alone may have handlers
+        yield asked
+        return
+
+    def stop(_number: int, _frame: Any) -> None:
+        asked.set()
+        give_back()
+
+    def give_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield asked
+    finally:
+        give_back()
 
 
 def repeated(overrides: tuple[str, ...]) -> str:
