@@ -1,6 +1,6 @@
 # make demo          the main job on real imagery, about three minutes after installation
 # make test          every check that needs no hardware
-# make test-arm64    the runtime's own tests as emulated 64-bit Arm code; ten minutes,
+# make test-arm64    the runtime's own tests as emulated 64-bit Arm code; half an hour,
 #                    so not in CI; Debian, with qemu-user-static. ARM_ARGS=--write keeps the record
 # make check-wheels  does every dependency resolve for 64-bit Arm? Not in CI: it asks a package index
 #
