@@ -115,10 +115,9 @@ def publish_file(path: Path) -> Iterator[Path]:
     part = _sibling(path)
     try:
         yield part
-        with part.open("rb") as stream:
-            os.fsync(stream.fileno())
+        sync(part)
         part.replace(path)
-        sync_folder(path.parent)  # what is removed behind it must not be gone before it is there
+        _sync_names(path.parent)  # what is removed behind it must not be gone before it is there
     except OSError as err:
         if err.filename is not None and Path(err.filename) != part:
             raise  # another file than ours
@@ -128,14 +127,23 @@ def publish_file(path: Path) -> Iterator[Path]:
             leftover.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where its file system can."""
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk.
+
+    Raises:
+        OSError: the disk is full, or a file system without it.
+    """
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _sync_names(folder: Path) -> None:
+    """:func:`sync` of a folder that holds what is whole already: some file systems cannot."""
     with contextlib.suppress(OSError):
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
+        sync(folder)
 
 
 def _sweep(path: Path, marker: str) -> None:
@@ -175,11 +183,7 @@ def _is_alive(pid: int) -> bool:
 def _flush(folder: Path) -> None:
     """Bring a folder's files to the disk, so that a power cut after the rename finds them whole."""
     for item in (*(p for p in folder.rglob("*") if p.is_file()), folder):
-        number = os.open(item, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
+        sync(item)
 
 
 def require_folder(path: Path, marker: str) -> None:
@@ -222,7 +226,7 @@ def publish_folder(path: Path, marker: str) -> Iterator[Path]:
         if path.exists():
             path.replace(old)
         part.replace(path)
-        sync_folder(path.parent)  # what is removed behind it must not be gone before it is there
+        _sync_names(path.parent)  # what is removed behind it must not be gone before it is there
     except OSError as err:
         if err.filename is not None and part not in (name := Path(err.filename), *name.parents):
             raise  # another file than ours

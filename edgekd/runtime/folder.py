@@ -132,9 +132,9 @@ def run_folder(
         except CancelledError:
             tally.stopped = True
             break
-        except OutputError:
-            raise
-        except Exception as err:  # noqa: BLE001 (told; the files behind it have their turn)
+        except Exception as err:
+            if not _of_the_file(err):
+                raise
             tally.failed[path.name] = _fault(err)
             say(f"failed: {tally.failed[path.name]}")
             continue
@@ -227,10 +227,8 @@ def _take(
                     "process killed for the memory that it takes?"
                 )
             result = _run(session, path, output, wanted, stop, resume=True, source=identity)
-        except (CancelledError, OutputError):
-            raise
         except Exception as err:
-            if isinstance(err, EdgeKDError) and not isinstance(err, ImageError | GateError):
+            if not _of_the_file(err):
                 raise
             if not path.exists():
                 return
@@ -252,6 +250,12 @@ def _fail(path: Path, inputs: Path, reason: str, tally: Tally, say: Say) -> None
     tally.failed[path.name] = reason
     _set_aside(path, inputs / FAILED, reason)
     say(f"failed: {path.name}: {reason}")
+
+
+def _of_the_file(err: Exception) -> bool:
+    """Whether it stops none of the files behind: not what lies with the place, the bundle or what
+    was asked for, but the image itself, or a fault of ours in it."""
+    return not isinstance(err, EdgeKDError) or isinstance(err, ImageError | GateError)
 
 
 def _fault(err: Exception) -> str:

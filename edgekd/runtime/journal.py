@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from edgekd.contracts.artifacts import canonical_json
+from edgekd.contracts.artifacts import canonical_json, sync
 from edgekd.contracts.imageio import UInt8Array
 from edgekd.errors import InputError, OutputError
 
@@ -179,10 +179,10 @@ class Journal:
                 with self._writing():
                     part = place.with_suffix(".part")
                     part.write_text(canonical_json(job), encoding="utf-8")
-                    _sync(part)
+                    sync(part)
                     part.replace(place)
-                    _sync(self.folder)
-                    _sync(self.folder.parent)
+                    sync(self.folder)
+                    sync(self.folder.parent)
                 self.state, self._end = Commit(), 0
             else:
                 self.state, self._end = self._scan()
@@ -416,14 +416,6 @@ def _read_record(stream: BinaryIO, most: int) -> _Record | None:
     if checksum != _CRC.pack(zlib.crc32(content, zlib.crc32(head))):
         return None
     return _Record(kind, (y0, rows, x0, columns), content[:first], content[first:], size)
-
-
-def _sync(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _short(value: Any) -> str:

@@ -129,9 +129,12 @@ class _Counter:
         step = max(_COUNTED_PX // block.classes.shape[1], 1)
         for start in range(0, len(block.classes), step):
             rows = slice(start, start + step)
-            self._pixels += _histogram(block.classes[rows])
-            if block.scores is not None:
-                self._scores += _histogram(block.classes[rows], block.scores[rows])
+            if block.scores is None:
+                self._pixels += _histogram(block.classes[rows])
+            else:
+                pairs = _histogram(block.classes[rows], block.scores[rows])
+                self._scores += pairs
+                self._pixels += pairs.sum(axis=1)
         if self._areas_m2 is not None and not self._even:
             for number, values in enumerate(block.classes):
                 counts = np.bincount(values, minlength=256)

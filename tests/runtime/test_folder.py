@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from edgekd.errors import InputError, OutputError
+from edgekd.errors import CancelledError, InputError, OutputError
 from edgekd.runtime import folder
 from edgekd.runtime.folder import DONE, FAILED, Tally, Wanted, run_folder, watch
 from edgekd.runtime.session import Session, load
@@ -341,6 +341,22 @@ def test_a_fault_of_ours_in_one_file_stops_none_behind_it(
     assert names(tmp_path / "in" / "done") == ["a.tif", "c.tif"] and len(tally.done) == 2
     reason = (tmp_path / "in" / "failed" / "b.tif.txt").read_text()
     assert "unexpected ValueError: size must be smaller; this is a fault in edgekd" in reason
+
+
+def test_what_lies_with_the_user_stops_a_folder(session: Session, tmp_path: Path) -> None:
+    """An earlier run that did not end is no fault of the image."""
+    (tmp_path / "in").mkdir()
+    scene(tmp_path / "in" / "a.tif", 0, 600)
+    asked: list[int] = []
+    with pytest.raises(CancelledError):
+        session.run_scene(
+            tmp_path / "in" / "a.tif", tmp_path / "out" / "a.tif",
+            cancel=lambda: asked.append(1) or len(asked) == 20,
+        )  # fmt: skip
+    with pytest.raises(InputError, match=r"did not end .*--resume"):
+        run_folder(session, tmp_path / "in", tmp_path / "out", Wanted())
+    tally = run_folder(session, tmp_path / "in", tmp_path / "out", Wanted(), resume=True)
+    assert len(tally.done) == 1
 
 
 def test_a_file_that_is_replaced_while_it_is_read_is_read_again(
