@@ -110,7 +110,10 @@ def journal_folder(output: Path) -> Path:
 
 
 def count_starts(output: Path) -> int:
-    """How often a run of this output was begun since it last got a row of windows further."""
+    """How often a run of this output was begun, and killed, since it last got a row further.
+
+    A run that was stopped, or ended in words, is not counted.
+    """
     try:
         return (journal_folder(output) / STARTS_NAME).stat().st_size
     except OSError:
@@ -398,7 +401,10 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, Exception):  # told in words: no kill
+            with contextlib.suppress(OSError):
+                os.truncate(self.folder / STARTS_NAME, 0)
         self.close()
 
 

@@ -487,6 +487,20 @@ def test_what_kills_the_process_each_time_is_set_aside(session: Session, tmp_pat
     assert names(tmp_path / "out") == [] and names(tmp_path / "in") == ["failed"]
 
 
+def test_being_stopped_often_is_no_fault(session: Session, tmp_path: Path) -> None:
+    """A service that is started and stopped before a row of windows is through."""
+    (tmp_path / "in").mkdir()
+    scene(tmp_path / "in" / "a.tif", 0, 600)
+    for count in [20, *[5] * 12]:
+        asked: list[int] = []
+        tally = quick(
+            session, tmp_path, stop=lambda asked=asked, n=count: asked.append(1) or len(asked) >= n
+        )
+        assert tally.stopped and (tmp_path / "in" / "a.tif").exists()
+    tally = quick(session, tmp_path)
+    assert len(tally.done) == 1 and not tally.failed
+
+
 @pytest.mark.parametrize("place", ["done", "failed", "done/x"])
 def test_results_do_not_go_where_files_go(session: Session, tmp_path: Path, place: str) -> None:
     (tmp_path / "in").mkdir()

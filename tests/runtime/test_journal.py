@@ -243,8 +243,13 @@ def test_starts_are_counted_until_one_gets_further(tmp_path: Path) -> None:
     fill(output, 1, False)
     assert count_starts(output) == 0, "it got somewhere"
     for count in (1, 2, 3):
-        with Journal(output, JOB, WIDTH, resume=True) as journal:
+        with pytest.raises(KeyboardInterrupt), Journal(output, JOB, WIDTH, resume=True):
             assert count_starts(output) == count
+            raise KeyboardInterrupt  # as near to a kill as a test comes
+    assert count_starts(output) == 3
+    with pytest.raises(OutputError), Journal(output, JOB, WIDTH, resume=True):
+        raise OutputError("the disk is full")
+    assert count_starts(output) == 0, "who says why is no kill"
     with Journal(output, JOB, WIDTH, resume=True) as journal:
         journal.commit(replace(journal.state, read=[]))
     assert count_starts(output) == 0
