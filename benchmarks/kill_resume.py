@@ -4,7 +4,7 @@ Runs ``edgekd run`` over a scene once undisturbed, then again and again with int
 compares every file that it wrote byte by byte:
 
 * ``kill``: a process is killed (SIGKILL) at a random moment of its life, the next one goes on with
-  ``--resume``; a trial ends when one of them ends by itself;
+  ``--resume``; a trial ends when one of them ends by itself, and one without a kill is no trial;
 * ``full disk``: the output's file system (a tmpfs where this may be mounted, otherwise a bound on
   the size of files) is too small; then there is room again;
 * ``truncated input``: the scene is cut while it is read, and whole again for the next attempt.
@@ -91,11 +91,11 @@ def digests(folder: Path) -> dict[str, str]:
 def kill_trial(
     bundle: Path, scene: Path, out: Path, whole_s: float, random_: random.Random
 ) -> dict[str, Any]:
-    """Kill until one process ends by itself."""
-    moments = []
+    """Kill once at least, at any moment of a process's life, then until one ends by itself."""
+    moments: list[float] = []
     while True:
         process = start(command(bundle, scene, out, "--resume"))
-        wait_s = random_.uniform(0.2, 1.1) * whole_s
+        wait_s = random_.uniform(0, 1) * whole_s
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=wait_s)
         if process.poll() is None:
@@ -106,7 +106,10 @@ def kill_trial(
         said = process.communicate()[1]
         if process.returncode != 0:
             raise click.ClickException(f"a resumed run ended with {process.returncode}: {said}")
-        return {"killed_after_s": moments}
+        if moments:
+            return {"killed_after_s": moments}
+        shutil.rmtree(out)  # it was faster than the bullet, which proves nothing
+        out.mkdir()
 
 
 @contextlib.contextmanager
@@ -202,11 +205,14 @@ def main(kills: int, bundle: Path | None, scene: Path | None, seed: int, write: 
             make_scene(scene)
         out = folder / "whole"
         out.mkdir()
-        begin = time.monotonic()
-        code, said = run(command(bundle, scene, out))
-        whole_s = time.monotonic() - begin
-        if code:
-            raise click.ClickException(f"the undisturbed run ended with {code}: {said}")
+        lives = []
+        for _ in range(2):  # the first finds nothing in the cache
+            begin = time.monotonic()
+            code, said = run(command(bundle, scene, out))
+            lives.append(time.monotonic() - begin)
+            if code:
+                raise click.ClickException(f"the undisturbed run ended with {code}: {said}")
+        whole_s = min(lives)
         expected = digests(out)
         click.echo(f"undisturbed: {whole_s:.1f} s, {sum(p.stat().st_size for p in out.iterdir())}"
                    " bytes in " + ", ".join(sorted(expected)))  # fmt: skip
@@ -247,7 +253,7 @@ def main(kills: int, bundle: Path | None, scene: Path | None, seed: int, write: 
         )
     environment = read_environment()
     good = (
-        all(t["same_bytes"] and not t["left_over"] for t in trials)
+        all(t["same_bytes"] and t["killed_after_s"] and not t["left_over"] for t in trials)
         and all(d["same_bytes"] and d["resumed_exit_code"] == 0 for d in disks)
         and any(d["exit_code"] == 2 for d in disks)
         and cut["same_bytes"] and cut["exit_code"] == 2

@@ -118,6 +118,7 @@ def publish_file(path: Path) -> Iterator[Path]:
         with part.open("rb") as stream:
             os.fsync(stream.fileno())
         part.replace(path)
+        sync_folder(path.parent)  # what is removed behind it must not be gone before it is there
     except OSError as err:
         if err.filename is not None and Path(err.filename) != part:
             raise  # another file than ours
@@ -125,6 +126,16 @@ def publish_file(path: Path) -> Iterator[Path]:
     finally:
         for leftover in part.parent.glob(glob.escape(part.name) + "*"):
             leftover.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where its file system can."""
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def _sweep(path: Path, marker: str) -> None:
@@ -211,6 +222,7 @@ def publish_folder(path: Path, marker: str) -> Iterator[Path]:
         if path.exists():
             path.replace(old)
         part.replace(path)
+        sync_folder(path.parent)  # what is removed behind it must not be gone before it is there
     except OSError as err:
         if err.filename is not None and part not in (name := Path(err.filename), *name.parents):
             raise  # another file than ours

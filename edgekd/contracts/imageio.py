@@ -10,10 +10,11 @@ damage are not accepted.
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -27,8 +28,8 @@ from edgekd.errors import ImageError
 #: GDAL keeps decoded and unwritten blocks in a cache that by default may take 5 % of the
 #: machine's memory; a fixed bound (in bytes: rasterio passes it on as such) keeps the memory of a
 #: run independent of the scene.
+_CACHE_BYTES = 32 << 20
 _GDAL_OPTIONS = {
-    "GDAL_CACHEMAX": 32 << 20,
     "GDAL_ERROR_ON_LIBJPEG_WARNING": True,
     "GDAL_VRT_ENABLE_PYTHON": "NO",
 }
@@ -52,12 +53,39 @@ UInt8Array = npt.NDArray[np.uint8]
 BoolArray = npt.NDArray[np.bool_]
 
 
+_CACHE = threading.Lock()
+_CACHE_WANTED: list[int] = []  # bytes, of everybody who is inside
+_CACHE_BEFORE = [0]  # bytes, what the application had
+
+
 @contextlib.contextmanager
-def gdal_environment() -> Iterator[Any]:
-    """The rasterio module inside an environment with bounded cache and strict decoding."""
+def gdal_environment(
+    options: Mapping[str, str] = MappingProxyType({}), cache_bytes: int = _CACHE_BYTES
+) -> Iterator[Any]:
+    """The rasterio module inside an environment with bounded cache and strict decoding.
+
+    The cache is the process's: while anybody is inside it has the least size that anybody wants,
+    and the last one out gives back what the application had. Other options are this thread's.
+
+    Args:
+        options: further ones of GDAL.
+        cache_bytes: of decoded and unwritten blocks.
+    """
     rasterio = require("rasterio", "geo", "read and write images and scenes")
-    with rasterio.Env(**_GDAL_OPTIONS):
-        yield rasterio
+    from rasterio.env import get_gdal_config, set_gdal_config
+
+    with rasterio.Env(**_GDAL_OPTIONS, **options):
+        with _CACHE:
+            if not _CACHE_WANTED:
+                _CACHE_BEFORE[0] = int(get_gdal_config("GDAL_CACHEMAX"))
+            _CACHE_WANTED.append(cache_bytes)
+            set_gdal_config("GDAL_CACHEMAX", min(_CACHE_WANTED))
+        try:
+            yield rasterio
+        finally:
+            with _CACHE:
+                _CACHE_WANTED.remove(cache_bytes)
+                set_gdal_config("GDAL_CACHEMAX", min(_CACHE_WANTED, default=_CACHE_BEFORE[0]))
 
 
 def open_quietly(rasterio: Any, path: Path, *arguments: Any, **options: Any) -> Any:

@@ -5,9 +5,11 @@ loses nothing and does nothing twice:
 
 * ``IN/name`` is waiting (or still arriving: it is taken when it has stopped changing);
 * ``OUT/.name.edgekd`` beside it: begun, and gone on with after a restart;
-* ``OUT/name.tif`` is there: its results are whole (the map carries the name, size and time of the
-  file that it was made of, so that a result is never taken for that of another file);
-* ``IN/done/name``, or ``IN/failed/name`` beside ``IN/failed/name.txt``, which says why.
+* ``OUT/name.tif`` is there and that is not: its results are whole, since the map comes last (it
+  carries the name, size and time of the file that it was made of, so that a result is never taken
+  for that of another file);
+* ``IN/done/name``, or ``IN/failed/name`` beside ``IN/failed/name.txt``, which says why. World
+  files, masks and overviews beside a file go where it goes: the next of that name has its own.
 """
 
 from __future__ import annotations
@@ -23,8 +25,15 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.contracts.imageio import Nodata, gdal_environment, gdal_failures, open_quietly
-from edgekd.errors import CancelledError, GateError, ImageError, InputError, OutputError
-from edgekd.runtime.journal import journal_folder
+from edgekd.errors import (
+    CancelledError,
+    EdgeKDError,
+    GateError,
+    ImageError,
+    InputError,
+    OutputError,
+)
+from edgekd.runtime.journal import count_starts, discard_journal, journal_folder
 from edgekd.runtime.polygons import Outline
 from edgekd.runtime.session import SceneResult, Session
 
@@ -32,6 +41,13 @@ DONE, FAILED = "done", "failed"
 SUFFIXES = (".tif", ".tiff", ".vrt", ".png", ".jpg", ".jpeg", ".jp2", ".webp", ".bmp")
 _SOURCE_TAG = "EDGEKD_SCENE"
 _LOCK_NAME = ".edgekd-watch.lock"
+#: bytes that a name may have; results and temporary files have longer ones, 255 is the system's
+_MOST_NAME_BYTES = 190
+#: starts without a row of windows more, behind which a file is what kills the process
+_MOST_STARTS = 10
+#: what GDAL reads beside an image: by its whole name, and by its name without suffix
+_BESIDE = (".aux.xml", ".msk", ".msk.ovr", ".ovr")
+_BESIDE_STEM = (".wld", ".prj", ".tab")
 
 Say = Callable[[str], None]
 Stop = Callable[[], bool]
@@ -49,7 +65,7 @@ class Wanted:
     bands: list[int] | None = None
     overlap_px: int | None = None
     nodata: Nodata = "auto"
-    scale: Sequence[tuple[float, float]] | None = None
+    scale: Sequence[tuple[float, float]] | tuple[float, float] | None = None
     scores: bool = False
     polygons: str | None = None
     summary: bool = False
@@ -105,6 +121,7 @@ def run_folder(
         raise InputError(
             f"{inputs} holds no image (looked for {', '.join(SUFFIXES)}); give another folder"
         )
+    _require_own_results(files, wanted)
     _make(outputs)
     tally = Tally()
     for number, path in enumerate(files, start=1):
@@ -115,9 +132,11 @@ def run_folder(
         except CancelledError:
             tally.stopped = True
             break
-        except (ImageError, GateError) as err:
-            tally.failed[path.name] = str(err)
-            say(f"failed: {err}")
+        except OutputError:
+            raise
+        except Exception as err:  # noqa: BLE001 (told; the files behind it have their turn)
+            tally.failed[path.name] = _fault(err)
+            say(f"failed: {tally.failed[path.name]}")
             continue
         tally.done.append(str(output))
     return tally
@@ -155,6 +174,11 @@ def watch(
             or another watch writes there.
     """
     _require_apart(inputs, outputs)
+    for place in (inputs / DONE, inputs / FAILED):
+        if outputs.resolve().is_relative_to(place.resolve()):
+            raise InputError(
+                f"{outputs} is where files go that are {place.name}; give results another folder"
+            )
     tally = Tally()
     seen: dict[str, tuple[tuple[int, int], float]] = {}
     with _alone(outputs):
@@ -191,25 +215,50 @@ def _take(
         identity = _identity(path)
     except FileNotFoundError:
         return  # somebody took it away
-    output = _free_result(outputs, path, identity)
-    if _made_of(output) != identity:
+    if len(os.fsencode(path.name)) > _MOST_NAME_BYTES:
+        _fail(path, inputs, f"its name has more than {_MOST_NAME_BYTES} bytes", tally, say)
+        return
+    output = _free_result(outputs, path, identity, wanted)
+    if _made_of(output) != identity or journal_folder(output).exists():
         try:
+            if count_starts(output) >= _MOST_STARTS:
+                raise ImageError(
+                    f"{path}: {_MOST_STARTS} starts ended in it without getting further; was the "
+                    "process killed for the memory that it takes?"
+                )
             result = _run(session, path, output, wanted, stop, resume=True, source=identity)
-        except (ImageError, GateError) as err:
+        except (CancelledError, OutputError):
+            raise
+        except Exception as err:
+            if isinstance(err, EdgeKDError) and not isinstance(err, ImageError | GateError):
+                raise
             if not path.exists():
                 return
             if _identity(path) != identity:
                 say(f"{path.name} changed while it was read; waiting for it")
-                _discard(output)
+                discard_journal(output)
                 return
-            tally.failed[path.name] = str(err)
-            _set_aside(path, inputs / FAILED, str(err))
-            _discard(output)
-            say(f"failed: {path.name}: {err}")
+            _fail(path, inputs, _fault(err), tally, say)
+            discard_journal(output)
             return
         say(f"done: {path.name} -> {output.name}, {result.total_s:.1f} s")
-    _move(path, inputs / DONE)
     tally.done.append(str(output))
+    with contextlib.suppress(FileNotFoundError):
+        if _identity(path) == identity:  # otherwise a new one has come in its place
+            _move(path, inputs / DONE)
+
+
+def _fail(path: Path, inputs: Path, reason: str, tally: Tally, say: Say) -> None:
+    tally.failed[path.name] = reason
+    _set_aside(path, inputs / FAILED, reason)
+    say(f"failed: {path.name}: {reason}")
+
+
+def _fault(err: Exception) -> str:
+    """What a person reads of it."""
+    if isinstance(err, EdgeKDError):
+        return str(err)
+    return f"unexpected {type(err).__name__}: {err}; this is a fault in edgekd, please report it"
 
 
 def _run(
@@ -244,7 +293,8 @@ def _run(
         # Another version of the program, the bundle or the file began it: its rows cannot be used.
         if source and "--restart" in str(err) and not isinstance(err, ImageError | OutputError):
             return session.run_scene(path, output, restart=True, **options)
-        if source and isinstance(err, ImageError) and "holds other pixels" in str(err):
+        other = isinstance(err, ImageError) and "holds other pixels" in str(err)
+        if source and other and _identity(path) == source:
             return session.run_scene(path, output, restart=True, **options)
         raise
 
@@ -266,13 +316,17 @@ def _made_of(output: Path) -> str | None:
             return ""
 
 
-def _free_result(outputs: Path, path: Path, identity: str) -> Path:
+def _free_result(outputs: Path, path: Path, identity: str, wanted: Wanted) -> Path:
     """Where the result goes: beside results of other files that had the same name."""
     name = _result_name(path)
     number = 1
     while True:
         place = outputs / (name if number == 1 else f"{name.removesuffix('.tif')}-{number}.tif")
-        if _made_of(place) in (None, identity):
+        made_of = _made_of(place)
+        begun = made_of is None and journal_folder(place).exists()
+        if made_of == identity or begun:
+            return place
+        if not any(item.exists() for item in _results(place, wanted)):
             return place
         number += 1
 
@@ -281,20 +335,55 @@ def _result_name(path: Path) -> str:
     return path.name if path.suffix == ".tif" else f"{path.name}.tif"
 
 
+def _results(output: Path, wanted: Wanted) -> list[Path]:
+    """All files that are made of one image."""
+    ends = [".tif", *([".scores.tif"] if wanted.scores else []),
+            *([wanted.polygons] if wanted.polygons else []),
+            *([".json"] if wanted.summary else [])]  # fmt: skip
+    return [output.with_name(output.name.removesuffix(".tif") + end) for end in ends]
+
+
+def _require_own_results(files: list[Path], wanted: Wanted) -> None:
+    owner: dict[str, Path] = {}
+    for path in files:
+        for result in _results(Path(_result_name(path)), wanted):
+            other = owner.setdefault(result.name, path)
+            if other != path:
+                raise InputError(
+                    f"{other.name} and {path.name} would both give {result.name}; rename one"
+                )
+
+
 def _set_aside(path: Path, folder: Path, reason: str) -> None:
     """Move a bad file; what says why is there before it is."""
     place = _free(folder, path.name)
-    note = place.with_name(place.name + ".txt")
+    short = os.fsencode(place.name)[:_MOST_NAME_BYTES].decode(errors="ignore")
+    note = place.with_name(f"{short}.txt")
     part = note.with_name(f".{note.name}.part")
     with _writing(folder):
-        part.write_text(reason + "\n", encoding="utf-8")
+        part.write_text(reason + "\n", encoding="utf-8", errors="surrogateescape")
         part.replace(note)
-        path.replace(place)
+    _move_to(path, place)
 
 
 def _move(path: Path, folder: Path) -> None:
-    place = _free(folder, path.name)
-    with _writing(folder), contextlib.suppress(FileNotFoundError):
+    _move_to(path, _free(folder, path.name))
+
+
+def _move_to(path: Path, place: Path) -> None:
+    """Move an image, and before it what says where it lies and what it masks."""
+    with _writing(place.parent), contextlib.suppress(FileNotFoundError):
+        for end in _BESIDE:
+            beside = path.with_name(path.name + end)
+            if os.path.isfile(beside):  # noqa: PTH113 (a name may be too long for it)
+                beside.replace(place.with_name(place.name + end))
+        kind = path.suffix.lower().lstrip(".")
+        ends = [f".{kind[0]}{kind[-1]}w", f".{kind}w"]
+        if not any(other.stem == path.stem and other != path for other in _files(path.parent)):
+            ends += _BESIDE_STEM
+        for beside in list(path.parent.iterdir()):
+            if beside.stem == path.stem and beside.suffix.lower() in ends and beside.is_file():
+                beside.replace(place.with_name(place.stem + beside.suffix))
         path.replace(place)
 
 
@@ -315,12 +404,6 @@ def _writing(folder: Path) -> Iterator[None]:
         raise
     except OSError as err:
         raise OutputError(f"{folder} cannot be written: {err.strerror or err}") from err
-
-
-def _discard(output: Path) -> None:
-    import shutil
-
-    shutil.rmtree(journal_folder(output), ignore_errors=True)
 
 
 def _files(folder: Path) -> Iterator[Path]:

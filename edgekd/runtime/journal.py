@@ -30,7 +30,7 @@ from edgekd.contracts.artifacts import canonical_json
 from edgekd.contracts.imageio import UInt8Array
 from edgekd.errors import InputError, OutputError
 
-JOB_NAME, ROWS_NAME = "job.json", "rows"
+JOB_NAME, ROWS_NAME, STARTS_NAME = "job.json", "rows", "starts"
 #: rows that are compressed together
 BLOCK_ROWS = 64
 #: kind; first row, rows, first column, columns; bytes of classes, bytes of scores
@@ -38,6 +38,13 @@ _HEAD = struct.Struct("<4sIIIIII")
 _CRC = struct.Struct("<I")
 #: what the caller looks into: a scene that was fetched again may be the same
 _MAY_CHANGE = ("scene_mtime_ns",)
+#: what a person calls it; of several differences the first is told, which the others follow from
+_WORDS = {
+    "edgekd": "version of edgekd", "scene": "scene", "size_px": "size of the scene",
+    "manifest_sha256": "bundle", "model_sha256": "model", "backend": "backend",
+    "bands": "choice of bands", "overlap_px": "overlap", "panel_px": "layout of the scene's file",
+    "concurrent": "way to call the model, several at once or one (--streams)",
+}  # fmt: skip
 _PIECE, _COMMIT = b"EKP2", b"EKC2"
 #: a class map shrinks as well as it needs to, in two thirds of the time of the usual level
 _LEVEL = 1
@@ -102,6 +109,28 @@ def journal_folder(output: Path) -> Path:
     return output.with_name(f".{output.name}.edgekd")
 
 
+def count_starts(output: Path) -> int:
+    """How often a run of this output was begun since it last got a row of windows further."""
+    try:
+        return (journal_folder(output) / STARTS_NAME).stat().st_size
+    except OSError:
+        return 0
+
+
+def discard_journal(output: Path) -> None:
+    """Remove the journal of an output. It goes at once, by its name: a kill leaves no half."""
+    folder, gone = journal_folder(output), _gone(output)
+    shutil.rmtree(gone, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _gone(output: Path) -> Path:
+    """Where a journal lies while it is removed."""
+    return journal_folder(output).with_suffix(".gone")
+
+
 class Journal:
     """The journal of one output; use it in a ``with`` block.
 
@@ -140,6 +169,7 @@ class Journal:
         try:
             self._lock()
             place = self.folder / JOB_NAME
+            shutil.rmtree(_gone(output), ignore_errors=True)  # of a run that was killed at its end
             if restart:
                 self._clear()
             known = self._read_job(place)
@@ -165,7 +195,10 @@ class Journal:
                 self._require_same(job)
                 with self._writing():
                     self._file.truncate(self._end)
+                    self._sweep(JOB_NAME, STARTS_NAME)  # what a kill left of products
                 self.state.attempts += 1
+            with self._writing(), (self.folder / STARTS_NAME).open("ab") as starts:
+                starts.write(b".")
             self._file.seek(self._end)
         except BaseException:
             self._file.close()
@@ -185,9 +218,12 @@ class Journal:
     def _clear(self) -> None:
         with self._writing():
             self._file.truncate(0)
-            for item in self.folder.iterdir():
-                if item.name != ROWS_NAME:
-                    item.unlink()
+            self._sweep()
+
+    def _sweep(self, *kept: str) -> None:
+        for item in self.folder.iterdir():
+            if item.name not in (ROWS_NAME, *kept):
+                item.unlink()
 
     def _read_job(self, place: Path) -> dict[str, Any] | None:
         try:
@@ -205,10 +241,11 @@ class Journal:
         return job
 
     def _require_same(self, job: dict[str, Any]) -> None:
-        for key in sorted({*job, *self.earlier}):
+        order = [*_WORDS, *sorted({*job, *self.earlier} - {*_WORDS})]
+        for key in order:
             if key not in _MAY_CHANGE and job.get(key) != self.earlier.get(key):
                 raise InputError(
-                    f"the earlier run of {self.output} had another {key} "
+                    f"the earlier run of {self.output} had another {_WORDS.get(key, key)} "
                     f"({_short(self.earlier.get(key))}, now {_short(job.get(key))}), so its rows "
                     "cannot be used; give the same, or begin again with --restart (restart=True)"
                 )
@@ -277,6 +314,7 @@ class Journal:
         with self._writing():
             self._file.flush()
             os.fsync(self._file.fileno())
+            (self.folder / STARTS_NAME).write_bytes(b"")
         self._end = self._file.tell()
         self.state = replace(state, read=[*self.state.read, *state.read])
 
@@ -350,7 +388,7 @@ class Journal:
 
     def discard(self) -> None:
         """Remove it: the output is there, or nothing was done that is worth keeping."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        discard_journal(self.output)
 
     def close(self) -> None:
         """Give the lock back; safe to call twice."""

@@ -96,7 +96,7 @@ def map_scene(
     bands: list[int] | None = None,
     overlap_px: int | None = None,
     nodata: Nodata = "auto",
-    scale: Sequence[tuple[float, float]] | None = None,
+    scale: Sequence[tuple[float, float]] | tuple[float, float] | None = None,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
     resume: bool = False,
@@ -121,6 +121,11 @@ def map_scene(
                         session, source, infer, geometry, streams, journal, products,
                         progress, cancel,
                     )  # fmt: skip
+                if _stamp(src) != (job["scene_bytes"], job["scene_mtime_ns"]):
+                    with Raster(src, nodata) as now:  # it changed, or only its time did
+                        RasterSource(now, bands, session.channels, scale).require_unchanged(
+                            journal.state.read
+                        )
                 give_back_memory()
                 start = time.perf_counter()
                 about = {
@@ -202,13 +207,22 @@ def _job(
         "nodata_rule": raster.nodata_rule,
         "manifest_sha256": session.manifest_sha256,
         "model_sha256": session.manifest.files[session.model],
-        "backend": session.backend.details,
+        # a graph computes the same; it may be given up while a scene is run
+        "backend": {k: v for k, v in session.backend.details.items() if k != "cuda_graph"},
         "concurrent": streams > 1,
         "overlap_px": geometry.overlap_px,
         "blend": geometry.blend,
         "panel_px": panel_px(source),
         "confidence": products.confidence,
     }
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def _tags(session: Session) -> dict[str, str]:

@@ -38,6 +38,17 @@ _BLOCK_PX, _BLOCK_ROWS = 256, 64
 _COG_BLOCK_PX = 512
 #: while a map is copied, each of its blocks passes once
 _COPY_CACHE_BYTES = 8 << 20
+#: What decides the bytes of a map is not left to the environment: GDAL takes any of these from
+#: there, and looks for no overview beside a file where it may not read the folder.
+_MAP_OPTIONS = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "FALSE",
+    "GDAL_TIFF_ENDIANNESS": "LITTLE",
+    "GDAL_TIFF_OVR_BLOCKSIZE": str(_COG_BLOCK_PX),
+    "COMPRESS_OVERVIEW": "DEFLATE",
+    "PREDICTOR_OVERVIEW": "1",
+    "ZLEVEL_OVERVIEW": "6",
+    "PHOTOMETRIC_OVERVIEW": "",
+}
 #: that compress it; the bytes are the same with any number
 _THREADS = "ALL_CPUS"
 #: confidence 1.0; 255 is no data
@@ -129,9 +140,9 @@ def code_scores(confidence: npt.NDArray[np.float32]) -> UInt8Array:
     return codes
 
 
-class MapWriter:
-    """Takes rows from top to bottom, and hands them thinned to the next level; see
-    :func:`create_map`.
+class _Level:
+    """The map or an overview of it as a plain file: takes rows from top to bottom, and hands them
+    thinned to the next level.
 
     Attributes:
         checksums: CRC-32 of each column of blocks of the COG.
@@ -153,7 +164,7 @@ class MapWriter:
         self._filled = 0
         self._row = 0
         self.checksums = [0] * len(range(0, self._width, _COG_BLOCK_PX))
-        self.below: MapWriter | None = None
+        self.below: _Level | None = None
 
     def write(self, rows: UInt8Array) -> None:
         """Append rows ``(n, width)`` uint8; whole blocks go to disk.
@@ -204,6 +215,85 @@ class MapWriter:
             raise GateError(f"{self._path}: {self._row} rows came, the map has {self._height}")
         if self.below is not None:
             self.below.finish()
+
+
+class MapWriter:
+    """Takes the rows of a map from top to bottom; see :func:`create_map`."""
+
+    def __init__(
+        self,
+        rasterio: Any,
+        path: Path,
+        part: Path,
+        plain: Path,
+        size: tuple[int, int],
+        profile: dict[str, Any],
+        look: Look,
+        georeference: Raster | None,
+    ) -> None:
+        self._rasterio, self._path, self._part, self._plain = rasterio, path, part, plain
+        self._failure = gdal_failures(rasterio)
+        self._files: list[Path] = []
+        self._levels: list[_Level] = []
+        self._open = contextlib.ExitStack()
+        self._bytes = 0
+        for level, (rows, columns) in enumerate(_sizes(*size)):
+            # GDAL finds the overview of a file, and that of an overview, by this name
+            self._files.append(plain.with_name(plain.name + ".ovr" * level))
+            dataset = self._open.enter_context(
+                open_quietly(rasterio, self._files[-1], "w", height=rows, width=columns, **profile)
+            )
+            self._levels.append(_Level(dataset, rasterio, self._failure, path, look.thin))
+            if level:
+                self._levels[-2].below = self._levels[-1]
+            else:
+                _describe(dataset, look, georeference)
+
+    def write(self, rows: UInt8Array) -> None:
+        """Append rows ``(n, width)`` uint8.
+
+        Raises:
+            OutputError: the disk is full or the file cannot be written.
+            GateError: more rows than the map has.
+        """
+        self._levels[0].write(rows)
+
+    def complete(self) -> int:
+        """Make the whole file of what was written, and read it back; its bytes. It gets its name
+        when the ``with`` block ends.
+
+        Raises:
+            OutputError: the disk is full or the file cannot be written.
+            GateError: rows are missing.
+        """
+        if self._bytes:
+            return self._bytes
+        self._levels[0].finish()
+        try:
+            self._open.close()
+            with gdal_environment(cache_bytes=_COPY_CACHE_BYTES):
+                _as_cog(self._rasterio, self._plain, self._part)
+                count = _count_levels(self._rasterio, self._part)
+                found = [_checksums(self._rasterio, self._part, level) for level in range(count)]
+        except self._failure as err:
+            raise OutputError(
+                f"{self._path} cannot be written ({cause_text(err)}); is the disk full?"
+            ) from err
+        self._remove()
+        if found != [level.checksums for level in self._levels]:
+            raise OutputError(f"{self._path} cannot be written: it reads back differently")
+        self._bytes = self._part.stat().st_size
+        return self._bytes
+
+    def close(self) -> None:
+        """Drop what is no part of the file."""
+        with contextlib.suppress(*self._failure):  # of a file that nobody wants any more
+            self._open.close()
+        self._remove()
+
+    def _remove(self) -> None:
+        for file in self._files:
+            file.unlink(missing_ok=True)
 
 
 def require_map_place(path: Path, scene: Path | None) -> None:
@@ -257,42 +347,19 @@ def create_map(
         profile["crs"] = georeference.crs
         if georeference.transform is not None:
             profile["transform"] = georeference.transform
-    with gdal_environment() as rasterio, publish_file(path) as part:
-        failure = gdal_failures(rasterio)
+    with gdal_environment(_MAP_OPTIONS) as rasterio, publish_file(path) as part:
         plain = part.with_name(part.name + ".plain") if scratch is None else scratch / part.name
-        files = [plain]
         try:
-            with contextlib.ExitStack() as stack:
-                writers: list[MapWriter] = []
-                for level, (rows, columns) in enumerate(_sizes(height, width)):
-                    if level:  # GDAL finds the overview of a file, and that of an overview, so
-                        files.append(files[-1].with_name(files[-1].name + ".ovr"))
-                    dataset = stack.enter_context(
-                        open_quietly(
-                            rasterio, files[-1], "w", height=rows, width=columns, **profile
-                        )
-                    )
-                    writers.append(MapWriter(dataset, rasterio, failure, path, look.thin))
-                    if level:
-                        writers[-2].below = writers[-1]
-                    else:
-                        _describe(dataset, look, georeference)
-                yield writers[0]
-                writers[0].finish()
-            _as_cog(rasterio, plain, part)
-            found = [
-                _checksums(rasterio, part, level) if level < len(writers) else []
-                for level in range(_levels(rasterio, part))
-            ]
-        except failure as err:
+            writer = MapWriter(
+                rasterio, path, part, plain, (height, width), profile, look, georeference
+            )
+        except gdal_failures(rasterio) as err:
             raise OutputError(
                 f"{path} cannot be written ({cause_text(err)}); is the disk full?"
             ) from err
-        finally:
-            for file in files:
-                file.unlink(missing_ok=True)
-        if found != [writer.checksums for writer in writers]:
-            raise OutputError(f"{path} cannot be written: it reads back differently")
+        with contextlib.closing(writer):
+            yield writer
+            writer.complete()
 
 
 def _sizes(height: int, width: int) -> list[tuple[int, int]]:
@@ -320,7 +387,7 @@ def _as_cog(rasterio: Any, plain: Path, part: Path) -> None:
 
     from rasterio.shutil import copy
 
-    with rasterio.Env(GDAL_CACHEMAX=_COPY_CACHE_BYTES), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         copy(
             plain,
@@ -328,13 +395,16 @@ def _as_cog(rasterio: Any, plain: Path, part: Path) -> None:
             driver="COG",
             COMPRESS="DEFLATE",
             LEVEL=6,
+            PREDICTOR="NO",
+            OVERVIEW_COMPRESS="DEFLATE",
+            OVERVIEW_PREDICTOR="NO",
             BLOCKSIZE=_COG_BLOCK_PX,
             BIGTIFF="IF_SAFER",
             NUM_THREADS=_THREADS,
         )
 
 
-def _levels(rasterio: Any, path: Path) -> int:
+def _count_levels(rasterio: Any, path: Path) -> int:
     with open_quietly(rasterio, path) as dataset:
         return 1 + len(dataset.overviews(1))
 
@@ -344,11 +414,7 @@ def _checksums(rasterio: Any, path: Path, level: int) -> list[int]:
     map, the others its overviews."""
     found = []
     options = {"overview_level": level - 1} if level else {}
-    # each block is wanted once: a cache would only fill
-    with (
-        rasterio.Env(GDAL_CACHEMAX=1 << 20),
-        open_quietly(rasterio, path, **options) as dataset,
-    ):
+    with open_quietly(rasterio, path, **options) as dataset:
         step = _COG_BLOCK_PX
         for x in range(0, dataset.width, step):
             total = 0

@@ -175,7 +175,8 @@ def finish(
     tags: dict[str, str],
     about: dict[str, Any],
 ) -> Figures:
-    """Write every product from the journal's rows, the map last.
+    """Write every product from the journal's rows; the map gets its name last, so that where it is
+    everything is.
 
     The same rows give the same bytes, so this can be done again after a kill.
 
@@ -223,13 +224,15 @@ def finish(
                 f"{covered} pixels have a class, {valid} hold data and {figures.nodata} are nodata "
                 f"of {height * width}: the map was dropped"
             )
-    if products.summary is not None:
-        write_json(products.summary, _summary(raster, products, figures, about))
-    figures.file_bytes = {
-        name: path.stat().st_size
-        for name in ("map", "scores", "polygons", "summary")
-        if (path := getattr(products, name)) is not None
-    }
+        sizes = {"map": writer.complete()}
+        if scores is not None:
+            sizes["scores"] = scores.complete()
+        if products.polygons is not None:
+            sizes["polygons"] = products.polygons.stat().st_size
+        if products.summary is not None:
+            write_json(products.summary, _summary(raster, figures, sizes, about))
+            sizes["summary"] = products.summary.stat().st_size
+        figures.file_bytes = sizes
     return figures
 
 
@@ -246,15 +249,10 @@ def _joined(journal: Journal) -> Iterator[tuple[int, UInt8Array]]:
 
 
 def _summary(
-    raster: Raster, products: Products, figures: Figures, about: dict[str, Any]
+    raster: Raster, figures: Figures, sizes: dict[str, int], about: dict[str, Any]
 ) -> dict[str, Any]:
     """The smallest product: what is where, how sure the model was, what it costs to send."""
     valid = sum(figures.class_pixels.values())
-    sizes = {
-        name: path.stat().st_size
-        for name in ("map", "scores", "polygons")
-        if (path := getattr(products, name)) is not None
-    }
     before = raster.path.stat().st_size
     return {
         "schema": SUMMARY_SCHEMA,

@@ -6,7 +6,7 @@ import contextlib
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -91,7 +91,7 @@ class RasterSource:
         raster: Raster,
         bands: list[int] | None,
         channels: int,
-        scale: Sequence[tuple[float, float]] | None = None,
+        scale: Sequence[tuple[float, float]] | tuple[float, float] | None = None,
     ) -> None:
         self._raster = raster
         self.bands = raster.choose_bands(bands, channels)
@@ -178,11 +178,18 @@ def _crc(pixels: UInt8Array) -> int:
 
 
 def _checked_scale(
-    scale: Sequence[tuple[float, float]] | None, channels: int
+    scale: Sequence[tuple[float, float]] | tuple[float, float] | None, channels: int
 ) -> list[tuple[float, float]] | None:
     if scale is None:
         return None
-    pairs = [(float(low), float(high)) for low, high in scale]
+    try:
+        given: Any = scale
+        alone = len(given) == 2 and all(isinstance(item, int | float) for item in given)
+        pairs = [(float(low), float(high)) for low, high in ([given] if alone else given)]
+    except (TypeError, ValueError) as err:
+        raise InputError(
+            f"scale is (low, high), or one such pair for each band, received {scale!r}"
+        ) from err
     if len(pairs) == 1:
         pairs *= channels
     if len(pairs) != channels:

@@ -28,7 +28,7 @@ from edgekd.contracts.optional import available
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.trust import Requirement, Signers, requirements
 from edgekd.contracts.windows import axis_starts
-from edgekd.errors import BundleError, GateError, InputError
+from edgekd.errors import BundleError, GateError, InputError, OutputError
 from edgekd.runtime.backends.base import Backend
 from edgekd.runtime.bundle import Bundle, open_bundle
 from edgekd.runtime.bundle import read_manifest as read_manifest
@@ -196,7 +196,7 @@ class Session:
         progress: Progress | None = None,
         nodata: Nodata = "auto",
         *,
-        scale: Sequence[tuple[float, float]] | None = None,
+        scale: Sequence[tuple[float, float]] | tuple[float, float] | None = None,
         scores: str | Path | None = None,
         polygons: str | Path | None = None,
         summary: str | Path | None = None,
@@ -219,8 +219,8 @@ class Session:
             progress: called with (windows done, windows planned).
             nodata: what counts as a pixel without data, see
                 :class:`~edgekd.contracts.imageio.Raster`; the result says what was done.
-            scale: (low, high) for each band, or one for all, that become 0 and 255; needed for
-                pixels of more than 8 bits.
+            scale: ``(low, high)``, which become 0 and 255, or a list of such pairs, one for each
+                band; needed for pixels of more than 8 bits.
             scores: GeoTIFF of the confidence, value / 254, 255 is no data.
             polygons: ``.gpkg`` or ``.geojson`` to write; ``outline`` says how they are drawn.
             summary: JSON of areas, confidences and sizes.
@@ -243,6 +243,11 @@ class Session:
             summary=None if summary is None else Path(summary),
             outline=outline or Outline(),
         )
+        for path in products.paths():
+            if path.resolve().is_relative_to(self.path.resolve()):
+                raise OutputError(
+                    f"{path} is in the bundle, which is sealed as it is; write it elsewhere"
+                )
         return map_scene(
             self, Path(src), products, bands=bands, overlap_px=overlap_px, nodata=nodata,
             scale=scale, progress=progress, cancel=cancel, resume=resume, restart=restart,

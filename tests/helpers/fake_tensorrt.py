@@ -283,12 +283,10 @@ def fake_tensorrt(version: str, record: Record | None = None) -> types.ModuleTyp
             self._addresses: dict[str, int] = {}
             self._shapes = {n: s for n, s in engine._shapes.items() if n in engine._inputs}
             self._memory = 0
-            #: NVIDIA: before 10, a profile of dynamic shapes is one context's, unless built shared
-            alone = any(-1 in self._engine._shapes[name] for name in self._engine._inputs)
-            self._profiled = engine._shared or not alone or not engine._contexts
+            #: NVIDIA: of several contexts the first alone has profile 0 by itself before 10
+            alone = version != "8.6" or not engine._contexts
+            self._profiled = alone or not any(-1 in engine._shapes[n] for n in engine._inputs)
             engine._contexts.add(self)
-            if not self._profiled:
-                log.log(ILogger.ERROR, "Profile 0 has been chosen by another IExecutionContext")
             #: counts what a recorded graph must not survive
             self._changes = 0
             self._warm = False
@@ -314,6 +312,22 @@ def fake_tensorrt(version: str, record: Record | None = None) -> types.ModuleTyp
                 self._shapes[name] = tuple(shape)
                 self._changes += 1
                 self._warm = False
+            return True
+
+        @property
+        def active_optimization_profile(self) -> int:
+            return 0 if self._profiled else -1
+
+        def set_optimization_profile_async(self, index: int, handle: int) -> bool:
+            assert index == 0 and handle in module._gpu.streams  # type: ignore[attr-defined]
+            if not self._engine._shared:
+                self._log.log(
+                    ILogger.ERROR,
+                    "Profile 0 has been chosen by another IExecutionContext. Use another "
+                    "profileIndex or destroy the IExecutionContext that use this profile.",
+                )
+                return False
+            self._profiled = True
             return True
 
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:

@@ -89,7 +89,8 @@ def probabilities(
                 part = power / power.sum(axis=0)
             else:
                 part = np.full((classes, tile // stride, tile // stride), 1 / classes)
-            place = np.s_[y // stride : (y + tile) // stride, x // stride : (x + tile) // stride]
-            total[(slice(None), *place)] += part * window
-            weight[place] += window
+            at_y = slice(y // stride, (y + tile) // stride)
+            at_x = slice(x // stride, (x + tile) // stride)
+            total[:, at_y, at_x] += part * window
+            weight[at_y, at_x] += window
     return bilinear(total / weight, stride)[:, :height, :width]

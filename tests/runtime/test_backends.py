@@ -278,7 +278,8 @@ def test_several_inputs_and_outputs_of_any_rank_and_type(
             for name, value in expected.items():
                 assert answers[name].dtype == backend.output_dtypes[name], name
                 assert answers[name].shape == value.shape, name
-                np.testing.assert_allclose(answers[name], value, rtol=1e-6, err_msg=name)
+                # a mean of 48 values near 1 is summed in any order: 48 roundings of 6e-8, over 48
+                np.testing.assert_allclose(answers[name], value, 1e-6, 6e-8, err_msg=name)
 
 
 @pytest.mark.parametrize(

@@ -282,3 +282,197 @@ def test_sigterm_ends_it_cleanly_and_kill_loses_nothing(bundle: Path, tmp_path: 
             tag = {"EDGEKD_SCENE": folder._identity(done / name)}
             session.run_scene(done / name, tmp_path / "alone.tif", tags=tag)
             assert (tmp_path / "alone.tif").read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does: nothing catches it."""
+
+
+FULL = Wanted(scores=True, polygons=".gpkg", summary=True)
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["products.write_json", "journal.discard_journal", "folder._move_to", "mapping.finish"],
+)
+def test_a_kill_at_the_end_loses_no_result(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The map comes last, and while a journal is there the file is not done."""
+    (tmp_path / "in").mkdir()
+    scene(tmp_path / "in" / "a.tif")
+    watch(session, tmp_path / "in", tmp_path / "whole", FULL, settle_s=0, poll_s=0.01, once=True)
+    (tmp_path / "in" / "done" / "a.tif").rename(tmp_path / "in" / "a.tif")
+
+    def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"edgekd.runtime.{where}", kill)
+        with pytest.raises(Killed):
+            watch(session, tmp_path / "in", tmp_path / "out", FULL, settle_s=0, once=True)
+    assert (tmp_path / "in" / "a.tif").exists()
+    tally = watch(session, tmp_path / "in", tmp_path / "out", FULL, settle_s=0, once=True)
+    assert len(tally.done) == 1 and not tally.failed
+    whole = {item.name: item for item in (tmp_path / "whole").iterdir()}
+    found = {item.name: item for item in (tmp_path / "out").iterdir()}
+    assert set(found) == set(whole) and "a.json" in found
+    for name in ("a.tif", "a.scores.tif", "a.gpkg"):
+        assert found[name].read_bytes() == whole[name].read_bytes()
+
+
+def test_a_fault_of_ours_in_one_file_stops_none_behind_it(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number, name in enumerate(("a.tif", "b.tif", "c.tif")):
+        os.utime(scene(tmp_path / "in" / name, number), (number, number))
+    real = Session.run_scene
+
+    def run_scene(self: Session, src: Path, *given: object, **more: object) -> object:
+        if Path(src).name == "b.tif":
+            raise ValueError("size must be smaller")
+        return real(self, src, *given, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Session, "run_scene", run_scene)
+    told = run_folder(session, tmp_path / "in", tmp_path / "all", Wanted())
+    assert len(told.done) == 2 and list(told.failed) == ["b.tif"]
+    tally = quick(session, tmp_path)
+    assert names(tmp_path / "in" / "done") == ["a.tif", "c.tif"] and len(tally.done) == 2
+    reason = (tmp_path / "in" / "failed" / "b.tif.txt").read_text()
+    assert "unexpected ValueError: size must be smaller; this is a fault in edgekd" in reason
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(
+    session: Session, tmp_path: Path
+) -> None:
+    """No map of two scenes, and nothing in done that no map was made of."""
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    scene(inputs / "a.tif", 0, 600)
+    asked = []
+
+    def stop() -> bool:
+        asked.append(1)
+        if len(asked) == 20:
+            scene(tmp_path / "new.tif", 3, 600).replace(inputs / "a.tif")
+        return False
+
+    said: list[str] = []
+    tally = quick(session, tmp_path, stop=stop, say=said.append)
+    assert len(asked) > 40 and not tally.failed
+    assert any("changed while it was read" in line for line in said), said
+    made = [Path(item) for item in tally.done]
+    assert names(tmp_path / "out") == [made[-1].name] and len(made) == 1
+    session.run_scene(inputs / "done" / "a.tif", tmp_path / "alone.tif")
+    with rasterio.open(tmp_path / "alone.tif") as one, rasterio.open(made[-1]) as two:
+        np.testing.assert_array_equal(one.read(1), two.read(1))
+
+
+def test_a_file_that_is_only_touched_is_not_read_again(session: Session, tmp_path: Path) -> None:
+    path = scene(tmp_path / "a.tif", 0, 600)
+    asked = []
+
+    def cancel() -> bool:
+        asked.append(1)
+        if len(asked) == 5:
+            os.utime(path, (1, 1))
+        return False
+
+    session.run_scene(path, tmp_path / "m.tif", cancel=cancel)
+    session.run_scene(path, tmp_path / "n.tif")
+    with rasterio.open(tmp_path / "m.tif") as one, rasterio.open(tmp_path / "n.tif") as two:
+        np.testing.assert_array_equal(one.read(1), two.read(1))
+
+
+def test_what_lies_beside_a_file_goes_with_it(session: Session, tmp_path: Path) -> None:
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    place = "10\n0\n0\n-10\n500000\n6000000\n"
+    beside = {"a.tfw": place, "a.wld": place, "a.tif.aux.xml": "<PAMDataset/>",
+              "a.tif.msk.ovr": "x", "b.pgw": place, "c.wld": place}  # fmt: skip
+    left = ["a.txt", "b.tfw", "d.tif.part"]
+    for end in ("", "-2"):
+        scene(inputs / "a.tif")
+        scene(inputs / "c.jpg")
+        for name in ("b.png", "c.png", *left):
+            (inputs / name).write_text("broken")
+        for name, text in beside.items():
+            (inputs / name).write_text(text)
+        quick(session, tmp_path)
+        assert names(inputs) == sorted([*left, "done", "failed"])
+        done, failed = set(names(inputs / "done")), set(names(inputs / "failed"))
+        rests = (".tif", ".tfw", ".wld", ".tif.aux.xml", ".tif.msk.ovr")
+        assert {f"c{end}.jpg", *(f"a{end}{rest}" for rest in rests)} <= done
+        assert {f"b{end}.png", f"b{end}.pgw", f"c{end}.png"} <= failed
+        assert (f"c{end}.wld" in done) != (f"c{end}.wld" in failed)
+    with rasterio.open(tmp_path / "out" / "a.tif") as data:
+        assert data.transform.a == 10
+
+
+def test_results_of_two_files_never_share_a_name(session: Session, tmp_path: Path) -> None:
+    """``x.scores.tif`` is the map of one and the confidence of the other."""
+    inputs = tmp_path / "in"
+    wanted = Wanted(scores=True)
+    for order in (("x.scores.tif", "x.tif"), ("x.tif", "x.scores.tif")):
+        out = tmp_path / order[0]
+        inputs.mkdir(exist_ok=True)
+        for number, name in enumerate(order):
+            os.utime(scene(inputs / name, number), (number, number))
+        with pytest.raises(InputError, match=r"would both give x\.scores\.tif"):
+            run_folder(session, inputs, tmp_path / "no", wanted)
+        tally = watch(session, inputs, out, wanted, settle_s=0, poll_s=0.01, once=True)
+        assert len(set(tally.done)) == 2 and len(names(out)) == 4
+        for name in names(out):
+            with rasterio.open(out / name) as data:
+                assert data.descriptions == (
+                    ("class",) if str(out / name) in tally.done else ("confidence",)
+                )
+    for name in ("a.png", "a.png.tif"):
+        scene(inputs / name)
+    with pytest.raises(InputError, match=r"a\.png and a\.png\.tif would both give a\.png\.tif"):
+        run_folder(session, inputs, tmp_path / "no", Wanted())
+
+
+def test_a_name_that_leaves_no_room_is_set_aside(session: Session, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("é" * 120 + ".tif", "n" * 250 + ".tif", "m" * 186 + ".tif"):
+        scene(tmp_path / "s.tif").replace(tmp_path / "in" / name)
+    tally = watch(session, tmp_path / "in", tmp_path / "out", FULL, settle_s=0, once=True)
+    assert len(tally.done) == 1 and len(tally.failed) == 2
+    assert len(names(tmp_path / "in" / "failed")) == 4 and names(tmp_path / "in") == [
+        "done",
+        "failed",
+    ]
+    assert "more than 190 bytes" in next(iter(tally.failed.values()))
+
+
+def test_what_kills_the_process_each_time_is_set_aside(session: Session, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    scene(tmp_path / "in" / "a.tif", 0, 600)
+
+    def stop_after(count: int) -> Callable[[], bool]:
+        asked: list[int] = []
+
+        def stop() -> bool:
+            asked.append(1)
+            if len(asked) == count:
+                raise Killed
+            return False
+
+        return stop
+
+    for count in [20, *[5] * 10]:  # one gets somewhere, ten die in the same row
+        with pytest.raises(Killed):
+            quick(session, tmp_path, stop=stop_after(count))
+        assert (tmp_path / "in" / "a.tif").exists()
+    tally = quick(session, tmp_path)
+    assert "10 starts ended in it without getting further" in tally.failed["a.tif"]
+    assert names(tmp_path / "out") == [] and names(tmp_path / "in") == ["failed"]
+
+
+@pytest.mark.parametrize("place", ["done", "failed", "done/x"])
+def test_results_do_not_go_where_files_go(session: Session, tmp_path: Path, place: str) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(InputError, match="is where files go"):
+        watch(session, tmp_path / "in", tmp_path / "in" / place, Wanted(), once=True)

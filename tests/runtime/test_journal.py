@@ -16,7 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekd.errors import InputError, OutputError
-from edgekd.runtime.journal import ROWS_NAME, Commit, Journal, journal_folder
+from edgekd.runtime.journal import (
+    ROWS_NAME,
+    Commit,
+    Journal,
+    count_starts,
+    discard_journal,
+    journal_folder,
+)
 
 WIDTH = 37
 JOB = {"scene": "a.tif", "scene_mtime_ns": 1, "overlap_px": 8}
@@ -106,7 +113,7 @@ def test_an_earlier_run_needs_a_word(tmp_path: Path) -> None:
     fill(output, 2, False)
     with pytest.raises(InputError, match=r"did not end \(20 rows are done.*add --resume .*--resta"):
         Journal(output, JOB, WIDTH)
-    with pytest.raises(InputError, match=r"had another overlap_px \(8, now 9\).*--restart"):
+    with pytest.raises(InputError, match=r"had another overlap \(8, now 9\).*--restart"):
         Journal(output, JOB | {"overlap_px": 9}, WIDTH, resume=True)
     with pytest.raises(InputError, match="had another scale"):
         Journal(output, JOB | {"scale": [[0, 1]]}, WIDTH, resume=True)
@@ -194,3 +201,50 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="cannot be written"):
         Journal(tmp_path / "file" / "m.tif", JOB, WIDTH)
+
+
+def test_what_kills_left_in_the_folder_is_cleared(tmp_path: Path) -> None:
+    """Products are written in there, and a part of a large map takes room."""
+    output = tmp_path / "m.tif"
+    fill(output, 2, False)
+    (journal_folder(output) / ".m.123-ab.part.tif").write_bytes(b"x" * 1000)
+    (journal_folder(output) / ".m.123-ab.part.tif.ovr").write_bytes(b"x" * 1000)
+    state, _ = opened(output)
+    assert state.rows == 20
+    found = {item.name for item in journal_folder(output).iterdir()}
+    assert found == {"job.json", ROWS_NAME, "starts"}
+
+
+def test_a_journal_goes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill while it is removed leaves none, or none of its name."""
+    output = tmp_path / "m.tif"
+    fill(output, 2, False)
+    with monkeypatch.context() as patch:
+        real = shutil.rmtree
+
+        def half(path: Path, **_: object) -> None:
+            if Path(path).exists():
+                (Path(path) / ROWS_NAME).unlink()
+                raise KeyboardInterrupt
+
+        patch.setattr("edgekd.runtime.journal.shutil.rmtree", half)
+        with pytest.raises(KeyboardInterrupt):
+            discard_journal(output)
+        patch.setattr("edgekd.runtime.journal.shutil.rmtree", real)
+    assert not journal_folder(output).exists() and len(list(tmp_path.iterdir())) == 1
+    with Journal(output, JOB, WIDTH) as journal:
+        assert journal.state.rows == 0
+    assert [item.name for item in tmp_path.iterdir()] == [journal_folder(output).name]
+
+
+def test_starts_are_counted_until_one_gets_further(tmp_path: Path) -> None:
+    output = tmp_path / "m.tif"
+    assert count_starts(output) == 0
+    fill(output, 1, False)
+    assert count_starts(output) == 0, "it got somewhere"
+    for count in (1, 2, 3):
+        with Journal(output, JOB, WIDTH, resume=True) as journal:
+            assert count_starts(output) == count
+    with Journal(output, JOB, WIDTH, resume=True) as journal:
+        journal.commit(replace(journal.state, read=[]))
+    assert count_starts(output) == 0

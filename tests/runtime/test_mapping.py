@@ -231,8 +231,8 @@ def test_what_was_asked_must_be_the_same(tmp_path: Path, bundle: Path, scene: Pa
         with pytest.raises(InputError, match=r"did not end .*--resume"):
             session.run_scene(scene, tmp_path / "m.tif")
         for changes, words in (
-            ({"overlap_px": 0}, "another overlap_px"),
-            ({"bands": [3, 2, 1]}, "another bands"),
+            ({"overlap_px": 0}, "another overlap"),
+            ({"bands": [3, 2, 1]}, "another choice of bands"),
             ({"scale": [(0, 200)]}, "another scale"),
             ({"nodata": "none"}, "another nodata_rule"),
             ({"scores": tmp_path / "s.tif"}, "another confidence"),
@@ -240,11 +240,34 @@ def test_what_was_asked_must_be_the_same(tmp_path: Path, bundle: Path, scene: Pa
             with pytest.raises(InputError, match=words):
                 session.run_scene(scene, tmp_path / "m.tif", resume=True, **changes)
         other = write_raster(tmp_path / "other.tif", smooth_image(300, 190), **UTM)
-        with pytest.raises(InputError, match="another"):
+        with pytest.raises(InputError, match="had another scene "):
             session.run_scene(other, tmp_path / "m.tif", resume=True)
         session.run_scene(scene, tmp_path / "m.tif", resume=True)
     assert sorted(contents_of_files(tmp_path)) == ["in.tif", "m.tif", "other.tif"]
     assert not (tmp_path / ".m.tif.edgekd").exists()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "new.json", "sub/new.json"])
+def test_nothing_is_written_into_the_bundle(
+    tmp_path: Path, bundle: Path, scene: Path, name: str
+) -> None:
+    before = contents_of_files(bundle)
+    with load(bundle) as session:
+        with pytest.raises(OutputError, match="is in the bundle, which is sealed"):
+            session.run_scene(scene, tmp_path / "m.tif", summary=bundle / name)
+        with pytest.raises(OutputError, match="is in the bundle"):
+            session.run_scene(scene, bundle / "m.tif")
+    assert contents_of_files(bundle) == before
+
+
+def test_one_scale_may_be_given_as_it_is(tmp_path: Path, bundle: Path, scene: Path) -> None:
+    with load(bundle) as session:
+        session.run_scene(scene, tmp_path / "a.tif", scale=(0, 200))
+        session.run_scene(scene, tmp_path / "b.tif", scale=[(0, 200)])
+        for wrong in ((0, 1, 2), [0], "0,200", [(0, 1), 3], [("a", "b")]):
+            with pytest.raises(InputError, match="scale"):
+                session.run_scene(scene, tmp_path / "c.tif", scale=wrong)  # type: ignore[arg-type]
+    assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
 
 
 def test_products_say_the_same(tmp_path: Path, bundle: Path, scene: Path) -> None:

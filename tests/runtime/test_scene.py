@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import rasterio.control
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekd.contracts.imageio import Raster
+from edgekd.contracts.imageio import Raster, gdal_environment
 from edgekd.contracts.tensors import MAP_NODATA, ClassSpec
 from edgekd.contracts.windows import Window
 from edgekd.errors import GateError, ImageError, OutputError
@@ -235,6 +236,79 @@ def test_a_full_disk_never_leaves_a_cut_map(tmp_path: Path) -> None:
         timeout=300,
     )
     assert result.stdout.strip() == "refused", result.stdout + result.stderr
+
+
+_ELSEWHERE = """
+import sys
+import numpy as np
+from pathlib import Path
+from edgekd.contracts.tensors import ClassSpec
+from edgekd.runtime.maps import class_look, create_map, score_look
+rng = np.random.default_rng(0)
+for name, look in (
+    ("classes.tif", class_look([ClassSpec(index=0, name="land", color="#102030")], {})),
+    ("scores.tif", score_look({})),
+):
+    with create_map(Path(name), 1100, 1300, look, None) as writer:
+        writer.write(rng.integers(0, 3, (1100, 1300), dtype=np.uint8))
+"""
+
+
+def test_the_same_rows_give_the_same_bytes_whatever_gdal_is_set_to(tmp_path: Path) -> None:
+    """Containers set some of these, and GDAL takes all of them from the environment."""
+    root, found = Path(__file__).resolve().parents[2], []
+    for number, settings in enumerate((
+        {},
+        {
+            "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "COMPRESS_OVERVIEW": "JPEG",
+            "PREDICTOR_OVERVIEW": "2", "BIGTIFF_OVERVIEW": "YES", "GDAL_TIFF_OVR_BLOCKSIZE": "128",
+            "INTERLEAVE_OVERVIEW": "PIXEL", "GDAL_NUM_THREADS": "7", "USE_RRD": "YES",
+        },
+        {
+            "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE", "COMPRESS_OVERVIEW": "ZSTD",
+            "ZLEVEL_OVERVIEW": "1", "PHOTOMETRIC_OVERVIEW": "YCBCR", "GDAL_CACHEMAX": "64",
+            "GDAL_TIFF_ENDIANNESS": "BIG", "SPARSE_OK_OVERVIEW": "ON", "GTIFF_DIRECT_IO": "YES",
+        },
+    )):  # fmt: skip
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        result = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", _ELSEWHERE], cwd=folder, text=True, timeout=120,
+            env={"PYTHONPATH": str(root), "PATH": "", **settings}, capture_output=True,
+        )  # fmt: skip
+        assert result.returncode == 0, (settings, result.stderr[-300:])
+        assert {item.name for item in folder.iterdir()} == {"classes.tif", "scores.tif"}
+        found.append([item.read_bytes() for item in sorted(folder.iterdir())])
+    assert found[0] == found[1] == found[2]
+
+
+def test_the_cache_of_the_application_is_given_back() -> None:
+    """However the environments of two threads overlap."""
+    from rasterio.env import get_gdal_config, set_gdal_config
+
+    before = get_gdal_config("GDAL_CACHEMAX")
+    try:
+        set_gdal_config("GDAL_CACHEMAX", 100 << 20)
+        stages = [threading.Event() for _ in range(3)]
+
+        def other() -> None:
+            with gdal_environment(cache_bytes=8 << 20):
+                stages[0].set()
+                stages[1].wait(10)
+            stages[2].set()
+
+        with gdal_environment():
+            thread = threading.Thread(target=other)
+            thread.start()
+            stages[0].wait(10)
+            assert get_gdal_config("GDAL_CACHEMAX") == 8 << 20
+        assert get_gdal_config("GDAL_CACHEMAX") == 8 << 20, "somebody is still inside"
+        stages[1].set()
+        stages[2].wait(10)
+        thread.join()
+        assert get_gdal_config("GDAL_CACHEMAX") == 100 << 20
+    finally:
+        set_gdal_config("GDAL_CACHEMAX", before)
 
 
 @pytest.mark.parametrize("spoilt", [0, 1])

@@ -22,6 +22,7 @@ from tests.helpers.tensorrt_api import TABLE, VERSIONS, names
 
 FILES = [
     package_root() / "runtime" / "backends" / "trt.py",
+    package_root() / "runtime" / "backends" / "_trt_slots.py",
     package_root() / "deploy" / "builders" / "trt.py",
 ]
 #: what the code calls an object -> its class
@@ -154,7 +155,7 @@ def pycuda_uses(text: str) -> set[tuple[str, str]]:
 
 
 def test_every_name_of_pycuda_exists() -> None:
-    found = pycuda_uses(FILES[0].read_text(encoding="utf-8"))
+    found = pycuda_uses("".join(path.read_text(encoding="utf-8") for path in FILES[:2]))
     assert [use for use in sorted(found) if use[1] not in PYCUDA[use[0]]] == []
     assert {kind for kind, _ in found} == set(PYCUDA) - {"Device"} and len(found) >= 22
     assert pycuda_uses("slot.copies.begin_capture()") == {("Stream", "begin_capture")}

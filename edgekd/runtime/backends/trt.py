@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekd.contracts.board import Absent, read_board, read_l4t
 from edgekd.contracts.manifest import Machine
@@ -24,6 +23,7 @@ from edgekd.contracts.optional import require
 from edgekd.errors import BundleError, EdgeKDError, EnvironmentLacksError, InputError
 from edgekd.runtime.backends._cuda_graph import Driver, Graph, Refusal
 from edgekd.runtime.backends._trt_log import Heard, make_log
+from edgekd.runtime.backends._trt_slots import NON_BLOCKING, BoundContext, Slot, size_bytes
 from edgekd.runtime.backends.base import DTYPES, Array, Arrays, Backend, DType, closed
 from edgekd.runtime.bundle import SealedFile
 
@@ -175,77 +175,9 @@ _DTYPES = {
 #: calls at once: while one computes, the other is copied in and out. More would wait behind them.
 STREAMS = 2
 #: choices of shapes that a slot keeps ready: the full batch, and what is left at the end of a row
-_SETTINGS = 2
-_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: what others do on the default stream holds nothing up
+_CONTEXTS = 2
 #: warnings kept, since an engine lives long
 _WARNINGS = 100
-
-Bytes = npt.NDArray[np.uint8]
-
-
-class _Setting:
-    """A context that is set to a choice of shapes.
-
-    NVIDIA: a graph is bound to the addresses and shapes that its context had when it was recorded,
-    so each graph has a context of its own; activations are in the memory that all share.
-
-    Attributes:
-        context: of TensorRT.
-        shapes: of all tensors, that it is set to.
-        warm: it ran since its shapes changed, without which it cannot be recorded.
-        graph: the recorded call.
-    """
-
-    def __init__(self, context: Any) -> None:
-        self.context = context
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.warm = False
-        self.graph: Graph | None = None
-
-    def fits(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Whether the inputs have these shapes."""
-        return bool(self.shapes) and all(self.shapes[n] == shape for n, shape in shapes.items())
-
-    def forget(self) -> None:
-        """Drop the graph, whose shapes are no longer the context's."""
-        self.warm = False
-        if self.graph is not None:
-            self.graph.close()
-            self.graph = None
-
-
-class _Slot:
-    """What one call at a time has for itself.
-
-    Attributes:
-        copies: stream of its copies, in both directions.
-        arrived, done, back: its inputs are on the GPU, it is computed, its outputs are here.
-        host, gpu: page-locked and device memory of each tensor, for its largest shape.
-        settings: the last used first; that one is of the present call.
-    """
-
-    def __init__(self, cuda: Any, context: Any) -> None:
-        # A thread that waits sleeps: a core that spins is one that reads and writes no tiles.
-        flags = int(cuda.event_flags.BLOCKING_SYNC) | int(cuda.event_flags.DISABLE_TIMING)
-        self.copies = cuda.Stream(_NON_BLOCKING)
-        self.arrived, self.done, self.back = (cuda.Event(flags) for _ in range(3))
-        self.host: dict[str, Bytes] = {}
-        self.gpu: dict[str, Any] = {}
-        self.settings = [_Setting(context)]
-
-    @property
-    def setting(self) -> _Setting:
-        """That of the present call."""
-        return self.settings[0]
-
-    def view(self, name: str, dtype: DType) -> Array:
-        """The host memory of a tensor, in the shape that it has now."""
-        raw = self.host[name][: self.size(name, dtype)]
-        return raw.view(dtype).reshape(self.setting.shapes[name])
-
-    def size(self, name: str, dtype: DType) -> int:
-        """Bytes of a tensor in the shape that it has now."""
-        return _bytes(self.setting.shapes[name], dtype)
 
 
 class TensorRtBackend(Backend):
@@ -298,9 +230,9 @@ class TensorRtBackend(Backend):
         content = plan.read() if isinstance(plan, SealedFile) else plan
         self.streams = min(streams, STREAMS) if streams else STREAMS
         self._warnings: list[str] = []
-        self._slots: list[_Slot] = []
+        self._slots: list[Slot] = []
         #: free slots; None for each of them once they are gone
-        self._free: queue.SimpleQueue[_Slot | None] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
         self._compute: Any = None
         self._activations: Any = None
         self._engine: Any = None
@@ -371,7 +303,7 @@ class TensorRtBackend(Backend):
         self._bounds = {item: self._span(item) for item in inputs}
         self._batched = [item for item in inputs if shapes[item][:1] == [None]]
         self.batch_max = min((self._bounds[item][1][0] for item in self._batched), default=1)
-        self._compute = cuda.Stream(_NON_BLOCKING)
+        self._compute = cuda.Stream(NON_BLOCKING)
         for _ in range(self.streams):
             self._free.put(self._open_slot(heard))
 
@@ -384,20 +316,20 @@ class TensorRtBackend(Backend):
         low, _, high = engine.get_tensor_profile_shape(name, 0)
         return tuple(int(side) for side in low), tuple(int(side) for side in high)
 
-    def _open_slot(self, heard: Heard) -> _Slot:
+    def _open_slot(self, heard: Heard) -> Slot:
         """A slot with memory for the largest shapes."""
         cuda = self._device.cuda
-        slot = _Slot(cuda, self._open_context(heard))
+        slot = Slot(cuda, self._open_context(heard))
         self._slots.append(slot)  # whatever comes, it is freed with the others
         self._set_shapes(slot, {item: high for item, (_, high) in self._bounds.items()}, heard)
         for item, dtype in (*self.input_dtypes.items(), *self.output_dtypes.items()):
             size = max(slot.size(item, dtype), 1)
             slot.host[item] = cuda.pagelocked_empty(size, np.uint8)
             slot.gpu[item] = cuda.mem_alloc(size)
-        self._set_addresses(slot, slot.setting.context, heard)
+        self._set_addresses(slot, slot.bound.context, heard)
         return slot
 
-    def _set_addresses(self, slot: _Slot, context: Any, heard: Heard) -> None:
+    def _set_addresses(self, slot: Slot, context: Any, heard: Heard) -> None:
         for item, memory in slot.gpu.items():
             if not context.set_tensor_address(item, int(memory)):
                 raise EdgeKDError(f"TensorRT took no address for '{item}': {heard.why()}")
@@ -420,32 +352,37 @@ class TensorRtBackend(Backend):
             context.set_device_memory(int(self._activations), size)
         else:
             context.device_memory = int(self._activations)
+        # NVIDIA: of several contexts the first alone has a profile by itself, before TensorRT 10
+        if context.active_optimization_profile != 0 and not context.set_optimization_profile_async(
+            0, self._compute.handle
+        ):
+            raise EdgeKDError(f"TensorRT gave a context no profile: {heard.why()}")
         return context
 
-    def _choose(self, slot: _Slot, shapes: dict[str, tuple[int, ...]], heard: Heard) -> None:
-        """Bring the setting of these shapes to the front: one that is ready, a new one as long as
+    def _choose(self, slot: Slot, shapes: dict[str, tuple[int, ...]], heard: Heard) -> None:
+        """Bring the context of these shapes to the front: one that is ready, a new one as long as
         there are few, or the one that was used least lately."""
-        settings = slot.settings
-        for place, setting in enumerate(settings):
-            if setting.fits(shapes):
-                settings.insert(0, settings.pop(place))
+        contexts = slot.contexts
+        for place, bound in enumerate(contexts):
+            if bound.fits(shapes):
+                contexts.insert(0, contexts.pop(place))
                 return
-        if settings[0].shapes:  # otherwise it was refused its last shapes
-            if len(settings) < _SETTINGS:
+        if contexts[0].shapes:  # otherwise it was refused its last shapes
+            if len(contexts) < _CONTEXTS:
                 with self._lock:  # nothing is being recorded meanwhile
                     context = self._open_context(heard)
                     self._set_addresses(slot, context, heard)
-                settings.insert(0, _Setting(context))
+                contexts.insert(0, BoundContext(context))
             else:
-                settings.insert(0, settings.pop())
+                contexts.insert(0, contexts.pop())
         self._set_shapes(slot, shapes, heard)
 
-    def _set_shapes(self, slot: _Slot, shapes: dict[str, tuple[int, ...]], heard: Heard) -> None:
+    def _set_shapes(self, slot: Slot, shapes: dict[str, tuple[int, ...]], heard: Heard) -> None:
         """Set a context to the shapes of the inputs, and read those of the outputs."""
-        setting = slot.setting
-        setting.forget()
-        setting.shapes = {}  # until all are set they are those of no call
-        context = setting.context
+        bound = slot.bound
+        bound.forget()
+        bound.shapes = {}  # until all are set they are those of no call
+        context = bound.context
         for name, shape in shapes.items():
             if None in self.input_shapes[name] and not context.set_input_shape(name, shape):
                 raise EdgeKDError(
@@ -461,11 +398,11 @@ class TensorRtBackend(Backend):
                     "does not run with TensorRT"
                 )
             room = slot.host.get(name)  # none yet for the largest shapes, which make it
-            if room is not None and _bytes(outputs[name], self.output_dtypes[name]) > len(room):
+            if room is not None and size_bytes(outputs[name], self.output_dtypes[name]) > len(room):
                 raise EdgeKDError(
                     f"output '{name}' would be {outputs[name]}, larger than for the largest inputs"
                 )
-        setting.shapes = {**shapes, **outputs}
+        bound.shapes = {**shapes, **outputs}
 
     def _rehearse(self) -> None:
         """Run each slot on zeros, in the smallest and the largest batch: what fails does so now, it
@@ -509,7 +446,7 @@ class TensorRtBackend(Backend):
             return parts[0]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _take(self) -> _Slot:
+    def _take(self) -> Slot:
         """Wait for a free slot."""
         slot = self._free.get()
         if slot is None:
@@ -517,7 +454,7 @@ class TensorRtBackend(Backend):
             raise closed()
         return slot
 
-    def _run(self, slot: _Slot, inputs: Mapping[str, Array]) -> Arrays:
+    def _run(self, slot: Slot, inputs: Mapping[str, Array]) -> Arrays:
         """One call in a slot that is this thread's."""
         with self._api.log.listen() as heard:
             finished = False
@@ -537,7 +474,7 @@ class TensorRtBackend(Backend):
                 self._note(heard)
         return {name: slot.view(name, dtype).copy() for name, dtype in self.output_dtypes.items()}
 
-    def _enqueue(self, slot: _Slot, heard: Heard) -> None:
+    def _enqueue(self, slot: Slot, heard: Heard) -> None:
         """Copies in, the model, copies out, each when what it needs is there."""
         cuda, compute, copies = self._device.cuda, self._compute, slot.copies
         for name, dtype in self.input_dtypes.items():
@@ -553,25 +490,25 @@ class TensorRtBackend(Backend):
             cuda.memcpy_dtoh_async(slot.host[name][:size], slot.gpu[name], copies)
         slot.back.record(copies)
 
-    def _execute(self, slot: _Slot, heard: Heard) -> None:
+    def _execute(self, slot: Slot, heard: Heard) -> None:
         """Enqueue the model itself."""
-        handle, setting = self._compute.handle, slot.setting
-        if setting.graph is None and setting.warm and self._driver is not None:
-            setting.graph = self._record(setting, self._driver)
-        if setting.graph is not None and self._driver is not None:
-            setting.graph.launch(handle)
-        elif setting.context.execute_async_v3(handle):
-            setting.warm = True
+        handle, bound = self._compute.handle, slot.bound
+        if bound.graph is None and bound.warm and self._driver is not None:
+            bound.graph = self._record(bound, self._driver)
+        if bound.graph is not None and self._driver is not None:
+            bound.graph.launch(handle)
+        elif bound.context.execute_async_v3(handle):
+            bound.warm = True
         else:
             raise EdgeKDError(f"TensorRT failed: {heard.why()}")
 
-    def _record(self, setting: _Setting, driver: Driver) -> Graph | None:
+    def _record(self, bound: BoundContext, driver: Driver) -> Graph | None:
         """The call as a graph; None, and no further attempt, where the engine cannot be recorded
         (loops, conditions, shapes that depend on data)."""
         handle = self._compute.handle
 
         def enqueue() -> None:
-            if not setting.context.execute_async_v3(handle):
+            if not bound.context.execute_async_v3(handle):
                 raise Refusal("TensorRT cannot be recorded")
 
         with self._api.log.listen() as heard:
@@ -582,7 +519,7 @@ class TensorRtBackend(Backend):
                 self.details["cuda_graph"] = f"off: {_failure(err, heard)}"
                 return None
 
-    def _drain(self, slot: _Slot) -> None:
+    def _drain(self, slot: Slot) -> None:
         """After a failure, wait for what is still under way in a slot, since it will be reused."""
         with contextlib.suppress(self._device.cuda.Error):  # told by the failure itself
             with self._lock:  # the stream may be recording for another slot
@@ -607,9 +544,7 @@ class TensorRtBackend(Backend):
         """Free what the GPU holds, in the current context: each needs the next while it goes."""
         while self._slots:
             slot = self._slots.pop()
-            for setting in slot.settings:
-                with contextlib.suppress(Refusal):  # the driver frees it with its context
-                    setting.forget()
+            slot.forget()
             for allocation in slot.gpu.values():
                 allocation.free()
             del slot
@@ -634,10 +569,6 @@ def _failure(err: BaseException, heard: Heard) -> str:
     """An error of CUDA and what TensorRT said to the call."""
     text, said = " ".join(str(err).split())[:200], heard.why(otherwise="")
     return f"{text} (TensorRT: {said})" if said else text
-
-
-def _bytes(shape: tuple[int, ...], dtype: DType) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
 
 
 def _shape(sides: Any) -> list[int | None]:
