@@ -22,7 +22,7 @@ forum for AGX Orin (217088, 223111) and Xavier NX (200883), design guide DG-0984
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from edgekd.telemetry.sensors._base import Scope
@@ -54,7 +54,7 @@ class Total:
     scope: Scope
     step_mw: int | None = None
 
-    def watts(self, rails_mw: dict[str, int]) -> float | None:
+    def watts(self, rails_mw: Mapping[str, float]) -> float | None:
         """The sum, W; None where a rail is missing, since a part is no total."""
         if any(name not in rails_mw for name in self.rails):
             return None

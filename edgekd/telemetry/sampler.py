@@ -87,7 +87,7 @@ class Sampler:
         self.samples = Samples(sensor.info, interval_s)
         self._sensor, self._interval, self._each = sensor, interval_s, each
         self._stop = threading.Event()
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="edgekd-power", daemon=True)
 
     def __enter__(self) -> Sampler:
@@ -112,7 +112,7 @@ class Sampler:
             self._sample()
         except SensorLost as err:
             self.samples.lost = str(err)
-        except BaseException as err:  # it is the caller's, who sees it when the block is left
+        except Exception as err:  # noqa: BLE001 (raised again when the block is left)
             self._failure = err
         finally:
             with contextlib.suppress(AttributeError):

@@ -78,8 +78,10 @@ class Reading:
 class Stream(Protocol):
     """A sensor that is being read."""
 
-    #: how often the source began again by itself
-    restarts: int
+    @property
+    def restarts(self) -> int:
+        """How often the source began again by itself."""
+        ...
 
     def read(self, timeout_s: float) -> list[Reading]:
         """Readings since the last call; waits for one, ``timeout_s`` at most.
@@ -132,9 +134,13 @@ class Polled:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.restarts = 0
         self._ask, self._interval, self._clock, self._sleep = ask, interval_s, clock, sleep
         self._next = clock()
+
+    @property
+    def restarts(self) -> int:
+        """Never: each reading is asked for."""
+        return 0
 
     def read(self, timeout_s: float) -> list[Reading]:
         """See :class:`Stream`."""
