@@ -8,7 +8,9 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -271,6 +273,47 @@ def scene_options(function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+class Asked(threading.Event):
+    """Whether somebody asked to stop.
+
+    Attributes:
+        code: what a shell expects then: 130 for Ctrl-C, 143 for SIGTERM.
+    """
+
+    code = 1
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Asked]:
+    """Set by the first SIGTERM or Ctrl-C; from the second on they do what they did before."""
+    asked = Asked()
+    if threading.current_thread() is not threading.main_thread():  # which alone may have handlers
+        yield asked
+        return
+
+    def stop(number: int, _frame: Any) -> None:
+        asked.code = 128 + number
+        asked.set()
+        give_back()
+
+    def give_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    from edgekd.errors import CancelledError
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield asked
+    except CancelledError as err:
+        err.exit_code = asked.code
+        raise
+    finally:
+        give_back()
 
 
 def repeated(overrides: tuple[str, ...]) -> str:

@@ -16,6 +16,7 @@ from edgekd.cli._common import (
     scene_options,
     shared_options,
     signer_option,
+    stop_on_signals,
     table,
 )
 
@@ -64,12 +65,12 @@ def command(
     """Run BUNDLE over the image INPUT and write a class map with the same georeference.
 
     What is done is kept beside the map until it is whole: after a kill, a power cut or a full disk,
-    the same command with --resume goes on and gives the same bytes. Of a folder, every image gets
-    a map in the output folder; --scores, --polygons and --summary then take what their names end
-    in, e.g. --polygons .gpkg.
+    the same command with --resume goes on and gives the same bytes. SIGTERM and Ctrl-C end it
+    cleanly, a second one at once. Of a folder, every image gets a map in the output folder;
+    --scores, --polygons and --summary then take what their names end in, e.g. --polygons .gpkg.
     """
     from edgekd.contracts.memory import separate_large_memory
-    from edgekd.errors import InputError
+    from edgekd.errors import CancelledError, InputError
     from edgekd.runtime.polygons import Outline
     from edgekd.runtime.session import load
 
@@ -77,9 +78,12 @@ def command(
         raise InputError("--resume goes on with an earlier run and --restart forgets it; give one")
     outline = Outline(simplify_px=simplify, min_area_px=min_area)
     separate_large_memory()
-    with load(
-        bundle, any_device=any_device, streams=streams, provider=provider, signer=signer
-    ) as session:
+    with (
+        load(
+            bundle, any_device=any_device, streams=streams, provider=provider, signer=signer
+        ) as session,
+        stop_on_signals() as asked,
+    ):
         if scene.is_dir():
             from edgekd.runtime.folder import Wanted, run_folder
 
@@ -90,14 +94,20 @@ def command(
                 summary=summary is not None, outline=outline,
             )  # fmt: skip
             tally = run_folder(
-                session, scene, output, wanted, resume=resume, restart=restart, say=note
-            )
+                session, scene, output, wanted, resume=resume, restart=restart, say=note,
+                stop=asked.is_set,
+            )  # fmt: skip
             emit(
                 tally.plain(),
                 [f"{len(tally.done)} maps in {output}, {len(tally.failed)} images failed",
                  *(f"failed: {why}" for why in tally.failed.values())],
                 as_json,
             )  # fmt: skip
+            if tally.stopped:
+                raise CancelledError(
+                    f"{scene} was stopped after {len(tally.done)} maps; what is done of the next "
+                    "one is kept, go on with --resume"
+                )
             if tally.failed:
                 raise InputError(
                     f"{len(tally.failed)} of {len(tally.failed) + len(tally.done)} images of "
@@ -108,7 +118,7 @@ def command(
             result = session.run_scene(
                 scene, output, bands, overlap, update, nodata, scale=scale, scores=scores,
                 polygons=polygons, summary=summary, outline=outline, resume=resume,
-                restart=restart,
+                restart=restart, cancel=asked.is_set,
             )  # fmt: skip
     emit(result.plain(), _lines(result), as_json)
     if not as_json:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +14,7 @@ from edgekd.cli._common import (
     scene_options,
     shared_options,
     signer_option,
+    stop_on_signals,
 )
 
 if TYPE_CHECKING:
@@ -80,7 +77,7 @@ def command(
         load(
             bundle, any_device=any_device, streams=streams, provider=provider, signer=signer
         ) as session,
-        _stop_on_signals() as asked,
+        stop_on_signals() as asked,
     ):
         tally = watch(
             session, inputs, outputs, wanted, settle_s=settle_s, once=once, say=note,
@@ -91,18 +88,3 @@ def command(
         [f"{len(tally.done)} images done, {len(tally.failed)} set aside in {inputs / 'failed'}"],
         as_json,
     )
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    asked = threading.Event()
-
-    def stop(_number: int, _frame: Any) -> None:
-        asked.set()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

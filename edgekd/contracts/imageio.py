@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgekd.contracts.areas import row_areas_m2
 from edgekd.contracts.imagefiles import examine
 from edgekd.contracts.optional import require
 from edgekd.contracts.windows import Window
@@ -44,8 +45,6 @@ _FREE_BLOCKS = 1 << 16
 
 #: coordinates of a map, in whatever unit: the Earth's girth is 4e10 mm
 _FARTHEST = 1e15
-_WEB_MERCATOR, _MERCATOR = (3857, 3785, 900913), (3395, 54004)
-_EQUATOR_M, _FLATTENING = 6378137.0, 1 / 298.257223563  # WGS 84
 
 #: what counts as a pixel without data; see :class:`Raster`
 Nodata = float | Literal["auto", "declared", "none"]
@@ -254,35 +253,18 @@ class Raster:
         return transform
 
     def row_areas_m2(self) -> npt.NDArray[np.float64] | None:
-        """Area of a pixel of each row, ``(height,)`` m²; None where the CRS tells no area.
+        """Area of a pixel of each row on the ground, ``(height,)`` m²; None where none can be told.
 
-        A projected CRS: what the transform says, in the projection's own metres (UTM: within 0.1 %
-        of the ground). Longitude and latitude, and Web Mercator, whose metres grow with latitude:
-        the ellipsoid's area between the row's parallels (WGS 84; Snyder, "Map Projections", USGS
-        1987, equation 3-12).
+        See :func:`edgekd.contracts.areas.row_areas_m2`. UTM within its zone: what the transform
+        says, within 0.2 % of the ground.
         """
         if self.crs is None or self.transform is None:
             return None
-        step = self.transform
-        code = self.crs.to_epsg()
-        if self.crs.is_geographic or code in _WEB_MERCATOR:
-            if step.b or step.d:
+        with gdal_environment() as rasterio:
+            try:
+                return row_areas_m2(rasterio, self.crs, self.transform, self.height, self.width)
+            except self._failure:  # PROJ finds no way to longitude and latitude
                 return None
-            edges = step.f + step.e * np.arange(self.height + 1)
-            if self.crs.is_geographic:
-                factor = float(self.crs.units_factor[1])  # radians
-                latitude, width = edges * factor, abs(step.a) * factor
-            else:
-                latitude = 2 * np.arctan(np.exp(edges / _EQUATOR_M)) - np.pi / 2
-                width = abs(step.a) / _EQUATOR_M
-            if np.abs(latitude).max() > np.pi / 2 + 1e-9:
-                return None
-            areas: npt.NDArray[np.float64] = width * np.abs(np.diff(_area_to_equator(latitude)))
-            return areas
-        if not self.crs.is_projected or code in _MERCATOR:
-            return None
-        unit = float(self.crs.linear_units_factor[1])
-        return np.full(self.height, abs(float(step.determinant)) * unit * unit)
 
     def thumbnail(self, bands: list[int], side_px: int) -> npt.NDArray[np.float64]:
         """Pixels ``(len(bands), h, w)`` of the middle, thinned to at most ``side_px``.
@@ -473,15 +455,6 @@ def _require_blocks(path: Path, data: Any) -> None:
             f"{path} is damaged: it declares {blocks:,} parts and has no room for them in "
             f"{path.stat().st_size:,} bytes; fetch it again"
         )
-
-
-def _area_to_equator(latitude: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Area between parallels (radians) and the equator, m² for each radian of longitude."""
-    e = float(np.sqrt(_FLATTENING * (2 - _FLATTENING)))
-    sine = e * np.sin(np.clip(latitude, -np.pi / 2, np.pi / 2))
-    half = (_EQUATOR_M * (1 - _FLATTENING)) ** 2 / 2
-    area: npt.NDArray[np.float64] = half / e * (sine / (1 - sine**2) + np.arctanh(sine))
-    return area
 
 
 def cause_text(err: BaseException) -> str:

@@ -105,7 +105,7 @@ def map_scene(
 ) -> SceneResult:
     """See :meth:`edgekd.runtime.session.Session.run_scene`."""
     with Raster(src, nodata) as raster:
-        products.require_places(src)
+        products.require_places(raster)
         source = RasterSource(raster, bands, session.channels, scale)
         geometry = session.geometry(overlap_px)
         infer, streams = session.calls_for(raster.height, raster.width, geometry)
@@ -140,6 +140,7 @@ def map_scene(
                     products,
                     {**_tags(session), **(tags or {})},
                     about,
+                    cancel,
                 )
             except BaseException as err:
                 if journal.state.rows == 0 or isinstance(err, GateError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import edgekd
 from edgekd.contracts.artifacts import prepare_parent, write_json
 from edgekd.contracts.imageio import Raster, UInt8Array
 from edgekd.contracts.tensors import MAP_NODATA, ClassSpec
-from edgekd.errors import GateError, OutputError
+from edgekd.errors import CancelledError, GateError, OutputError
 from edgekd.runtime.journal import Block, Journal
 from edgekd.runtime.maps import (
     SCORE_TOP,
@@ -63,17 +63,20 @@ class Products:
         more = (self.scores, self.polygons, self.summary)
         return [*(item for item in more if item is not None), self.map]
 
-    def require_places(self, scene: Path) -> None:
-        """Raise unless all of it can be written where it was asked for.
+    def require_places(self, raster: Raster) -> None:
+        """Raise unless all of it can be made of this scene, where it was asked for.
 
         Raises:
             OutputError: a name that does not fit, one name twice, or the input.
+            ImageError: the scene has no place that the polygons' format could tell.
+            EnvironmentLacksError: a library that writes polygons is not installed.
         """
+        scene = raster.path
         require_map_place(self.map, scene)
         if self.scores is not None:
             require_map_place(self.scores, scene)
         if self.polygons is not None:
-            require_polygon_place(self.polygons)
+            require_polygon_place(self.polygons, raster)
         if self.summary is not None and self.summary.suffix.lower() != ".json":
             raise OutputError(
                 f"the summary is JSON: give a name that ends in .json, received {self.summary}"
@@ -174,6 +177,7 @@ def finish(
     products: Products,
     tags: dict[str, str],
     about: dict[str, Any],
+    cancel: Callable[[], bool] | None = None,
 ) -> Figures:
     """Write every product from the journal's rows; the map gets its name last, so that where it is
     everything is.
@@ -187,18 +191,30 @@ def finish(
         products: what is wanted.
         tags: of the GeoTIFFs.
         about: lines for the summary.
+        cancel: asked between blocks of rows; True ends it, and the journal has all that is needed.
 
     Raises:
+        CancelledError: as asked by ``cancel``.
         GateError: the counts do not add up to the scene's pixels.
         OutputError: a place cannot be written.
     """
+
+    def blocks() -> Iterator[Block]:
+        for block in journal.blocks():
+            if cancel is not None and cancel():
+                raise CancelledError(
+                    f"{products.map} was cancelled while results were written; all rows are done "
+                    "and kept, go on with --resume (resume=True)"
+                )
+            yield block
+
     height, width = raster.height, raster.width
     areas = raster.row_areas_m2()
     counter = _Counter(classes, areas)
     polygons = None
     if products.polygons is not None:
         polygons = write_polygons(
-            products.polygons, _joined(journal), classes, raster, areas, products.outline
+            products.polygons, _joined(blocks()), classes, raster, areas, products.outline
         )
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(
@@ -211,7 +227,7 @@ def finish(
             scores = stack.enter_context(
                 create_map(products.scores, height, width, score_look(tags), raster, journal.folder)
             )
-        for block in journal.blocks():
+        for block in blocks():
             counter.add(block)
             writer.write(block.classes)
             if scores is not None and block.scores is not None:
@@ -236,10 +252,10 @@ def finish(
     return figures
 
 
-def _joined(journal: Journal) -> Iterator[tuple[int, UInt8Array]]:
+def _joined(blocks: Iterable[Block]) -> Iterator[tuple[int, UInt8Array]]:
     """(first row, classes) in larger blocks, which leave fewer polygons to be joined."""
     held: list[Block] = []
-    for block in journal.blocks():
+    for block in blocks:
         held.append(block)
         if block.y0 + len(block.classes) - held[0].y0 >= _POLYGON_ROWS:
             yield held[0].y0, np.concatenate([item.classes for item in held])

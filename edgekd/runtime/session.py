@@ -182,8 +182,11 @@ class Session:
             overlap_px: shared pixels of neighbouring windows; the bundle's own if absent.
 
         Raises:
-            ImageError: it cannot be opened, ends early or is damaged, or the camera is gone.
+            ImageError: it cannot be opened, was cut or gives not one frame, or the camera is gone.
             InputError: the model does not take three channels.
+
+        Warns:
+            RuntimeWarning: an MP4 or AVI, whole by its size, gave fewer frames than it names.
         """
         return stream(self, source, every, overlap_px)
 

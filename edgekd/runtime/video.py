@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 #: seconds without a frame after which a camera is lost
 _LOST_S = 5.0
+#: seconds that a stream may take to begin; OpenCV's own are 30
+_OPEN_S = 15.0
+#: boxes of an MP4 that are looked at
+_MOST_BOXES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ def stream(
             yield Frame(number, time_s, rgb, session.run(rgb, overlap_px))
     finally:
         frames.close()
-        capture.release()
+        if not live:  # a camera's reader does it
+            capture.release()
 
 
 def _is_live(source: str | Path | int) -> bool:
@@ -76,15 +82,28 @@ def _open(source: str | Path | int) -> Any:
                 raise ImageError(f"{path} {what}; give a video file or the number of a camera")
             if path.stat().st_size == 0:
                 raise ImageError(f"{path} is empty (0 bytes); fetch it again")
-        text = str(source)
-        kind = cv2.CAP_GSTREAMER if "!" in text else cv2.CAP_ANY
-        capture = cv2.VideoCapture(text, kind)
+        capture = _open_text(str(source))
     if not capture.isOpened():
         capture.release()
         raise ImageError(
             f"{source} cannot be opened as video; expected a file or stream that this OpenCV "
             "decodes, a GStreamer pipeline, or the number of a camera"
         )
+    return capture
+
+
+def _open_text(text: str) -> Any:
+    if "!" in text:
+        return cv2.VideoCapture(text, cv2.CAP_GSTREAMER)
+    if "://" not in text or not cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG):
+        return cv2.VideoCapture(text, cv2.CAP_ANY)
+    # Without them a read of a stream that stalls may last for minutes. Only FFmpeg is sure to take
+    # them; another that does not would not open.
+    limits = {cv2.CAP_PROP_OPEN_TIMEOUT_MSEC: _OPEN_S, cv2.CAP_PROP_READ_TIMEOUT_MSEC: _LOST_S}
+    pairs = [number for key, seconds in limits.items() for number in (key, int(1e3 * seconds))]
+    capture = cv2.VideoCapture(text, cv2.CAP_FFMPEG, pairs)
+    if not capture.isOpened() and cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
+        capture = cv2.VideoCapture(text, cv2.CAP_GSTREAMER)
     return capture
 
 
@@ -102,11 +121,84 @@ def _all(
                 raise ImageError(f"{source} is damaged: frame {number} cannot be decoded")
             yield number, time_s, image
         number += 1
-    if number == 0 or 0 < number < expected:
+    if number == 0:
+        raise ImageError(f"{source} is damaged: it gives not one frame; fetch it again")
+    if number < expected:
+        _explain_end(Path(str(source)), number, expected)
+
+
+def _explain_end(path: Path, number: int, expected: int) -> None:
+    """Raise if frames are missing because the file was cut; warn if it may be damaged.
+
+    The number alone proves nothing: OpenCV guesses it for MKV and TS, and a trimmed MP4 or an AVI
+    with gaps still names all. A cut file is longer by its own words than it is.
+    """
+    try:
+        kind, end = _declared_end(path)
+        missing = (end or 0) - path.stat().st_size
+    except OSError as err:
+        raise ImageError(f"{path} cannot be read any more: {err}") from err
+    if missing > 0:
         raise ImageError(
-            f"{source} is cut or damaged: it ends after {number} of {max(expected, 0)} frames; "
-            "fetch it again"
+            f"{path} is cut: it ends after {number} of {expected} frames, and at least "
+            f"{missing:,} bytes are missing; fetch it again"
         )
+    if kind in ("AVI", "MP4"):
+        warnings.warn(
+            f"{path} gave {number} of the {expected} frames that it names: it was trimmed or has "
+            "gaps, or it is damaged",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _declared_end(path: Path) -> tuple[str, int | None]:
+    """(container, bytes that it says it has); None where it does not say."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+
+        def at(start: int, count: int) -> bytes:
+            stream.seek(start)
+            return stream.read(count)
+
+        head = at(0, 64)
+        end = 0
+        if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+            while at(end, 4) == b"RIFF":  # one for each GiB or so
+                length = int.from_bytes(at(end + 4, 4), "little")
+                if length in (0, 0xFFFFFFFF):  # written to a pipe
+                    return "AVI", None
+                end += 8 + length
+            return "AVI", end
+        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
+            for _ in range(_MOST_BOXES):
+                if end >= size:
+                    return "MP4", end
+                length = int.from_bytes(at(end, 4), "big")
+                if length == 1:
+                    length = int.from_bytes(at(end + 8, 8), "big")
+                if length < 8:  # 0: up to the end
+                    break
+                end += length
+            return "MP4", None
+        if head[:4] == b"\x1aE\xdf\xa3":
+            before, start = _ebml_size(head, 4)
+            start += before or 0
+            head = at(min(start, size), 12)
+            if head[:4] == b"\x18S\x80g":
+                content, first = _ebml_size(head, 4)
+                return "MKV", None if content is None else start + first + content
+    return "", None
+
+
+def _ebml_size(content: bytes, at: int) -> tuple[int | None, int]:
+    """A size of Matroska's, None where it is left open, and where it ends."""
+    first = content[at] if at < len(content) else 0
+    if not first:
+        return None, at
+    count = 9 - first.bit_length()  # of bytes: zeros before the first bit, and it
+    number = int.from_bytes(content[at : at + count], "big") - (1 << 7 * count)
+    return (None if number == (1 << 7 * count) - 1 else number), at + count
 
 
 def _latest(capture: Any, source: object) -> Generator[tuple[int, float, UInt8Array], None, None]:
@@ -116,21 +208,27 @@ def _latest(capture: Any, source: object) -> Generator[tuple[int, float, UInt8Ar
 
     def read() -> None:
         number, start = 0, None
-        while not state["stop"]:
-            good, image = capture.read()
-            now = time.monotonic()
-            start = now if start is None else start
-            with fresh:
+        try:
+            while not state["stop"]:
+                good, image = capture.read()
                 if not good:
-                    state["ended"] = True
-                    fresh.notify()
                     return
-                state["frame"] = (number, now - start, image)
+                now = time.monotonic()
+                start = now if start is None else start
+                with fresh:
+                    state["frame"] = (number, now - start, image)
+                    fresh.notify()
+                number += 1
+        finally:
+            # by nobody else: OpenCV allows no release while a read is under way
+            capture.release()
+            with fresh:
+                state["ended"] = True
                 fresh.notify()
-            number += 1
 
     reader = threading.Thread(target=read, name="edgekd-camera", daemon=True)
     reader.start()
+    patience_s = _LOST_S
     try:
         while True:
             with fresh:
@@ -139,7 +237,8 @@ def _latest(capture: Any, source: object) -> Generator[tuple[int, float, UInt8Ar
             if frame is not None:
                 yield frame
             elif not came or state["ended"]:
+                patience_s = _LOST_S if came else 0.0
                 raise ImageError(f"{source} gives no frames any more; is the camera connected?")
     finally:
         state["stop"] = True
-        reader.join(timeout=_LOST_S)
+        reader.join(timeout=patience_s)  # one that hangs ends, and lets go, when its read does

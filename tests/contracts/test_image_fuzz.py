@@ -22,7 +22,7 @@ from edgekd.cli.main import main
 from edgekd.contracts import imageio
 from edgekd.contracts.imageio import MOST_SIDE_PX, Raster, gdal_environment
 from edgekd.contracts.windows import Window
-from edgekd.errors import ImageError, OutputError
+from edgekd.errors import ImageError
 from edgekd.runtime.session import load
 from tests.helpers import image_fuzz
 from tests.helpers.bundles import make_bundle
@@ -406,9 +406,14 @@ def test_geojson_of_a_place_without_longitudes(made: Made, tmp_path: Path, case:
         text = text.replace("5e5, 0.5, 0, 4e6, 0, -0.5", "1e14, 1e9, 0, 4e14, 0, -1e9")
     path.write_text(text)
     with load(made.bundle, streams=1) as session:
-        with pytest.raises(OutputError, match=r"write a GeoPackage: .*--resume"):
-            session.run_scene(path, tmp_path / "m.tif", polygons=tmp_path / "p.geojson")
-        session.run_scene(path, tmp_path / "m.tif", polygons=tmp_path / "p.gpkg", resume=True)
+        asked: list[int] = []
+        with pytest.raises(ImageError, match=r"a\.vrt .*write a GeoPackage: "):
+            session.run_scene(
+                path, tmp_path / "m.tif", polygons=tmp_path / "p.geojson",
+                progress=lambda done, total: asked.append(done),
+            )  # fmt: skip
+        assert not asked and not list(tmp_path.glob(".m*"))  # told before any work
+        session.run_scene(path, tmp_path / "m.tif", polygons=tmp_path / "p.gpkg")
     assert sorted(tmp_path.glob("p.*")) == [tmp_path / "p.gpkg"]
 
 

@@ -264,12 +264,12 @@ def test_nodata_that_the_file_does_not_declare(tmp_path: Path) -> None:
 def test_area_of_a_pixel(tmp_path: Path) -> None:
     image = smooth_image(8, 8)
     sine, cosine = 0.5, 0.75**0.5
-    turned = rasterio.Affine(0.5 * cosine, 0.5 * sine, 0, 0.5 * sine, -0.5 * cosine, 0)
+    turned = rasterio.Affine(0.5 * cosine, 0.5 * sine, 5e5, 0.5 * sine, -0.5 * cosine, 4e6)
     for crs, transform, expected in (
         ("EPSG:32617", rasterio.Affine(0.1, 0, 500000, 0, -0.1, 4000000), 0.01),
         ("EPSG:32617", turned, 0.25),
         ("EPSG:2263", rasterio.Affine(10, 0, 0, 0, -10, 0), 100 * 0.3048006096**2),  # US feet
-        ("EPSG:3395", rasterio.Affine(10, 0, 0, 0, -10, 0), None),  # Mercator on the ellipsoid
+        ("EPSG:3395", rasterio.Affine(10, 0, 0, 0, -10, 0), 100),  # Mercator, at the equator
         ("EPSG:4326", rasterio.Affine(1, 0.1, 0, 0.1, -1, 70), None),  # turned
         ("EPSG:4326", rasterio.Affine(1, 0, 0, 0, -1, 95), None),  # beyond the pole
         (None, rasterio.Affine(0.1, 0, 0, 0, -0.1, 0), None),

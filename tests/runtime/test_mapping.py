@@ -17,8 +17,16 @@ import pytest
 import rasterio
 import rasterio.shutil
 
+from edgekd.cli._common import stop_on_signals
+from edgekd.cli.main import main
 from edgekd.contracts.tensors import MAP_NODATA
-from edgekd.errors import CancelledError, ImageError, InputError, OutputError
+from edgekd.errors import (
+    CancelledError,
+    EnvironmentLacksError,
+    ImageError,
+    InputError,
+    OutputError,
+)
 from edgekd.runtime import tiler
 from edgekd.runtime.session import load
 from tests.helpers.bundles import make_bundle
@@ -309,6 +317,96 @@ def test_products_say_the_same(tmp_path: Path, bundle: Path, scene: Path) -> Non
     assert all(item.is_valid for item in shapes)
     west, south, east, north = shapely.total_bounds(shapes)
     assert -81.1 < west < east < -80.9 and 36.1 < south < north < 36.2  # UTM 17 N, 4 000 km
+
+
+@pytest.mark.parametrize("kind", ["gpkg", "geojson"])
+def test_cancelled_while_results_are_written_it_goes_on_with_the_same_bytes(
+    tmp_path: Path, bundle: Path, scene: Path, kind: str
+) -> None:
+    left = [0]  # questions until the answer is yes
+
+    def cancel() -> bool:
+        left[0] -= 1
+        return left[0] <= 0
+
+    folder = tmp_path / "b"
+    with load(bundle, streams=1) as session:
+        left[0] = 10**6
+        whole = session.run_scene(
+            scene, tmp_path / "a" / "m.tif", cancel=cancel, **everything(tmp_path / "a", kind)
+        )
+        blocks = (10**6 - left[0] - whole.windows) // 2  # once for the polygons, once for the map
+        assert blocks >= 5
+        for block in range(1, 2 * blocks + 1):
+            left[0] = block if block > 1 else whole.windows + 1
+            with pytest.raises(CancelledError, match=r"results were written.*--resume"):
+                session.run_scene(
+                    scene, folder / "m.tif", cancel=cancel, resume=block > 1,
+                    **everything(folder, kind),
+                )  # fmt: skip
+            names = {item.name for item in folder.iterdir()}
+            assert names == {".m.tif.edgekd"} | ({f"p.{kind}"} if block > blocks else set())
+        again = session.run_scene(scene, folder / "m.tif", resume=True, **everything(folder, kind))
+        assert again.resumed_rows == again.height
+    assert contents(folder) == contents(tmp_path / "a")
+
+
+_STOPPED = """
+import os, signal, sys
+from edgekd.cli.main import main
+from edgekd.runtime import outlines
+trace = outlines._trace
+def stopped(*arguments):
+    os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    return trace(*arguments)
+outlines._trace = stopped
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_is_heard_while_polygons_are_made(tmp_path: Path, bundle: Path, name: str) -> None:
+    scene = write_raster(tmp_path / "in.tif", smooth_image(1000, 70), **UTM)
+    command = ["run", str(bundle), str(scene), "-o", str(tmp_path / "m.tif"), "--polygons",
+               str(tmp_path / "p.gpkg"), "--streams", "1"]  # fmt: skip
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", _STOPPED, name, *command], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(root)}, check=False,
+    )  # fmt: skip
+    code = 128 + getattr(signal, name)  # as a shell has it of a process that the signal ended
+    assert done.returncode == code and "cancelled while results were written" in done.stderr
+    assert sorted(item.name for item in tmp_path.iterdir()) == [".m.tif.edgekd", "in.tif"]
+    assert main([*command, "--resume"]) == 0
+    assert (tmp_path / "m.tif").exists() and (tmp_path / "p.gpkg").exists()
+
+
+def test_the_second_signal_does_what_it_did_before() -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        with stop_on_signals() as asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert asked.wait(5) and not seen
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert seen == [signal.SIGTERM]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(seen) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_missing_library_is_told_before_anything_is_done(
+    tmp_path: Path, bundle: Path, scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyogrio", None)
+    asked: list[int] = []
+    with load(bundle) as session, pytest.raises(EnvironmentLacksError, match="pyogrio"):
+        session.run_scene(
+            scene, tmp_path / "m.tif", polygons=tmp_path / "p.gpkg",
+            progress=lambda done, total: asked.append(done),
+        )  # fmt: skip
+    assert not asked and [item.name for item in tmp_path.iterdir()] == ["in.tif"]
 
 
 def test_bad_places_are_refused_before_anything_is_done(
