@@ -253,7 +253,8 @@ class Reader:
     """Lines out of a stream of bytes that comes in any pieces.
 
     A line that is cut and yet ends, as when two processes write, is told by those before it: it
-    begins as they do and ends early, or its last mean is none that could follow theirs.
+    begins as they do and ends early, or its last mean is none that could follow theirs. Where all
+    that follow end so, too, that is how lines are now (rails are gone for a user who is not root).
 
     Attributes:
         counts: so far.
@@ -263,6 +264,7 @@ class Reader:
         self.counts = Counts()
         self._rest = b""
         self._before: Line | None = None
+        self._short: tuple[str, ...] = ()  # form of the line that was dropped for it
 
     def feed(self, data: bytes) -> list[Line]:
         """The lines that ``data`` ends."""
@@ -300,8 +302,10 @@ class Reader:
         before = self._before
         if before is None:
             return
-        short = len(line.form)
-        if short < len(before.form) and before.form[:short] == line.form:
+        short, known = len(line.form), self._short
+        self._short = ()
+        if short < len(before.form) and before.form[:short] == line.form != known:
+            self._short = line.form
             raise Damaged("cut")
         shared = [name for name in line.rails if name in before.rails]
         jumped = [name for name in shared if _jumps(before.rails[name], line.rails[name])]

@@ -210,6 +210,13 @@ def test_no_bytes_raise(data: bytes) -> None:
     assert reader.counts.lines == 1
 
 
+def test_rails_that_are_gone_for_good_are_no_cut_lines() -> None:
+    bare = JP6.partition(" VDD_IN")[0]
+    lines, reader = read("\n".join([JP6, JP6, bare, JP6, bare, bare, bare, JP6, ""]).encode())
+    assert [bool(line.rails) for line in lines] == [True, True, True, False, False, True]
+    assert reader.counts.damaged == {"cut": 2}
+
+
 def test_a_restart_is_seen_by_the_means() -> None:
     def line(now: int, mean: int) -> str:
         return f"RAM 1/2MB (lfb 1x4MB) VDD_IN {now}mW/{mean}mW VDD_SOC 100mW/100mW\n"
