@@ -48,7 +48,7 @@ def command(as_json: bool) -> None:
     power = (
         found.model_dump(mode="json")
         if isinstance(found, PowerUnavailable)
-        else {"status": "available", "sensor": found.name, "scope": found.scope}
+        else {"status": "available", "sensor": found.info.name, "scope": found.info.scope}
     )
     places = {name: _writable(path) for name, path in _places().items()}
     signer, signer_fault = _signer()
@@ -89,7 +89,7 @@ def command(as_json: bool) -> None:
         lines.append(f"  unavailable: {found.reason}")
         lines += [f"  {name}: {reason}" for name, reason in found.sensors.items()]
     else:
-        lines.append(f"  {found.name} ({found.scope})")
+        lines.append(f"  {found.info.name} ({found.info.scope})")
     lines += ["", "places to write"]
     lines += [f"  {name}: {item['path']}: {item['verdict']}" for name, item in places.items()]
     emit(payload, lines, as_json)

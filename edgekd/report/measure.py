@@ -514,8 +514,10 @@ def _power(root: Path) -> PowerUnavailable:
     found = find_power(root)
     if isinstance(found, PowerUnavailable):
         return found
-    reason = f"sensor {found.name} can be read, but edgekd {edgekd.__version__} takes no samples"
-    return PowerUnavailable(reason=reason, sensors={found.name: "readable, not sampled"})
+    reason = (
+        f"sensor {found.info.name} can be read, but edgekd {edgekd.__version__} takes no samples"
+    )
+    return PowerUnavailable(reason=reason, sensors={found.info.name: "readable, not sampled"})
 
 
 def _rounded(values: list[float]) -> list[float]:

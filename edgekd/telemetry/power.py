@@ -25,15 +25,28 @@ class PowerUnavailable(Document):
     sensors: dict[str, str]
 
 
-def find_power(root: Path = Path("/")) -> PowerSensor | PowerUnavailable:
-    """The first sensor file (by name) whose sensor can be read, else the reasons of all."""
+def find_sensors(root: Path = Path("/")) -> tuple[list[PowerSensor], dict[str, str]]:
+    """Sensors that can be read, the preferred one first, and why the others cannot.
+
+    Preferred is what reads the whole board, and of those what reads it most directly.
+    """
+    found: list[tuple[int, str, PowerSensor]] = []
     reasons: dict[str, str] = {}
     for name in registry.module_names(_PACKAGE):
-        found = registry.load(_PACKAGE, name, "sensor").find(root)
-        if not isinstance(found, Unavailable):
-            sensor: PowerSensor = found
-            return sensor
-        reasons[name] = found.reason
+        module = registry.load(_PACKAGE, name, "sensor")
+        sensor = module.find(root)
+        if isinstance(sensor, Unavailable):
+            reasons[name] = sensor.reason
+        else:
+            found.append((module.PREFERENCE, name, sensor))
+    return [sensor for _, _, sensor in sorted(found, key=lambda item: item[:2])], reasons
+
+
+def find_power(root: Path = Path("/")) -> PowerSensor | PowerUnavailable:
+    """The sensor to take, else the reasons of all."""
+    found, reasons = find_sensors(root)
+    if found:
+        return found[0]
     real = [name for name in reasons if name != "null"]
     return PowerUnavailable(
         reason="no power sensor can be read here"

@@ -9,7 +9,13 @@ import pytest
 
 from edgekd.contracts import registry
 from edgekd.telemetry import power
-from edgekd.telemetry.sensors._base import PowerSensor, Unavailable
+from edgekd.telemetry.sensors._base import (
+    Polled,
+    PowerSensor,
+    Reading,
+    SensorInfo,
+    Unavailable,
+)
 
 SENSORS = registry.module_names("edgekd.telemetry.sensors")
 
@@ -34,11 +40,10 @@ def test_without_a_sensor_power_is_unavailable_with_the_reason_of_each(tmp_path:
 
 
 class _Meter:
-    name = "meter"
-    scope = "board"
+    info = SensorInfo("meter", "board", ("VIN",))
 
-    def read_w(self) -> float | Unavailable:
-        return 7.5
+    def open(self, interval_s: float) -> Polled:
+        return Polled(lambda: Reading(0.0, 7.5), interval_s)
 
 
 def test_the_first_readable_sensor_is_taken(
@@ -51,11 +56,13 @@ def test_the_first_readable_sensor_is_taken(
     }
     monkeypatch.setattr(power.registry, "module_names", lambda package: sorted(finders))
     monkeypatch.setattr(
-        power.registry, "load", lambda package, name, kind: SimpleNamespace(find=finders[name])
+        power.registry,
+        "load",
+        lambda package, name, kind: SimpleNamespace(find=finders[name], PREFERENCE=1),
     )
     found = power.find_power(tmp_path)
     assert isinstance(found, PowerSensor)
-    assert found.name == "meter"
+    assert found.info.name == "meter"
     del finders["meter"]
     found = power.find_power(tmp_path)
     assert isinstance(found, power.PowerUnavailable)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from edgekd.telemetry.sensors._base import PowerSensor, Unavailable
 
+PREFERENCE = 99
+
 
 def find(root: Path) -> PowerSensor | Unavailable:
     """Say that there is nothing to read."""

@@ -1,0 +1,140 @@
+"""Samples a power sensor in a thread of its own, and notices when it stops telling the truth."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekd.telemetry.sensors._base import PowerSensor, Reading, SensorInfo, SensorLost
+
+#: a sensor is stalled after so many intervals without a reading, but at least so many seconds
+STALL_INTERVALS, STALL_LEAST_S = 10.0, 1.0
+_WAIT_S = 0.1
+
+
+@dataclass
+class Samples:
+    """What a sensor said between two moments.
+
+    Attributes:
+        info: of the sensor.
+        interval_s: asked for.
+        readings: in the order of their arrival, each later than the one before.
+        lost: why the sensor ended by itself; empty while it did not.
+        stalls: ``(from, to)`` of pauses in which it said nothing, s.
+        restarts: how often its source began again.
+        without: readings that had no total, by reason.
+    """
+
+    info: SensorInfo
+    interval_s: float
+    readings: list[Reading] = field(default_factory=list)
+    lost: str = ""
+    stalls: list[tuple[float, float]] = field(default_factory=list)
+    restarts: int = 0
+    without: dict[str, int] = field(default_factory=dict)
+
+    def power(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Times, s, and total power, W, of the readings that have one."""
+        pairs = [(item.at_s, item.watts) for item in self.readings if item.watts is not None]
+        values = np.array(pairs, np.float64).reshape(-1, 2)
+        return values[:, 0], values[:, 1]
+
+    @property
+    def achieved_s(self) -> float | None:
+        """Median pause between readings, s; None where there are too few."""
+        times, _ = self.power()
+        return float(np.median(np.diff(times))) if len(times) > 1 else None
+
+    def faults(self) -> list[str]:
+        """Why these samples cannot be trusted as a whole; empty where they can."""
+        found = []
+        if self.lost:
+            found.append(f"the sensor was lost: {self.lost}")
+        found += [f"the sensor said nothing for {end - start:.3g} s" for start, end in self.stalls]
+        if self.restarts:
+            found.append(f"the sensor's source began again {self.restarts} times")
+        found += [f"{count} readings without power: {why}" for why, count in self.without.items()]
+        return found
+
+
+class Sampler:
+    """Samples a sensor from entering a ``with`` block to leaving it.
+
+    Args:
+        sensor: to read.
+        interval_s: asked for, s.
+        each: called with every reading in the sampler's thread; what it raises ends the sampling
+            and is raised again when the block is left.
+
+    Attributes:
+        samples: so far; whole when the block was left.
+    """
+
+    def __init__(
+        self,
+        sensor: PowerSensor,
+        interval_s: float = 0.1,
+        each: Callable[[Reading], None] | None = None,
+    ) -> None:
+        self.samples = Samples(sensor.info, interval_s)
+        self._sensor, self._interval, self._each = sensor, interval_s, each
+        self._stop = threading.Event()
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="edgekd-power", daemon=True)
+
+    def __enter__(self) -> Sampler:
+        self._stream = self._sensor.open(self._interval)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._stream.close()
+        if self._failure is not None and error is None:
+            raise self._failure
+
+    def _run(self) -> None:
+        try:
+            self._sample()
+        except SensorLost as err:
+            self.samples.lost = str(err)
+        except Exception as err:  # noqa: BLE001 (raised again when the block is left)
+            self._failure = err
+        finally:
+            with contextlib.suppress(AttributeError):
+                self.samples.restarts = self._stream.restarts
+
+    def _sample(self) -> None:
+        samples = self.samples
+        patience = max(STALL_INTERVALS * self._interval, STALL_LEAST_S)
+        heard = time.monotonic()
+        while not self._stop.is_set():
+            found = self._stream.read(_WAIT_S)
+            for reading in found:
+                if samples.readings and reading.at_s <= samples.readings[-1].at_s:
+                    continue  # a clock that stood still: the same moment has one reading
+                if reading.at_s - heard > patience:
+                    samples.stalls.append((heard, reading.at_s))
+                heard = reading.at_s
+                samples.readings.append(reading)
+                if reading.watts is None:
+                    samples.without[reading.why] = samples.without.get(reading.why, 0) + 1
+                if self._each is not None:
+                    self._each(reading)
+        now = time.monotonic()
+        if now - heard > patience:
+            samples.stalls.append((heard, now))

@@ -1,0 +1,95 @@
+"""The power chip of a Raspberry Pi 5, by ``vcgencmd pmic_read_adc``.
+
+It tells voltage and current of twelve supplies behind it. Their sum is not the board's power: USB,
+PCIe and HAT loads and the chip's own loss are missing. So power is an **estimate**, by a line that
+was fitted against a USB-C meter (jfikar, RPi5-power: 1.1327 x sum + 0.6444 W); the sum is kept as
+rail ``pmic_sum``. Readings jump; minutes of them are worth something, one is not.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from edgekd.telemetry.sensors._base import (
+    Polled,
+    PowerSensor,
+    Reading,
+    SensorInfo,
+    SensorLost,
+    Unavailable,
+)
+
+PREFERENCE = 50
+_SLOPE, _OFFSET_W = 1.1327, 0.6444
+#: a process and a mailbox call each; more often only loads the board
+_LEAST_INTERVAL_S = 0.2
+_LIMIT_S = 5.0
+_VALUE = re.compile(r"^\s*(\w+)_(A|V) (?:current|volt)\(\d+\)=(-?\d+(?:\.\d+)?)[AV]$")
+
+
+def read_adc(text: str) -> dict[str, float]:
+    """Supply -> W of those that have both voltage and current; their numbers do not match, so
+    they are paired by name.
+
+    Raises:
+        ValueError: no supply has both.
+    """
+    values: dict[str, dict[str, float]] = {}
+    for line in text.splitlines():
+        match = _VALUE.match(line.rstrip())
+        if match:
+            values.setdefault(match[1], {})[match[2]] = float(match[3])
+    powers = {name: pair["A"] * pair["V"] for name, pair in values.items() if len(pair) == 2}
+    if not powers:
+        said = " ".join(text.split())[:80]
+        raise ValueError(f"no supply has voltage and current: {said!r}")
+    return powers
+
+
+class _Pmic:
+    def __init__(self, program: str) -> None:
+        self._program = program
+        formula = f"{_SLOPE} * sum + {_OFFSET_W} W"
+        self.info = SensorInfo(
+            "pmic", "board", ("pmic_sum",), "estimate", config={"formula": formula}
+        )
+
+    def ask(self) -> Reading:
+        """One reading of all supplies."""
+        try:
+            done = subprocess.run(
+                [self._program, "pmic_read_adc"], capture_output=True, text=True,
+                timeout=_LIMIT_S, stdin=subprocess.DEVNULL, check=False,
+            )  # fmt: skip
+            powers = read_adc(done.stdout)
+        except (OSError, subprocess.TimeoutExpired, ValueError) as err:
+            raise SensorLost(f"{self._program}: {err}") from err
+        total = sum(powers.values())
+        rails = {**powers, "pmic_sum": total}
+        return Reading(time.monotonic(), _SLOPE * total + _OFFSET_W, rails)
+
+    def open(self, interval_s: float) -> Polled:
+        """See :class:`~edgekd.telemetry.sensors._base.PowerSensor`; at most five a second."""
+        return Polled(self.ask, max(interval_s, _LEAST_INTERVAL_S))
+
+
+def find(root: Path) -> PowerSensor | Unavailable:
+    """A ``vcgencmd`` that answers: that of a Pi 4 has no such chip behind it."""
+    if root == Path("/"):
+        program = shutil.which("vcgencmd")
+    else:
+        place = root / "usr" / "bin" / "vcgencmd"
+        program = str(place) if os.access(place, os.X_OK) else None
+    if program is None:
+        return Unavailable("there is no vcgencmd; it belongs to Raspberry Pi OS")
+    sensor = _Pmic(program)
+    try:
+        sensor.ask()
+    except SensorLost as err:
+        return Unavailable(f"{err}; only a Raspberry Pi 5 has this chip")
+    return sensor

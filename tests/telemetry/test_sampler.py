@@ -1,0 +1,187 @@
+"""The sampler on real pipes: what a sensor does wrong is in the samples."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekd.telemetry.sampler import Sampler, Samples
+from edgekd.telemetry.sensors import tegrastats
+from edgekd.telemetry.sensors._base import Polled, Reading, SensorInfo, Unavailable
+from tests.helpers.fake_tegrastats import make_tegrastats
+
+INFO = SensorInfo("made-up", "board", ("VIN",))
+
+
+def line(now: int, mean: int) -> str:
+    return (f"04-19-2026 01:31:10 RAM 519/7607MB (lfb 61x4MB) CPU [10%@1728] GR3D_FREQ 9%@[1018] "
+            f"tj@49.5C VDD_IN {now}mW/{mean}mW VDD_SOC 2308mW/2308mW")  # fmt: skip
+
+
+LINES = [line(6000 + 10 * n, round(6000 + 5 * n)) for n in range(400)]
+
+
+def run(tmp_path: Path, seconds: float, interval_s: float = 0.02, **faults: object) -> Samples:
+    make_tegrastats(tmp_path / "usr/bin", faults.pop("lines", LINES), **faults)  # type: ignore[arg-type]
+    program = str(tmp_path / "usr/bin/tegrastats")
+    sensor = tegrastats._Tegrastats(program, INFO)
+    with Sampler(sensor, interval_s) as sampler:
+        time.sleep(seconds)
+    return sampler.samples
+
+
+def running(tmp_path: Path) -> bool:
+    """Whether anything of a made-up tegrastats is left."""
+    said = subprocess.run(
+        ["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    return bool(said.stdout.strip())
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_samples_of_a_pipe(tmp_path: Path, end: bytes) -> None:
+    samples = run(tmp_path, 1.0, end=end)
+    assert samples.faults() == [] and 15 <= len(samples.readings) <= 60
+    at, watts = samples.power()
+    assert (np.diff(at) > 0).all()
+    np.testing.assert_allclose(watts, 6 + 0.01 * np.arange(len(watts)))
+    assert samples.achieved_s is not None and 0.018 < samples.achieved_s < 0.06
+    assert not running(tmp_path)
+
+
+def test_pieces_of_lines(tmp_path: Path) -> None:
+    """Written byte by byte and in halves: the same lines, each once."""
+    samples = run(
+        tmp_path, 1.0, each="say(line[:7]); time.sleep(0.003); say(line[7:90])\nline = line[90:]"
+    )
+    assert samples.faults() == [] and len(samples.readings) > 10
+    np.testing.assert_allclose(samples.power()[1], 6 + 0.01 * np.arange(len(samples.readings)))
+
+
+def test_lines_that_come_at_once_keep_their_order_in_time(tmp_path: Path) -> None:
+    each = """held = globals().get('held', b'') + line + b'\\n'
+if number % 8 < 7:
+    continue
+line, held = held[:-1], b''"""
+    samples = run(tmp_path, 1.5, each=each)
+    at, watts = samples.power()
+    assert len(at) >= 16 and (np.diff(at) > 0).all()
+    np.testing.assert_allclose(watts, 6 + 0.01 * np.arange(len(watts)))
+    inner = np.diff(at)[9:15]
+    assert inner.max() / inner.min() < 1.5, "spread evenly since the burst before"
+
+
+def test_foreign_lines_are_left_out(tmp_path: Path) -> None:
+    each = "if number % 3 == 0: say(b'Sun Apr 19\\n{\"fps\": 3}\\n\\0\\0\\0\\n')"
+    samples = run(tmp_path, 0.8, each=each)
+    assert samples.faults() == []
+    np.testing.assert_allclose(samples.power()[1], 6 + 0.01 * np.arange(len(samples.readings)))
+
+
+@pytest.mark.parametrize(
+    ("faults", "words"),
+    [
+        ({"lines": LINES[:10]}, "the sensor was lost: .*tegrastats ended with 0"),
+        ({"each": "if number == 10: os._exit(7)"}, "ended with 7"),
+        ({"each": "if number == 10: os.kill(os.getpid(), 9)"}, "ended with -9"),
+        ({"each": "if number == 10: time.sleep(1.5)"}, r"said nothing for 1\.[3-9]"),
+        ({"each": "if number == 10: time.sleep(60)"}, r"said nothing for [12]\."),
+        (
+            {"lines": [*LINES[:10], *LINES[200:210], line(9000, 9000), *LINES[:200]]},
+            "began again 2 times",
+        ),
+        (
+            {"lines": [*LINES[:10], *(text.partition(" VDD_IN")[0] for text in LINES)]},
+            r"\d+ readings without power: .*needs root",
+        ),
+    ],
+)
+def test_what_goes_wrong_is_told(tmp_path: Path, faults: dict[str, object], words: str) -> None:
+    samples = run(tmp_path, 2.2, **faults)
+    assert any(re.search(words, fault) for fault in samples.faults()), samples.faults()
+    assert len(samples.power()[0]) >= 10, "what was read before is kept"
+    assert not running(tmp_path)
+
+
+def test_a_process_that_does_not_listen_is_ended_with_its_children(tmp_path: Path) -> None:
+    setup = (
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "import subprocess; subprocess.Popen(['sleep', '77', " + repr(str(tmp_path)) + "][:2])"
+    )
+    start = time.monotonic()
+    samples = run(tmp_path, 0.3, setup=setup)
+    assert samples.readings and time.monotonic() - start < 6
+    assert not running(tmp_path)
+    said = subprocess.run(["pgrep", "-f", "sleep 77"], capture_output=True, text=True, check=False)
+    assert not said.stdout.strip()
+
+
+class Made:
+    """A sensor of readings that a function gives."""
+
+    info = INFO
+
+    def __init__(self, ask: object) -> None:
+        self._ask = ask
+
+    def open(self, interval_s: float) -> Polled:
+        return Polled(self._ask, interval_s)  # type: ignore[arg-type]
+
+
+def test_what_the_caller_raises_is_raised_again() -> None:
+    def each(reading: Reading) -> None:
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"), \
+            Sampler(Made(lambda: Reading(time.monotonic(), 1.0)), 0.01, each):  # fmt: skip
+        time.sleep(0.1)
+    with pytest.raises(KeyError), Sampler(Made(lambda: Reading(time.monotonic(), 1.0)), 0.01, each):
+        time.sleep(0.05)
+        raise KeyError("the block's own comes first")
+
+
+def test_a_moment_has_one_reading() -> None:
+    with Sampler(Made(lambda: Reading(5.0, 1.0)), 0.01) as sampler:
+        time.sleep(0.1)
+    assert len(sampler.samples.readings) == 1
+
+
+def test_polling_keeps_its_grid() -> None:
+    now, slept, asked = [0.0], [], []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    def ask() -> Reading:
+        asked.append(now[0])
+        now[0] += 0.35 if len(asked) == 3 else 0.01
+        return Reading(now[0], 1.0)
+
+    stream = Polled(ask, 0.1, lambda: now[0], sleep)
+    while len(asked) < 6:
+        stream.read(0.03)
+    np.testing.assert_allclose(asked, [0, 0.1, 0.2, 0.6, 0.7, 0.8])
+    assert max(slept) <= 0.03 + 1e-9
+
+
+def test_the_sampler_takes_little_of_a_core(tmp_path: Path) -> None:
+    """At 10 Hz from a process that replays tegrastats; the bound is 1 % of a core."""
+    make_tegrastats(tmp_path / "usr/bin", LINES)
+    sensor = tegrastats._Tegrastats(str(tmp_path / "usr/bin/tegrastats"), INFO)
+    with Sampler(sensor, 0.1) as sampler:
+        time.sleep(0.5)
+        before = time.process_time()
+        time.sleep(4.0)
+        spent = time.process_time() - before
+    assert len(sampler.samples.readings) > 20 and spent / 4.0 < 0.01, spent
+
+
+def test_a_sensor_that_cannot_be_found_is_not_opened(tmp_path: Path) -> None:
+    assert isinstance(tegrastats.find(tmp_path), Unavailable)
+    assert not list(tmp_path.iterdir())
