@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,8 @@ LONGEST_GAP = 3.0
 LEAST_COVERAGE = 0.95
 #: a window begins so many lags of the sensor behind a change of the load: exp(-5) is 0.7 %
 GUARD_LAGS = 5.0
+#: fewest windows whose means tell how far repeats are apart
+LEAST_REPEATS = 3
 #: batches of a window, and how many times as long as power remembers itself each is
 _MOST_BATCHES, _FEWEST_BATCHES, _MEMORIES = 30, 5, 10.0
 #: Student's t, 97.5 %, by degrees of freedom from 1 (NIST/SEMATECH e-Handbook 1.3.6.7.2)
@@ -143,21 +146,64 @@ def mean_power_w(
     Raises:
         ValueError: see :func:`energy_j`.
     """
+    return pooled_power_w(at_s, watts, [(start_s, end_s)], resolution_w)
+
+
+def pooled_power_w(
+    at_s: FloatArray,
+    watts: FloatArray,
+    windows: Sequence[tuple[float, float]],
+    resolution_w: float | None = None,
+) -> Estimate:
+    """Mean power over several windows of the same work, W: their energy over their time.
+
+    The interval is the wider of two: that of the batches within the windows, and from three windows
+    on that of the windows' own means, since what differs from one repeat to the next (heat, what
+    else the machine does) does not show within one.
+
+    Args:
+        at_s, watts: see :func:`energy_j`.
+        windows: ``(start_s, end_s)`` of each, at least one.
+        resolution_w: see :func:`mean_power_w`.
+
+    Raises:
+        ValueError: see :func:`energy_j`.
+    """
+    if not windows:
+        raise ValueError("expected at least one window")
+    shares = np.array([end - start for start, end in windows], np.float64)
+    shares /= shares.sum()
+    parts = [_batch_means(at_s, watts, start, end) for start, end in windows]
+    means = np.array([energy_j(at_s, watts, *window) / (window[1] - window[0])
+                      for window in windows])  # fmt: skip
+    value = float((shares * means).sum())
+    errors = np.array([part.std(ddof=1) / math.sqrt(len(part)) for part in parts])
+    batches = sum(len(part) for part in parts)
+    step = (resolution_w or 0.0) / math.sqrt(12)
+    half = _t(batches - len(parts)) * math.hypot(float(np.hypot.reduce(shares * errors)), step)
+    count = len(windows)
+    if count >= LEAST_REPEATS:
+        between = math.sqrt(float((shares * (means - value) ** 2).sum()) / (count - 1))
+        half = max(half, _t(count - 1) * between)
+    return Estimate(value, value - half, value + half, batches)
+
+
+def _t(freedom: int) -> float:
+    return _T[min(freedom, len(_T)) - 1]
+
+
+def _batch_means(at_s: FloatArray, watts: FloatArray, start_s: float, end_s: float) -> FloatArray:
+    """Means of pieces of a window that are long beside what power remembers of itself, W."""
     duration = end_s - start_s
-    value = energy_j(at_s, watts, start_s, end_s) / duration
     memory = _memory_s(at_s, watts, start_s, end_s)
     batches = int(duration / (_MEMORIES * memory)) if memory > 0 else _MOST_BATCHES
     batches = min(max(batches, _FEWEST_BATCHES), _MOST_BATCHES)
     edges = np.linspace(start_s, end_s, batches + 1)
     edges[-1] = end_s
-    means = np.array([
+    return np.array([
         energy_j(at_s, watts, first, last) / (last - first)
         for first, last in itertools.pairwise(edges)
     ])  # fmt: skip
-    spread = float(means.std(ddof=1)) / math.sqrt(batches)
-    step = (resolution_w or 0.0) / math.sqrt(12)
-    half = _T[batches - 2] * math.hypot(spread, step)
-    return Estimate(value, value - half, value + half, batches)
 
 
 def _memory_s(at_s: FloatArray, watts: FloatArray, start_s: float, end_s: float) -> float:

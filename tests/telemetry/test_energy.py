@@ -17,6 +17,7 @@ from edgekd.telemetry.energy import (
     energy_j,
     faults,
     mean_power_w,
+    pooled_power_w,
 )
 from edgekd.telemetry.rails import find_total
 from edgekd.telemetry.tegrastats import Reader
@@ -228,3 +229,36 @@ def test_the_second_figure_is_the_mean_since_the_start(test_data: Path) -> None:
     first, last = np.flatnonzero(busy)[[0, -1]]
     assert power[: first - 10].mean() < 7 < 15 < power[first + 10 : last - 10].mean()
     assert last < len(power) - 5 and power[-3:].mean() < 7
+
+
+@pytest.mark.parametrize("apart_w", [0.0, 0.3])
+def test_intervals_over_repeats_cover_the_truth(apart_w: float) -> None:
+    """1000 random records of five windows each, whose means differ by what shows between repeats
+    alone: the mean of the batches would be far too sure of itself."""
+    rng = np.random.default_rng(int(apart_w * 10))
+    held, alone, count = 0, 0, 1000
+    keep = np.exp(-0.1 / LAG_S)
+    at = np.arange(0, 60, 0.1)
+    windows = [(start + 2.0, start + 11.5) for start in range(0, 60, 12)]
+    for _ in range(count):
+        noise = rng.standard_normal((len(at), 1))
+        state, values = noise[0, 0], np.empty(len(at))
+        for place, item in enumerate(noise[:, 0]):
+            state = keep * state + np.sqrt(1 - keep**2) * item
+            values[place] = state
+        watts = 12 + 0.3 * values + np.repeat(apart_w * rng.standard_normal(5), 120)
+        found = pooled_power_w(at, watts, windows)
+        held += found.low <= 12 <= found.high
+        one = pooled_power_w(at, watts, windows[:2])
+        alone += one.low <= 12 <= one.high
+    assert 0.94 <= held / count <= 0.99, held / count  # the wider of two is a little too wide
+    assert alone / count < 0.8 if apart_w else alone / count > 0.9
+
+
+def test_windows_are_weighed_by_their_length() -> None:
+    at = np.arange(0, 40, 0.1)
+    watts = np.where(at < 20.05, 5.0, 8.0)
+    found = pooled_power_w(at, watts, [(0, 15), (25, 30)])
+    assert found.value == pytest.approx((5 * 15 + 8 * 5) / 20)
+    with pytest.raises(ValueError, match="at least one window"):
+        pooled_power_w(at, watts, [])
