@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import platform
@@ -26,35 +27,50 @@ _DISTRIBUTIONS = {
     "jtop": ("jetson-stats",),
     "tensorrt_rtx": ("tensorrt-rtx",),
 }
+_ADVICE = (
+    "what to do: mend a reason above, or measure with an external meter and read its file: "
+    "edgekd power import"
+)
 
 
 @click.command("doctor")
+@click.option("--root", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="Describe the board whose file system is there, e.g. a card of it; programs "
+              "below it may be run.")  # fmt: skip
 @shared_options
-def command(as_json: bool) -> None:
-    """Say what this machine can do: extras, targets, sensors, places to write.
+def command(root: Path | None, as_json: bool) -> None:
+    """Say what this machine can do: board, sensors, extras, targets, places to write.
 
     Ends with 3 when bundles cannot run here.
     """
     from edgekd import __version__
-    from edgekd.errors import EnvironmentLacksError
-    from edgekd.telemetry.environment import read_environment
-    from edgekd.telemetry.power import PowerUnavailable, find_power
+    from edgekd.errors import EnvironmentLacksError, InputError
+    from edgekd.telemetry.environment import OF_THIS_MACHINE, read_environment
+
+    if root is not None:
+        if not root.is_dir():
+            raise InputError(f"--root: {root} is not a folder; give one that holds /proc or /sys")
+        root = root.resolve()
+    if root is not None and root != Path("/"):
+        facts, lines = _board(root)
+        other = read_environment(root).model_dump(mode="json", exclude={*OF_THIS_MACHINE})
+        other["absent"].pop("hostname")
+        left = "extras, signer, targets and places to write are of this machine, so they are left "
+        left += f"out, and of the environment: {', '.join(OF_THIS_MACHINE)}"
+        payload = {"root": str(root), "edgekd": __version__, **facts, "environment": other}
+        emit({**payload, "left_out": left}, [f"root             {root}", *lines, "", left], as_json)
+        return
 
     environment = read_environment()
+    facts, board_lines = _board(Path("/"))
     core = [_try_import(module) for module in _CORE]
     extras = _extras()
     targets = _targets()
-    found = find_power()
-    power = (
-        found.model_dump(mode="json")
-        if isinstance(found, PowerUnavailable)
-        else {"status": "available", "sensor": found.info.name, "scope": found.info.scope}
-    )
     places = {name: _writable(path) for name, path in _places().items()}
     signer, signer_fault = _signer()
     faults = [fault for fault in (*core, *_engine_faults(), signer_fault) if fault is not None]
     device = environment.board or environment.cpu_model or environment.arch
-    payload: dict[str, Any] = {
+    payload = {
         "runtime_works": not faults,
         "faults": faults,
         "edgekd": __version__,
@@ -62,7 +78,7 @@ def command(as_json: bool) -> None:
         "extras": extras,
         "signer": signer,
         "targets": targets,
-        "power": power,
+        **facts,
         "writable": places,
     }
     head = [["edgekd", __version__], ["Python", f"{environment.python} ({sys.executable})"]]
@@ -70,7 +86,7 @@ def command(as_json: bool) -> None:
     head += [["running bundles", "no: " + "; ".join(faults) if faults else "works"]]
     head += [["signer", "anybody (EDGEKD_SIGNER is not set)" if signer is None else signer]]
     lines = [f"{name.ljust(16)} {value}" for name, value in head]
-    lines += ["", "extras"]
+    lines += ["", *board_lines, "", "extras"]
     for name, item in extras.items():
         have = ", ".join(f"{module} {version}" for module, version in item["has"].items())
         text = have if item["complete"] else f"lacks {', '.join(item['lacks'])}; {item['install']}"
@@ -84,12 +100,6 @@ def command(as_json: bool) -> None:
             f"  {row['name'].ljust(width)}  {'fits' if row['fits'] else 'no  '}  {row['why']}"
             for row in targets
         ]
-    lines += ["", "power sensors"]
-    if isinstance(found, PowerUnavailable):
-        lines.append(f"  unavailable: {found.reason}")
-        lines += [f"  {name}: {reason}" for name, reason in found.sensors.items()]
-    else:
-        lines.append(f"  {found.info.name} ({found.info.scope})")
     lines += ["", "places to write"]
     lines += [f"  {name}: {item['path']}: {item['verdict']}" for name, item in places.items()]
     emit(payload, lines, as_json)
@@ -97,6 +107,85 @@ def command(as_json: bool) -> None:
         raise EnvironmentLacksError(f"bundles cannot run here: {'; '.join(faults)}")
     if not as_json:
         note("next: edgekd ls recipes")
+
+
+def _board(root: Path) -> tuple[dict[str, Any], list[str]]:
+    """Board, power modes, state and power sensors below a root: as values, and as lines."""
+    from edgekd.contracts.board import Absent
+    from edgekd.telemetry import boards, modes, state
+    from edgekd.telemetry.power import find_sensors
+
+    board, now = boards.identify(root), state.read_state(root)
+    found, reasons = find_sensors(root)
+    absent: dict[str, str] = {}
+    mode: modes.Mode | None = None
+    declared: list[modes.Mode] | None = None
+    try:
+        mode = modes.read_mode(root)
+    except Absent as err:
+        absent["now"] = str(err)
+    try:
+        declared = modes.list_modes(root)
+    except Absent as err:
+        absent["all"] = str(err)
+    sensors = [{**dataclasses.asdict(item.info), "taken": item is found[0]} for item in found]
+    advice = None if found else _ADVICE
+    facts = {
+        "board": board.model_dump(mode="json"),
+        "power_modes": {
+            "now": mode and mode.model_dump(),
+            "all": declared and [item.model_dump() for item in declared],
+            "absent": absent,
+        },
+        "state": now.model_dump(mode="json"),
+        "power": (
+            {"status": "available", "sensor": found[0].info.name, "scope": found[0].info.scope}
+            if found
+            else {"status": "unavailable", "reason": "no power sensor can be read here",
+                  "sensors": reasons}
+        ),
+        "sensors": {"found": sensors, "unavailable": reasons, "advice": advice},
+    }  # fmt: skip
+
+    def told(value: object, reason: str | None) -> str:
+        return f"unknown: {reason}" if value is None else str(value)
+
+    names = {"name": "board", "module": "module", "l4t": "L4T", "jetpack": "JetPack"}
+    if board.family != "jetson":
+        names = {"name": "board"}
+    rows = [(text, told(getattr(board, field), board.absent.get(field)))
+            for field, text in names.items()]  # fmt: skip
+    if mode is not None or board.family == "jetson":
+        rows.append(("power mode", told(mode and mode.name, absent.get("now"))))
+        every = declared and ", ".join(f"{item.name} ({item.id})" for item in declared)
+        rows.append(("power modes", told(every, absent.get("all"))))
+    governors = now.governors and ", ".join(sorted(set(now.governors.values())))
+    rows.append(("CPU governor", told(governors, now.absent.get("governors"))))
+    clock = f"{now.gpu_mhz:g} MHz, at most {now.gpu_max_mhz or 0:g}" if now.gpu_mhz else None
+    rows.append(("GPU clock", told(clock, now.absent.get("gpu_mhz"))))
+    fans = now.fans and ", ".join(f"{name} {value:g}" for name, value in now.fans.items())
+    rows.append(("fan", told(fans, now.absent.get("fans"))))
+    zones = now.temperatures_c
+    warm = zones and ", ".join(f"{name} {value:.1f} °C" for name, value in zones.items())
+    rows.append(("temperatures", told(warm, now.absent.get("temperatures_c"))))
+    held = None if now.throttling is None else ", ".join(now.throttling) or "nothing"
+    rows.append(("throttled by", told(held, now.absent.get("throttling"))))
+    lines = [f"{name.ljust(16)} {value}" for name, value in rows]
+    lines += ["", "power sensors"]
+    for item in found:
+        info = item.info
+        taken = "taken" if item is found[0] else "could be"
+        step = "not known" if info.resolution_w is None else f"{info.resolution_w:g} W"
+        lag = "not known" if info.lag_s is None else f"{info.lag_s:g} s"
+        lines.append(f"  {info.name} ({taken}): {info.scope}, {' + '.join(info.total)}, "
+                     f"{info.source}, resolution {step}, lag {lag}")  # fmt: skip
+        lines += [f"    {key}: {value}" for key, value in info.config.items()]
+    if not found:
+        lines.append("  unavailable: no power sensor can be read here")
+    lines += [f"  {name}: {reason}" for name, reason in reasons.items() if name != "null"]
+    if advice:
+        lines.append(f"  {advice}")
+    return facts, lines
 
 
 def _engine_faults() -> list[str]:
