@@ -112,80 +112,87 @@ def command(root: Path | None, as_json: bool) -> None:
 def _board(root: Path) -> tuple[dict[str, Any], list[str]]:
     """Board, power modes, state and power sensors below a root: as values, and as lines."""
     from edgekd.contracts.board import Absent
-    from edgekd.telemetry import boards, modes, state
+    from edgekd.telemetry.boards import identify
+    from edgekd.telemetry.modes import list_modes, read_mode
     from edgekd.telemetry.power import find_sensors
+    from edgekd.telemetry.state import read_state
 
-    board, now = boards.identify(root), state.read_state(root)
+    board, state = identify(root), read_state(root)
     found, reasons = find_sensors(root)
-    absent: dict[str, str] = {}
-    mode: modes.Mode | None = None
-    declared: list[modes.Mode] | None = None
+    modes: dict[str, Any] = {"now": None, "all": None, "absent": {}}
     try:
-        mode = modes.read_mode(root)
+        modes["now"] = read_mode(root).model_dump()
     except Absent as err:
-        absent["now"] = str(err)
+        modes["absent"]["now"] = str(err)
     try:
-        declared = modes.list_modes(root)
+        modes["all"] = [item.model_dump() for item in list_modes(root)]
     except Absent as err:
-        absent["all"] = str(err)
+        modes["absent"]["all"] = str(err)
     sensors = [{**dataclasses.asdict(item.info), "taken": item is found[0]} for item in found]
-    advice = None if found else _ADVICE
+    why = {"status": "unavailable", "reason": "no power sensor can be read here"}
     facts = {
         "board": board.model_dump(mode="json"),
-        "power_modes": {
-            "now": mode and mode.model_dump(),
-            "all": declared and [item.model_dump() for item in declared],
-            "absent": absent,
-        },
-        "state": now.model_dump(mode="json"),
+        "power_modes": modes,
+        "state": state.model_dump(mode="json"),
         "power": (
             {"status": "available", "sensor": found[0].info.name, "scope": found[0].info.scope}
             if found
-            else {"status": "unavailable", "reason": "no power sensor can be read here",
-                  "sensors": reasons}
+            else {**why, "sensors": reasons}
         ),
-        "sensors": {"found": sensors, "unavailable": reasons, "advice": advice},
-    }  # fmt: skip
+        "sensors": {
+            "found": sensors,
+            "unavailable": reasons,
+            "advice": None if found else _ADVICE,
+        },
+    }
+    return facts, [*_board_lines(facts), "", *_sensor_lines(facts["sensors"])]
 
-    def told(value: object, reason: str | None) -> str:
-        return f"unknown: {reason}" if value is None else str(value)
 
-    names = {"name": "board", "module": "module", "l4t": "L4T", "jetpack": "JetPack"}
-    if board.family != "jetson":
-        names = {"name": "board"}
-    rows = [(text, told(getattr(board, field), board.absent.get(field)))
-            for field, text in names.items()]  # fmt: skip
-    if mode is not None or board.family == "jetson":
-        rows.append(("power mode", told(mode and mode.name, absent.get("now"))))
-        every = declared and ", ".join(f"{item.name} ({item.id})" for item in declared)
-        rows.append(("power modes", told(every, absent.get("all"))))
-    governors = now.governors and ", ".join(sorted(set(now.governors.values())))
-    rows.append(("CPU governor", told(governors, now.absent.get("governors"))))
-    clock = f"{now.gpu_mhz:g} MHz, at most {now.gpu_max_mhz or 0:g}" if now.gpu_mhz else None
-    rows.append(("GPU clock", told(clock, now.absent.get("gpu_mhz"))))
-    fans = now.fans and ", ".join(f"{name} {value:g}" for name, value in now.fans.items())
-    rows.append(("fan", told(fans, now.absent.get("fans"))))
-    zones = now.temperatures_c
+def _board_lines(facts: dict[str, Any]) -> list[str]:
+    """What there is with its value, and what is not known with the reason."""
+    board, modes, state = facts["board"], facts["power_modes"], facts["state"]
+    rows = [("board", board["name"], board["absent"].get("name"))]
+    if board["family"] == "jetson":
+        rows += [(text, board[field], board["absent"].get(field))
+                 for field, text in (("module", "module"), ("l4t", "L4T"),
+                                     ("jetpack", "JetPack"))]  # fmt: skip
+        now, every = modes["now"], modes["all"]
+        rows.append(("power mode", now and now["name"], modes["absent"].get("now")))
+        text = every and ", ".join(f"{item['name']} ({item['id']})" for item in every)
+        rows.append(("power modes", text, modes["absent"].get("all")))
+    governors = state["governors"] and ", ".join(sorted(set(state["governors"].values())))
+    fans = state["fans"] and ", ".join(f"{name} {x:g}" for name, x in state["fans"].items())
+    zones = state["temperatures_c"]
     warm = zones and ", ".join(f"{name} {value:.1f} °C" for name, value in zones.items())
-    rows.append(("temperatures", told(warm, now.absent.get("temperatures_c"))))
-    held = None if now.throttling is None else ", ".join(now.throttling) or "nothing"
-    rows.append(("throttled by", told(held, now.absent.get("throttling"))))
-    lines = [f"{name.ljust(16)} {value}" for name, value in rows]
-    lines += ["", "power sensors"]
-    for item in found:
-        info = item.info
-        taken = "taken" if item is found[0] else "could be"
-        step = "not known" if info.resolution_w is None else f"{info.resolution_w:g} W"
-        lag = "not known" if info.lag_s is None else f"{info.lag_s:g} s"
-        lines.append(f"  {info.name} ({taken}): {info.scope}, {' + '.join(info.total)}, "
-                     f"{info.source}, resolution {step}, lag {lag}")  # fmt: skip
-        lines += [f"    {key}: {value}" for key, value in info.config.items()]
-    if not found:
+    held = state["throttling"]
+    shown = {
+        "governors": ("CPU governor", governors),
+        "gpu_mhz": ("GPU clock", state["gpu_mhz"] and f"{state['gpu_mhz']:g} MHz"),
+        "gpu_max_mhz": ("GPU at most", state["gpu_max_mhz"] and f"{state['gpu_max_mhz']:g} MHz"),
+        "fans": ("fan", fans),
+        "temperatures_c": ("temperatures", warm),
+        "throttling": ("throttled by", None if held is None else ", ".join(held) or "nothing"),
+    }
+    rows += [(text, value, state["absent"].get(field)) for field, (text, value) in shown.items()]
+    return [f"{name.ljust(16)} {f'unknown: {why}' if value is None else value}"
+            for name, value, why in rows]  # fmt: skip
+
+
+def _sensor_lines(sensors: dict[str, Any]) -> list[str]:
+    lines = ["power sensors"]
+    for item in sensors["found"]:
+        taken = "taken" if item["taken"] else "could be taken"
+        step, lag = item["resolution_w"], item["lag_s"]
+        lines.append(
+            f"  {item['name']} ({taken}): {item['scope']}, {' + '.join(item['total'])}, "
+            f"{item['source']}, resolution {'not known' if step is None else f'{step:g} W'}, "
+            f"lag {'not known' if lag is None else f'{lag:g} s'}"
+        )
+        lines += [f"    {key}: {value}" for key, value in item["config"].items()]
+    if not sensors["found"]:
         lines.append("  unavailable: no power sensor can be read here")
-    lines += [f"  {name}: {reason}" for name, reason in reasons.items() if name != "null"]
-    if advice:
-        lines.append(f"  {advice}")
-    return facts, lines
+    lines += [f"  {name}: {why}" for name, why in sensors["unavailable"].items() if name != "null"]
+    return lines + ([f"  {sensors['advice']}"] if sensors["advice"] else [])
 
 
 def _engine_faults() -> list[str]:

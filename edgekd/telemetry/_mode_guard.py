@@ -18,7 +18,7 @@ import time
 
 _LOOK_S = 2.0  # a forked child of the parent may hold the pipe open: then the parent's end tells
 _TRIES = 3
-_PAUSE_S = 0.5
+_LOOKS, _PAUSE_S = 3, 1.0
 
 
 def _said(command: list[str], limit_s: float) -> str:
@@ -59,7 +59,7 @@ def main() -> int:
 
     def is_back() -> bool:
         # a call that the parent had begun may still be under way: the mode must stay
-        for _ in range(2):
+        for _ in range(_LOOKS):
             lines = _said([program, "-q"], float(limit_s)).splitlines()
             if not any(re.fullmatch(rf"\s*0*{mode}\s*", line) for line in lines):
                 return False

@@ -183,6 +183,8 @@ class StateReader:
         values["power_mode"] = got("power_mode", mode, absent.get("power_mode", ""), True)
         values["pi_throttled"] = got("pi_throttled", flags, absent.get("pi_throttled", ""), True)
         why = "nothing here tells of throttling: no throttle alert, no alarm, no firmware to ask"
+        if self._counters:
+            why = "only counters since boot tell of throttling here"
         values["throttling"] = got("throttling", held, why)
         return State.model_validate({**values, "absent": absent})
 
