@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import platform
@@ -26,35 +27,50 @@ _DISTRIBUTIONS = {
     "jtop": ("jetson-stats",),
     "tensorrt_rtx": ("tensorrt-rtx",),
 }
+_ADVICE = (
+    "what to do: mend a reason above, or measure with an external meter and read its file: "
+    "edgekd power import"
+)
 
 
 @click.command("doctor")
+@click.option("--root", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="Describe the board whose file system is there, e.g. a card of it; programs "
+              "below it may be run.")  # fmt: skip
 @shared_options
-def command(as_json: bool) -> None:
-    """Say what this machine can do: extras, targets, sensors, places to write.
+def command(root: Path | None, as_json: bool) -> None:
+    """Say what this machine can do: board, sensors, extras, targets, places to write.
 
     Ends with 3 when bundles cannot run here.
     """
     from edgekd import __version__
-    from edgekd.errors import EnvironmentLacksError
-    from edgekd.telemetry.environment import read_environment
-    from edgekd.telemetry.power import PowerUnavailable, find_power
+    from edgekd.errors import EnvironmentLacksError, InputError
+    from edgekd.telemetry.environment import OF_THIS_MACHINE, read_environment
+
+    if root is not None:
+        if not root.is_dir():
+            raise InputError(f"--root: {root} is not a folder; give one that holds /proc or /sys")
+        root = root.resolve()
+    if root is not None and root != Path("/"):
+        facts, lines = _board(root)
+        other = read_environment(root).model_dump(mode="json", exclude={*OF_THIS_MACHINE})
+        other["absent"].pop("hostname")
+        left = "extras, signer, targets and places to write are of this machine, so they are left "
+        left += f"out, and of the environment: {', '.join(OF_THIS_MACHINE)}"
+        payload = {"root": str(root), "edgekd": __version__, **facts, "environment": other}
+        emit({**payload, "left_out": left}, [f"root             {root}", *lines, "", left], as_json)
+        return
 
     environment = read_environment()
+    facts, board_lines = _board(Path("/"))
     core = [_try_import(module) for module in _CORE]
     extras = _extras()
     targets = _targets()
-    found = find_power()
-    power = (
-        found.model_dump(mode="json")
-        if isinstance(found, PowerUnavailable)
-        else {"status": "available", "sensor": found.info.name, "scope": found.info.scope}
-    )
     places = {name: _writable(path) for name, path in _places().items()}
     signer, signer_fault = _signer()
     faults = [fault for fault in (*core, *_engine_faults(), signer_fault) if fault is not None]
     device = environment.board or environment.cpu_model or environment.arch
-    payload: dict[str, Any] = {
+    payload = {
         "runtime_works": not faults,
         "faults": faults,
         "edgekd": __version__,
@@ -62,7 +78,7 @@ def command(as_json: bool) -> None:
         "extras": extras,
         "signer": signer,
         "targets": targets,
-        "power": power,
+        **facts,
         "writable": places,
     }
     head = [["edgekd", __version__], ["Python", f"{environment.python} ({sys.executable})"]]
@@ -70,7 +86,7 @@ def command(as_json: bool) -> None:
     head += [["running bundles", "no: " + "; ".join(faults) if faults else "works"]]
     head += [["signer", "anybody (EDGEKD_SIGNER is not set)" if signer is None else signer]]
     lines = [f"{name.ljust(16)} {value}" for name, value in head]
-    lines += ["", "extras"]
+    lines += ["", *board_lines, "", "extras"]
     for name, item in extras.items():
         have = ", ".join(f"{module} {version}" for module, version in item["has"].items())
         text = have if item["complete"] else f"lacks {', '.join(item['lacks'])}; {item['install']}"
@@ -84,12 +100,6 @@ def command(as_json: bool) -> None:
             f"  {row['name'].ljust(width)}  {'fits' if row['fits'] else 'no  '}  {row['why']}"
             for row in targets
         ]
-    lines += ["", "power sensors"]
-    if isinstance(found, PowerUnavailable):
-        lines.append(f"  unavailable: {found.reason}")
-        lines += [f"  {name}: {reason}" for name, reason in found.sensors.items()]
-    else:
-        lines.append(f"  {found.info.name} ({found.info.scope})")
     lines += ["", "places to write"]
     lines += [f"  {name}: {item['path']}: {item['verdict']}" for name, item in places.items()]
     emit(payload, lines, as_json)
@@ -97,6 +107,92 @@ def command(as_json: bool) -> None:
         raise EnvironmentLacksError(f"bundles cannot run here: {'; '.join(faults)}")
     if not as_json:
         note("next: edgekd ls recipes")
+
+
+def _board(root: Path) -> tuple[dict[str, Any], list[str]]:
+    """Board, power modes, state and power sensors below a root: as values, and as lines."""
+    from edgekd.contracts.board import Absent
+    from edgekd.telemetry.boards import identify
+    from edgekd.telemetry.modes import list_modes, read_mode
+    from edgekd.telemetry.power import find_sensors
+    from edgekd.telemetry.state import read_state
+
+    board, state = identify(root), read_state(root)
+    found, reasons = find_sensors(root)
+    modes: dict[str, Any] = {"now": None, "all": None, "absent": {}}
+    try:
+        modes["now"] = read_mode(root).model_dump()
+    except Absent as err:
+        modes["absent"]["now"] = str(err)
+    try:
+        modes["all"] = [item.model_dump() for item in list_modes(root)]
+    except Absent as err:
+        modes["absent"]["all"] = str(err)
+    sensors = [{**dataclasses.asdict(item.info), "taken": item is found[0]} for item in found]
+    why = {"status": "unavailable", "reason": "no power sensor can be read here"}
+    facts = {
+        "board": board.model_dump(mode="json"),
+        "power_modes": modes,
+        "state": state.model_dump(mode="json"),
+        "power": (
+            {"status": "available", "sensor": found[0].info.name, "scope": found[0].info.scope}
+            if found
+            else {**why, "sensors": reasons}
+        ),
+        "sensors": {
+            "found": sensors,
+            "unavailable": reasons,
+            "advice": None if found else _ADVICE,
+        },
+    }
+    return facts, [*_board_lines(facts), "", *_sensor_lines(facts["sensors"])]
+
+
+def _board_lines(facts: dict[str, Any]) -> list[str]:
+    """What there is with its value, and what is not known with the reason."""
+    board, modes, state = facts["board"], facts["power_modes"], facts["state"]
+    rows = [("board", board["name"], board["absent"].get("name"))]
+    if board["family"] == "jetson":
+        rows += [(text, board[field], board["absent"].get(field))
+                 for field, text in (("module", "module"), ("l4t", "L4T"),
+                                     ("jetpack", "JetPack"))]  # fmt: skip
+        now, every = modes["now"], modes["all"]
+        rows.append(("power mode", now and now["name"], modes["absent"].get("now")))
+        text = every and ", ".join(f"{item['name']} ({item['id']})" for item in every)
+        rows.append(("power modes", text, modes["absent"].get("all")))
+    governors = state["governors"] and ", ".join(sorted(set(state["governors"].values())))
+    fans = state["fans"] and ", ".join(f"{name} {x:g}" for name, x in state["fans"].items())
+    zones = state["temperatures_c"]
+    warm = zones and ", ".join(f"{name} {value:.1f} °C" for name, value in zones.items())
+    held = state["throttling"]
+    shown = {
+        "governors": ("CPU governor", governors),
+        "gpu_mhz": ("GPU clock", state["gpu_mhz"] and f"{state['gpu_mhz']:g} MHz"),
+        "gpu_max_mhz": ("GPU at most", state["gpu_max_mhz"] and f"{state['gpu_max_mhz']:g} MHz"),
+        "fans": ("fan", fans),
+        "temperatures_c": ("temperatures", warm),
+        "throttling": ("throttled by", None if held is None else ", ".join(held) or "nothing"),
+    }
+    rows += [(text, value, state["absent"].get(field)) for field, (text, value) in shown.items()]
+    return [f"{name.ljust(16)} {f'unknown: {why}' if value is None else value}"
+            for name, value, why in rows]  # fmt: skip
+
+
+def _sensor_lines(sensors: dict[str, Any]) -> list[str]:
+    lines = ["power sensors"]
+    for item in sensors["found"]:
+        taken = "taken" if item["taken"] else "could be taken"
+        step, lag = item["resolution_w"], item["lag_s"]
+        lines.append(
+            f"  {item['name']} ({taken}): {item['scope']}, {' + '.join(item['total'])}, "
+            f"{item['source']}, resolution {'not known' if step is None else f'{step:g} W'}, "
+            f"lag {'not known' if lag is None else f'{lag:g} s'}"
+        )
+        lines += [f"    {key}: {value}" for key, value in item["config"].items()]
+    if not sensors["found"]:
+        lines.append("  unavailable: no power sensor can be read here")
+    lines += [f"  {name}: {why}" for name, why in sensors["unavailable"].items() if name != "null"]
+    return lines + ([f"  {sensors['advice']}"] if sensors["advice"] else [])
 
 
 def _engine_faults() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 _L4T = re.compile(r"#\s*R(?P<major>\d+)\s*\(release\),\s*REVISION:\s*(?P<revision>\d+(?:\.\d+)*)")
 
@@ -12,10 +12,42 @@ class Absent(Exception):
     """A value that is not there; the text is the reason."""
 
 
+#: links that a path may pass through, as Linux has it
+_LINKS = 40
+
+
+def inside(root: Path, name: str) -> Path:
+    """``root/name`` where a link to an absolute place, or above the root, stays below ``root``.
+
+    ``/etc/nvpmodel.conf`` is such a link; followed plainly, another root would be described by
+    files of this machine.
+
+    Raises:
+        Absent: links that lead in a circle.
+    """
+    if root == Path("/"):
+        return root / name
+    place, ahead, links = root, list(reversed(PurePosixPath(name).parts)), 0
+    while ahead:
+        part = ahead.pop()
+        if part in ("/", ".."):
+            place = root if part == "/" or place == root else place.parent
+            continue
+        step = place / part
+        if not step.is_symlink():
+            place = step
+            continue
+        links += 1
+        if links > _LINKS:
+            raise Absent(f"/{name} is a circle of links")
+        ahead += reversed(step.readlink().parts)
+    return place
+
+
 def read_small(root: Path, name: str) -> str:
     """A small file of the pseudo file systems; NUL bytes (device tree) become line ends."""
     try:
-        data = (root / name).read_bytes()
+        data = inside(root, name).read_bytes()
     except FileNotFoundError as err:
         raise Absent(f"/{name} does not exist") from err
     except OSError as err:

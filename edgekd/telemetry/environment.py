@@ -2,7 +2,7 @@
 
 Sources: the device tree (``/proc/device-tree``), DMI (``/sys/class/dmi/id``), ``/proc/cpuinfo``,
 ``/proc/meminfo``, ``/etc/os-release``, ``/etc/nv_tegra_release`` and cpufreq (the kernel's
-documentation of each), and the metadata of installed packages (nothing is imported).
+documentation of each), dpkg's list, and the metadata of installed packages (nothing is imported).
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import pydantic
-
 import edgekd
-from edgekd.contracts.board import Absent, read_board, read_l4t, read_small
-from edgekd.contracts.schema import Document
+from edgekd.contracts.board import Absent, read_board, read_small
+from edgekd.telemetry.boards import Described, identify, read_dpkg
 from edgekd.telemetry.process import read_frequencies
+from edgekd.telemetry.state import State, read_state
 
 #: package -> names of the distributions that may bring it, as installed.
 _PACKAGES: dict[str, tuple[str, ...]] = {
@@ -31,10 +30,15 @@ _PACKAGES: dict[str, tuple[str, ...]] = {
     "rasterio": ("rasterio",),
 }
 
+#: where JetPack's TensorRT is found among dpkg's packages, the newest first
+_TENSORRT_DEBS = ("libnvinfer10", "libnvinfer8", "libnvinfer7", "tensorrt")
+#: fields that are asked of the machine this runs on, whatever the root
+OF_THIS_MACHINE = ("hostname", "arch", "cores_usable", "kernel", "python", "edgekd", "packages")
+
 _T = TypeVar("_T")
 
 
-class Environment(Document):
+class Environment(Described):
     """A machine and its software; null fields have their reason in ``absent``.
 
     Attributes:
@@ -52,14 +56,21 @@ class Environment(Document):
         os, kernel, python: names with versions.
         edgekd: version of this package.
         packages: version per package; null where it is not installed.
-        l4t: NVIDIA's Linux for Tegra release, e.g. ``36.4.7``. The JetPack version is not
-            derived from it: a revision that no table knows would be guessed.
+        module: compute module of a Jetson, by its part number.
+        l4t: NVIDIA's Linux for Tegra release, e.g. ``36.4.7``.
+        jetpack: version that the release belongs to; a revision that no table knows is not
+            guessed.
+        tensorrt: version of its Python package, else of JetPack's.
+        power_mode: of a Jetson, by name: numbers differ from board to board.
         governor: CPU frequency governors in use, joined with a comma.
         frequency_mhz: current clock per CPU, MHz.
         frequency_max_mhz: highest clock the hardware allows, per CPU, MHz.
+        gpu_frequency_mhz, gpu_frequency_max_mhz: the GPU's clock, and the highest that is allowed
+            now, MHz.
+        fan: what its chips tell, e.g. ``pwmfan pwm1 65 of 255``.
+        temperatures_c: by thermal zone.
         load_1min: load average of the last minute when this was read.
         container: what hints at a container, ``none seen`` if nothing does.
-        absent: field -> why it is null.
     """
 
     hostname: str | None
@@ -77,31 +88,31 @@ class Environment(Document):
     python: str
     edgekd: str
     packages: dict[str, str | None]
+    module: str | None
     l4t: str | None
+    jetpack: str | None
+    tensorrt: str | None
+    power_mode: str | None
     governor: str | None
     frequency_mhz: list[float] | None
     frequency_max_mhz: list[float] | None
+    gpu_frequency_mhz: float | None
+    gpu_frequency_max_mhz: float | None
+    fan: str | None
+    temperatures_c: dict[str, float] | None
     load_1min: float | None
     container: str
-    absent: dict[str, str]
-
-    @pydantic.model_validator(mode="after")
-    def _reasons(self) -> Environment:
-        empty = {name for name in type(self).model_fields if getattr(self, name) is None}
-        if empty != set(self.absent):
-            raise ValueError(
-                f"null fields {sorted(empty)} and reasons {sorted(self.absent)} do not agree"
-            )
-        return self
 
 
 def read_environment(root: Path = Path("/"), *, hostname: bool = False) -> Environment:
     """Describe this machine.
 
     Args:
-        root: where the file system begins; another folder in tests.
+        root: where the file system begins; for another root the fields of
+            :data:`OF_THIS_MACHINE` are still this machine's.
         hostname: whether to record the computer's name.
     """
+    known, state = identify(root), read_state(root)
     absent: dict[str, str] = {}
 
     def get(field: str, read: Callable[[Path], _T]) -> _T | None:
@@ -111,6 +122,13 @@ def read_environment(root: Path = Path("/"), *, hostname: bool = False) -> Envir
             absent[field] = str(err)
             return None
 
+    reasons = {**known.absent, **state.absent}
+    for field, name in (("module", "module"), ("l4t", "l4t"), ("jetpack", "jetpack"),
+                        ("power_mode", "power_mode"), ("gpu_frequency_mhz", "gpu_mhz"),
+                        ("gpu_frequency_max_mhz", "gpu_max_mhz"), ("fan", "fans"),
+                        ("temperatures_c", "temperatures_c")):  # fmt: skip
+        if name in reasons:
+            absent[field] = reasons[name]
     board = get("board", read_board)
     if board is None:
         absent["board_source"] = absent["board"]
@@ -130,10 +148,18 @@ def read_environment(root: Path = Path("/"), *, hostname: bool = False) -> Envir
         python=f"{platform.python_implementation()} {platform.python_version()}",
         edgekd=edgekd.__version__,
         packages=read_packages(),
-        l4t=get("l4t", read_l4t),
+        module=known.module,
+        l4t=known.l4t,
+        jetpack=known.jetpack,
+        tensorrt=get("tensorrt", _tensorrt),
+        power_mode=state.power_mode,
         governor=get("governor", _governor),
         frequency_mhz=get("frequency_mhz", lambda r: _frequencies(r, "scaling_cur_freq")),
         frequency_max_mhz=get("frequency_max_mhz", lambda r: _frequencies(r, "cpuinfo_max_freq")),
+        gpu_frequency_mhz=state.gpu_mhz,
+        gpu_frequency_max_mhz=state.gpu_max_mhz,
+        fan=_fan(state),
+        temperatures_c=state.temperatures_c,
         load_1min=get("load_1min", _load),
         container=read_container(root),
         absent=absent,
@@ -226,6 +252,22 @@ def _frequencies(root: Path, name: str) -> list[float]:
     if values is None:
         raise Absent(f"no readable /sys/devices/system/cpu/cpu*/cpufreq/{name}")
     return values
+
+
+def _tensorrt(root: Path) -> str:
+    """By the package's metadata on this machine, else by dpkg below ``root``."""
+    version = package_version("tensorrt") if root == Path("/") else None
+    return version or read_dpkg(root, *_TENSORRT_DEBS)
+
+
+def _fan(state: State) -> str | None:
+    if state.fans is None:
+        return None
+    units = {"pwm1": " of 255", "cur_pwm": " of 255", "fan1_input": " rpm"}
+    return ", ".join(
+        f"{name} {value:g}{units.get(name.rpartition(' ')[2], '')}"
+        for name, value in state.fans.items()
+    )
 
 
 def _load(root: Path) -> float:
