@@ -25,6 +25,7 @@ _DISTRIBUTIONS = {
     "lightning_fabric": ("lightning-fabric",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "jtop": ("jetson-stats",),
+    "pynvml": ("nvidia-ml-py",),
     "tensorrt_rtx": ("tensorrt-rtx",),
 }
 _ADVICE = (

@@ -21,6 +21,7 @@ from edgekd.errors import EdgeKDError
 _ORDER = [
     "doctor", "ls", "validate", "distill", "finetune", "eval", "export", "quantize", "check",
     "build", "finalize", "keygen", "sign", "verify", "inspect", "run", "watch", "bench", "report",
+    "power",
 ]  # fmt: skip
 
 
@@ -67,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code and prints errors as one line on stderr."""
     args = sys.argv[1:] if argv is None else argv
     args = args or ["--help"]
-    debug = "--debug" in args
+    own = args[: args.index("--")] if "--" in args else args  # what follows is another program's
+    debug = "--debug" in own
     try:
         result = cli.main(args=args, prog_name="edgekd", standalone_mode=False)
         sys.stdout.flush()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,7 +23,8 @@ from edgekd.cli._common import (
 
 if TYPE_CHECKING:
     from edgekd.contracts.imageio import Nodata
-    from edgekd.runtime.session import SceneResult
+    from edgekd.runtime.session import SceneResult, Session
+    from edgekd.telemetry.recorder import Recorder
 
 
 @click.command("run")
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
               help="The map as simplified polygons with areas.")  # fmt: skip
 @click.option("--summary", type=PathArgument, metavar="JSON",
               help="Areas, confidences and sizes: the smallest product.")  # fmt: skip
+@click.option("--trace", type=PathArgument, metavar="CSV|PARQUET",
+              help="Log tiles and power on one clock while it runs.")  # fmt: skip
+@click.option("--power", metavar="auto|none|SENSOR|replay:FILE",
+              help="Where the power of --trace comes from; default: auto.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Finish an earlier run that did not end.")
 @click.option("--restart", is_flag=True, help="Forget an earlier run that did not end.")
 @scene_options
@@ -48,6 +54,8 @@ def command(
     scores: Path | None,
     polygons: Path | None,
     summary: Path | None,
+    trace: Path | None,
+    power: str | None,
     resume: bool,
     restart: bool,
     bands: list[int] | None,
@@ -68,6 +76,7 @@ def command(
     the same command with --resume goes on and gives the same bytes. SIGTERM and Ctrl-C end it
     cleanly, a second one at once. Of a folder, every image gets a map in the output folder;
     --scores, --polygons and --summary then take what their names end in, e.g. --polygons .gpkg.
+    With --trace the power is that of this very run: no benchmark, which edgekd bench is.
     """
     from edgekd.contracts.memory import separate_large_memory
     from edgekd.errors import CancelledError, InputError
@@ -76,6 +85,10 @@ def command(
 
     if resume and restart:
         raise InputError("--resume goes on with an earlier run and --restart forgets it; give one")
+    if power is not None and trace is None:
+        raise InputError(
+            f"--power {power} is about --trace, which is missing; add --trace FILE.csv"
+        )
     outline = Outline(simplify_px=simplify, min_area_px=min_area)
     separate_large_memory()
     with (
@@ -93,14 +106,16 @@ def command(
                 polygons=None if polygons is None else Path(f"x{polygons.name}").suffix,
                 summary=summary is not None, outline=outline,
             )  # fmt: skip
-            tally = run_folder(
-                session, scene, output, wanted, resume=resume, restart=restart, say=note,
-                stop=asked.is_set,
-            )  # fmt: skip
+            with _recording(session, trace, power) as recorder:
+                tally = run_folder(
+                    session, scene, output, wanted, resume=resume, restart=restart, say=note,
+                    stop=asked.is_set,
+                )  # fmt: skip
+            logged, told = _logged(recorder, trace)
             emit(
-                tally.plain(),
+                tally.plain() | logged,
                 [f"{len(tally.done)} maps in {output}, {len(tally.failed)} images failed",
-                 *(f"failed: {why}" for why in tally.failed.values())],
+                 *(f"failed: {why}" for why in tally.failed.values()), *told],
                 as_json,
             )  # fmt: skip
             if tally.stopped:
@@ -114,15 +129,49 @@ def command(
                     f"{scene} could not be processed; mend them and run again with --restart"
                 )
             return
-        with progress_bar("run", "tile") as update:
+        with _recording(session, trace, power) as recorder, progress_bar("run", "tile") as update:
             result = session.run_scene(
                 scene, output, bands, overlap, update, nodata, scale=scale, scores=scores,
                 polygons=polygons, summary=summary, outline=outline, resume=resume,
                 restart=restart, cancel=asked.is_set,
             )  # fmt: skip
-    emit(result.plain(), _lines(result), as_json)
+    logged, told = _logged(recorder, trace)
+    emit(result.plain() | logged, [*_lines(result), *told], as_json)
     if not as_json:
         note(f"next: edgekd bench {bundle} {scene}" + (" --any-device" if any_device else ""))
+
+
+def _recording(
+    session: Session, trace: Path | None, power: str | None
+) -> contextlib.AbstractContextManager[Recorder | None]:
+    if trace is None:
+        return contextlib.nullcontext()
+    return session.trace(trace, power or "auto")
+
+
+def _logged(recorder: Recorder | None, path: Path | None) -> tuple[dict[str, Any], list[str]]:
+    """What the trace says of the run, for JSON and for a person."""
+    from edgekd.errors import InputError
+    from edgekd.telemetry.figures import figures
+
+    if recorder is None:
+        return {}, []
+    trace = recorder.trace
+    value: dict[str, Any] = {
+        "file": str(path), "tiles": trace.tiles_done,
+        "note": "not a benchmark: no idle, no warm-up",
+    }  # fmt: skip
+    lines = [f"trace: {path}"]
+    try:
+        found = figures(trace)
+    except InputError as err:
+        reason = trace.unavailable or str(err)
+        value["power"] = {"status": "unavailable", "reason": reason}
+        lines.append(f"power unavailable: {reason}; {trace.tiles_done} tiles were counted")
+    else:
+        value["power"] = {"status": "available", **found.plain()}
+        lines += ["power of this run (not a benchmark: no idle, no warm-up)", *found.lines()]
+    return {"trace": value}, lines
 
 
 def _lines(result: SceneResult) -> list[str]:

@@ -25,6 +25,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "trt": ("tensorrt", "pycuda"),
     "check": ("onnx", "onnxruntime", "tensorrt_rtx"),
     "jetson": ("jtop",),
+    "nvml": ("pynvml",),
+    "parquet": ("pyarrow",),
     "trust": ("cryptography",),
 }
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,9 @@ from edgekd.runtime.products import Products
 from edgekd.runtime.scene import ArraySource
 from edgekd.runtime.tiler import Infer, Progress, TilePlan, TileStats, run_tiles
 from edgekd.runtime.video import Frame, stream
+
+if TYPE_CHECKING:
+    from edgekd.telemetry.recorder import Recorder
 
 #: windows per stream from which on several model calls run at once; below, the last of them would
 #: leave cores idle for longer than the rest gain.
@@ -90,6 +94,7 @@ class Session:
         self.backend = backend
         self._golden = bundle.file(manifest.golden.file)
         self._lock = threading.Lock()
+        self._tiles_done, self._tiles_lock = 0, threading.Lock()
         self._free_streams = threading.BoundedSemaphore(backend.streams)
         spec = manifest.inputs[0]
         self._input, self._output = spec.name, manifest.outputs[0].name
@@ -105,13 +110,53 @@ class Session:
     def infer(self, tiles: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """One call of the model: normalised ``(N, C, tile, tile)`` float32 -> logits."""
         with self._lock:
-            return self.backend.infer({self._input: tiles})[self._output]
+            logits = self.backend.infer({self._input: tiles})[self._output]
+        return self._counted(logits)
 
     def infer_stream(self, tiles: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """As :meth:`infer`, for ``backend.streams`` threads at once: more tiles per second, each of
         which takes longer."""
         with self._free_streams:
-            return self.backend.infer({self._input: tiles}, stream=True)[self._output]
+            logits = self.backend.infer({self._input: tiles}, stream=True)[self._output]
+        return self._counted(logits)
+
+    def _counted(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        with self._tiles_lock:
+            self._tiles_done += len(logits)
+        return logits
+
+    @property
+    def tiles_done(self) -> int:
+        """Tiles that left the model since it was loaded, whoever asked for them."""
+        return self._tiles_done
+
+    def trace(self, path: str | Path, power: str = "auto", interval_s: float = 0.2) -> Recorder:
+        """Log tiles and power on one clock while a ``with`` block runs.
+
+            with session.trace("trace.csv") as trace:
+                session.run_scene("scene.tif", "map.tif")
+
+        What goes wrong with the sensor or the disk does not stop the work: it stands in the trace,
+        and a file that could not be written to its end is an error when the block is left.
+
+        Args:
+            path: ``.csv``, or ``.parquet`` (extra ``parquet``).
+            power: ``auto``, ``none``, a sensor's name, or ``replay:FILE``. Where ``auto`` finds
+                none, tiles alone are written and the trace says why.
+            interval_s: between samples, asked for, s.
+
+        Returns:
+            The recorder: ``samples`` and ``trace`` are what it has so far, ``mark`` names a moment.
+
+        Raises:
+            InputError: no such sensor, or an interval that is none.
+            EnvironmentLacksError: the sensor that was named cannot be read here.
+            OutputError: on entering or leaving the block: the trace cannot be written.
+        """
+        from edgekd.telemetry.power import choose_sensor
+        from edgekd.telemetry.recorder import Recorder
+
+        return Recorder(Path(path), choose_sensor(power), interval_s, lambda: self.tiles_done)
 
     def calls_for(self, height: int, width: int, geometry: TilePlan) -> tuple[Infer, int]:
         """How to call the model over a scene, and how many calls at once: streams pay off where

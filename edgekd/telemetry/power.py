@@ -7,6 +7,7 @@ from typing import Literal
 
 from edgekd.contracts import registry
 from edgekd.contracts.schema import Document
+from edgekd.errors import EnvironmentLacksError, InputError
 from edgekd.telemetry.sensors._base import PowerSensor, Unavailable
 
 _PACKAGE = "edgekd.telemetry.sensors"
@@ -54,3 +55,45 @@ def find_power(root: Path = Path("/")) -> PowerSensor | PowerUnavailable:
         else "this version of edgekd reads no power sensor",
         sensors=reasons,
     )
+
+
+#: what ``--power`` takes beside a sensor's name
+REPLAY = "replay:"
+_WORDS = ("auto", "none", "replay:FILE")
+
+
+def choose_sensor(asked: str, root: Path = Path("/")) -> PowerSensor | PowerUnavailable:
+    """The sensor that a caller asked for.
+
+    Args:
+        asked: ``auto``, the preferred one, or the reasons of all where there is none; ``none``; a
+            sensor's name; or ``replay:FILE``.
+        root: of the file system.
+
+    Raises:
+        InputError: no such sensor, or a file that cannot be replayed.
+        EnvironmentLacksError: the sensor that was named cannot be read here: nobody who asks for
+            one wants another, or none.
+    """
+    if asked == "auto":
+        return find_power(root)
+    if asked == "none":
+        return PowerUnavailable(reason="not asked for", sensors={})
+    if asked.startswith(REPLAY):
+        from edgekd.telemetry.sensors.replay import open_replay
+
+        return open_replay(Path(asked[len(REPLAY) :]))
+    names = registry.module_names(_PACKAGE)
+    if asked not in names:
+        valid = [*_WORDS, *names]
+        raise InputError(
+            f"power sensor '{asked}' does not exist{registry.nearest(asked, valid)} "
+            f"(valid: {', '.join(valid)})"
+        )
+    sensor = registry.load(_PACKAGE, asked, "sensor").find(root)
+    if isinstance(sensor, Unavailable):
+        raise EnvironmentLacksError(
+            f"power sensor {asked} cannot be read: {sensor.reason}; edgekd doctor tells which can"
+        )
+    found: PowerSensor = sensor
+    return found

@@ -29,7 +29,7 @@ PREFERENCE = 20
 #: until the first line is there, s; tegrastats writes it after one interval
 _FIRST_S = 5.0
 _END_S = 2.0
-_LAG_S = 0.45  # see ina3221: the same chip
+LAG_S = 0.45  # see ina3221: the same chip
 
 
 def to_reading(line: Line, at_s: float) -> Reading:
@@ -167,7 +167,7 @@ def find(root: Path) -> PowerSensor | Unavailable:
     if total is None or reading.watts is None:
         return Unavailable(reading.why)
     step = None if total.step_mw is None else total.step_mw / 1000
-    lag = _LAG_S if total.rails == ("VDD_IN",) else None
+    lag = LAG_S if total.rails == ("VDD_IN",) else None
     return _Tegrastats(
         program, SensorInfo("tegrastats", total.scope, total.rails, "measured", step, lag)
     )
