@@ -35,6 +35,7 @@ import numpy.typing as npt
 from edgekd.contracts.artifacts import write_json
 from edgekd.contracts.imageio import Raster, gdal_environment
 from edgekd.report.measure import measure
+from edgekd.report.plan import Plan
 from edgekd.report.record import BenchmarkRecord
 from edgekd.runtime.session import load
 from edgekd.telemetry.environment import read_environment
@@ -182,7 +183,9 @@ def main(
             for overlap_px in (0, session.manifest.tiling.overlap_px):
                 click.echo(f"speed, overlap {overlap_px} px ...", err=True)
                 record = measure(
-                    session, scene, duration_s=seconds, scene_runs=runs, overlap_px=overlap_px
+                    session,
+                    scene,
+                    plan=Plan(duration_s=seconds, repeats=runs, overlap_px=overlap_px),
                 )
                 speeds.append(speed(record))
         for side_px in () if skip_memory else SIDES_PX:

@@ -1,9 +1,12 @@
-"""``edgekd bench``: speed of a bundle on this machine, as a record."""
+"""``edgekd bench``: speed, power and energy of a bundle on this machine, as a record."""
 
 from __future__ import annotations
 
 import contextlib
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,11 +15,20 @@ from edgekd.cli._common import (
     emit,
     note,
     parse_bands,
-    progress_bar,
     provider_option,
     shared_options,
     signer_option,
+    table,
 )
+
+if TYPE_CHECKING:
+    from edgekd.cli._live import LiveView
+    from edgekd.report.measure import Sensor
+    from edgekd.report.plan import Plan
+    from edgekd.report.record import BenchmarkRecord
+
+#: of a steady window, s: without power, and with it
+_SECONDS, _SECONDS_WITH_POWER = 10.0, 30.0
 
 
 @click.command("bench")
@@ -24,16 +36,38 @@ from edgekd.cli._common import (
 @click.argument("source", metavar="[INPUT]", type=PathArgument, required=False)
 @click.option("--bands", callback=parse_bands, help="1-based bands to feed as R,G,B, e.g. 1,2,3.")
 @click.option(
-    "--seconds", type=float, default=10.0, show_default=True,
-    help="Least time of the bare engine's window, s.",
+    "--power", default="auto", show_default=True, metavar="auto|none|external|SENSOR|replay:FILE",
+    help="Where power is read; edgekd doctor lists the sensors. external: a meter that records by "
+    "itself; its file is added with edgekd power import.",
 )  # fmt: skip
 @click.option(
-    "--warmup", type=float, default=2.0, show_default=True,
-    help="Least warm-up, s; it goes on until latency is steady, at most five times as long.",
+    "--seconds", type=float,
+    help="Least time of the bare engine's windows together, s, and with power of the scene's; "
+    f"default: {_SECONDS:g}, with power {_SECONDS_WITH_POWER:g}.",
 )  # fmt: skip
-@click.option("--runs", type=int, default=3, show_default=True, help="Runs over the whole input.")
+@click.option("--idle", type=float, default=30.0, show_default=True,
+              help="Idling before and behind, s; only with power.")  # fmt: skip
+@click.option(
+    "--warmup", type=float, default=2.0, show_default=True,
+    help="Least warm-up, s; it goes on until latency, power and temperature are steady, at most "
+    "five times as long.",
+)  # fmt: skip
+@click.option("--repeats", type=int, default=3, show_default=True,
+              help="Turns of engine and runs over the whole input.")  # fmt: skip
+@click.option("--interval", type=float, default=0.1, show_default=True,
+              help="Between samples of power, s; what is achieved is told.")  # fmt: skip
+@click.option(
+    "--interleave",
+    type=PathArgument,
+    metavar="OTHER_BUNDLE",
+    help="Another bundle, measured in turns with this one (ABBA) to compare them.",
+)
+@click.option("--sweep", type=click.Choice(["power-modes"]),
+              help="Measure in each of nvpmodel's modes; the old one is put back.")  # fmt: skip
 @click.option("--overlap", type=int, help="Pixels that windows share; default: the bundle's own.")
-@click.option("-o", "--output", type=PathArgument, help="Record to write (JSON).")
+@click.option("-o", "--output", type=PathArgument,
+              help="Record to write (JSON); with --interleave and --sweep a folder of records and "
+              "their report.")  # fmt: skip
 @provider_option
 @click.option("--any-device", is_flag=True, help="Measure a bundle of another architecture.")
 @signer_option
@@ -42,9 +76,14 @@ def command(
     bundle: Path,
     source: Path | None,
     bands: list[int] | None,
-    seconds: float,
+    power: str,
+    seconds: float | None,
+    idle: float,
     warmup: float,
-    runs: int,
+    repeats: int,
+    interval: float,
+    interleave: Path | None,
+    sweep: str | None,
     overlap: int | None,
     output: Path | None,
     provider: list[str] | None,
@@ -52,36 +91,126 @@ def command(
     signer: list[Path] | None,
     as_json: bool,
 ) -> None:
-    """Measure BUNDLE: bare engine and end to end over INPUT, in turns.
+    """Measure BUNDLE: bare engine, end to end over INPUT, and power, in turns.
 
+    With a power sensor: idle, warm-up, then engine and INPUT in turns, each behind a guard of five
+    lags of the sensor, idle again; joules per tile come from the same run as the tiles per second.
     Without INPUT the pixels are noise, and the record says so. Ends with 1 when a validity check
     fails; the record is written all the same and says why.
     """
-    from edgekd.contracts.artifacts import canonical_json, publish_file
-    from edgekd.errors import GateError
-    from edgekd.report.measure import measure
-    from edgekd.report.render import banner, check_rows, result_rows
+    from edgekd.errors import InputError
+    from edgekd.report.measure import measure_in_turns
+    from edgekd.report.plan import External, Plan
     from edgekd.runtime.session import load
+    from edgekd.telemetry.align import PULSE
+    from edgekd.telemetry.power import PowerUnavailable, choose_sensor
 
+    if interleave is not None and sweep is not None:
+        raise InputError("--interleave compares bundles and --sweep modes; give one of them")
+    external = power == "external"
+    sensor: Sensor = External() if external else choose_sensor(power)
+    powered = not isinstance(sensor, PowerUnavailable)
+    plan = Plan(
+        duration_s=seconds if seconds is not None
+        else _SECONDS_WITH_POWER if powered else _SECONDS,
+        warmup_s=warmup, repeats=repeats, overlap_px=overlap, idle_s=idle, interval_s=interval,
+        power=power, pulse=PULSE if external else (),
+    )  # fmt: skip
+    plan.require()
+    asked = _Asked(bundle, source, bands, plan, interleave, output)
+    if sweep is not None or interleave is not None:
+        _require_folder(output)
+    if sweep is not None:
+        _sweep(asked, sensor, provider, any_device, signer, as_json)
+        return
     with contextlib.ExitStack() as stack:
         # opened first: a place that cannot be written is found before the work, not after it
-        part = None if output is None else stack.enter_context(publish_file(output))
-        session = stack.enter_context(
-            load(bundle, any_device=any_device, provider=provider, signer=signer)
+        parts = asked.open(stack)
+        sessions = [
+            stack.enter_context(load(path, any_device=any_device, provider=provider, signer=signer))
+            for path in asked.bundles
+        ]
+        view = stack.enter_context(_view("bench"))
+        records = measure_in_turns(
+            sessions, source, bands, plan, sensor=sensor, observer=view, command=asked.command()
         )
-        update = stack.enter_context(progress_bar("bench", "step"))
-        record = measure(
-            session,
-            source,
-            bands,
-            duration_s=seconds,
-            warmup_s=warmup,
-            scene_runs=runs,
-            overlap_px=overlap,
-            progress=update,
-        )
-        if part is not None:
-            part.write_text(canonical_json(record.plain()), encoding="utf-8")
+        for part, record in zip(parts, records, strict=False):
+            _write(part, record)
+    if interleave is None:
+        _tell(records[0], asked, as_json)
+    else:
+        _tell_several(dict(zip("AB", records, strict=True)), {}, asked, as_json)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was typed."""
+
+    bundle: Path
+    source: Path | None
+    bands: list[int] | None
+    plan: Plan
+    interleave: Path | None
+    output: Path | None
+
+    @property
+    def bundles(self) -> list[Path]:
+        return [self.bundle] if self.interleave is None else [self.bundle, self.interleave]
+
+    def open(self, stack: contextlib.ExitStack) -> list[Path]:
+        """Places of the records, which appear when they are whole; empty without an output."""
+        from edgekd.contracts.artifacts import publish_file
+
+        if self.output is None:
+            return []
+        if self.interleave is None:
+            return [stack.enter_context(publish_file(self.output))]
+        return [stack.enter_context(publish_file(self.output / f"{n}.json")) for n in "AB"]
+
+    def command(self, sweep: bool = False) -> str:
+        """How to do this again; names without their folders, since a record is shown to others."""
+        plan = self.plan
+        words = ["edgekd", "bench", self.bundle.name]
+        words += [] if self.source is None else [self.source.name]
+        words += ["--power", plan.power, "--seconds", f"{plan.duration_s:g}"]
+        words += ["--idle", f"{plan.idle_s:g}", "--warmup", f"{plan.warmup_s:g}"]
+        words += ["--repeats", str(plan.repeats), "--interval", f"{plan.interval_s:g}"]
+        words += [] if plan.overlap_px is None else ["--overlap", str(plan.overlap_px)]
+        words += [] if self.bands is None else ["--bands", ",".join(map(str, self.bands))]
+        words += [] if self.interleave is None else ["--interleave", self.interleave.name]
+        words += ["--sweep", "power-modes", "-o", "sweep"] if sweep else []
+        words += ["-o", "turns"] if self.interleave is not None else []
+        return shlex.join(words)
+
+
+def _require_folder(output: Path | None) -> None:
+    from edgekd.errors import OutputError
+
+    if output is None:
+        raise OutputError("several records need a folder; give one with -o FOLDER")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise OutputError(f"the folder {output} cannot be made: {err.strerror}") from err
+
+
+def _view(title: str) -> LiveView:
+    from edgekd.cli._live import LiveView
+
+    return LiveView(title)
+
+
+def _write(part: Path, record: BenchmarkRecord) -> None:
+    from edgekd.contracts.artifacts import canonical_json
+
+    part.write_text(canonical_json(record.plain()), encoding="utf-8")
+
+
+def _tell(record: BenchmarkRecord, asked: _Asked, as_json: bool) -> None:
+    from edgekd.errors import GateError
+    from edgekd.report.words import banner, check_rows, result_rows
+
+    output, source = asked.output, asked.source
     width = max(len(name) for name, _ in result_rows(record))
     emit(
         record.plain(),
@@ -96,8 +225,10 @@ def command(
         as_json,
     )
     if not as_json:
-        given = f"{bundle} {source}" if source is not None else str(bundle)
+        given = f"{asked.bundle} {source}" if source is not None else str(asked.bundle)
         report = f"edgekd report {output} -o {output.with_suffix('.html')}" if output else ""
+        if record.power.status == "pending" and output is not None:
+            report = f"edgekd power import METER.csv --record {output} -o {output}"
         note(f"next: {report or f'edgekd bench {given} -o record.json'}")
     if not record.valid:
         failed = ", ".join(check.name for check in record.failed())
@@ -106,6 +237,100 @@ def command(
             f"the measurement is not valid (failed: {failed}){kept}; stop other programs or "
             "measure longer with --seconds, then run it again"
         )
+
+
+def _sweep(
+    asked: _Asked,
+    sensor: Sensor,
+    provider: list[str] | None,
+    any_device: bool,
+    signer: list[Path] | None,
+    as_json: bool,
+) -> None:
+    from edgekd.contracts.artifacts import publish_file
+    from edgekd.report.measure import measure
+    from edgekd.report.sweep import sweep_modes
+    from edgekd.runtime.session import load
+    from edgekd.telemetry.modes import Mode
+
+    assert asked.output is not None
+    folder = asked.output
+    with load(asked.bundle, any_device=any_device, provider=provider, signer=signer) as session:
+
+        def one(mode: Mode) -> BenchmarkRecord:
+            with _view(f"bench {mode.name}") as view:
+                record = measure(
+                    session, asked.source, asked.bands, asked.plan, sensor=sensor, observer=view,
+                    command=asked.command(sweep=True),
+                )  # fmt: skip
+            with publish_file(folder / f"{_file_name(mode.name)}.json") as part:
+                _write(part, record)
+            return record
+
+        found = sweep_modes(one, say=note)
+    _tell_several(found.records, found.skipped, asked, as_json)
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text) or "_"
+
+
+def _tell_several(
+    records: dict[str, BenchmarkRecord], skipped: dict[str, str], asked: _Asked, as_json: bool
+) -> None:
+    """Side by side, with their report; ends with 1 where one is not valid or was skipped."""
+    from edgekd.contracts.artifacts import publish_file
+    from edgekd.errors import GateError
+    from edgekd.report.render import render_html
+
+    assert asked.output is not None
+    if not records:
+        raise GateError("no mode could be set: " + "; ".join(skipped.values()))
+    page = asked.output / "report.html"
+    with publish_file(page) as part:
+        part.write_text(render_html(list(records.values())), encoding="utf-8")
+    emit(
+        {
+            "records": {name: record.plain() for name, record in records.items()},
+            "skipped": skipped,
+            "output": str(asked.output),
+        },
+        [
+            *_side_by_side(records),
+            *(f"skipped {name}: {why}" for name, why in skipped.items()),
+            f"records: {asked.output}",
+            f"report: {page}",
+        ],
+        as_json,
+    )
+    bad = [name for name, record in records.items() if not record.valid]
+    if bad or skipped:
+        told = [f"not valid: {', '.join(bad)}"] if bad else []
+        told += [f"skipped: {', '.join(skipped)}"] if skipped else []
+        raise GateError(f"{'; '.join(told)}; the records and the report say why")
+
+
+def _side_by_side(records: dict[str, BenchmarkRecord]) -> list[str]:
+    """A line for each record."""
+    from edgekd.report.power import PowerRecord
+    from edgekd.report.words import figure, interval, power_mark
+
+    head = ["", "bundle", "valid", "tiles/s", "Mpx/s end to end", "W", "J/tile", "net J/tile"]
+    rows = []
+    for name, record in records.items():
+        cells = [name, record.bundle.name, "yes" if record.valid else "NO"]
+        cells += [figure(record.engine.tiles_per_s), figure(record.scene.unique_mpx_per_s)]
+        power = record.power
+        work = power.engine if isinstance(power, PowerRecord) else None
+        if work is None:
+            cells += [power.status, "-", "-"]
+        else:
+            net = work.net_j_per_tile
+            mark = power_mark(power)
+            cells += [interval(work.mean_w) + mark, interval(work.gross_j_per_tile) + mark]
+            cells += ["-" if net is None else interval(net) + mark]
+        rows.append(cells)
+    return table(head, rows)
 
 
 def _padded(rows: list[list[str]]) -> list[list[str]]:

@@ -187,7 +187,7 @@ def _guard_notes(trace: Trace, found: Figures) -> list[str]:
 @click.option("--scope", type=click.Choice(["board", "wall"]),
               help="What a meter measured, where its file does not say.")  # fmt: skip
 @click.option("--format", "form", metavar="FORMAT",
-              help="trace, tegrastats, fnirsi, tasmota, shelly or csv; default: as it looks.")  # fmt: skip
+              help="trace, tegrastats, fnirsi, tasmota, shelly or csv; as it looks.")  # fmt: skip
 @shared_options
 def import_(
     file: Path,

@@ -11,7 +11,19 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edgekd.report.record import Asked, Check, Disturbance, EngineWindow, SceneWindow, WarmUp
+import numpy as np
+
+from edgekd.report.power import PowerRecord, WorkPower, window_faults
+from edgekd.report.record import (
+    Asked,
+    Check,
+    Disturbance,
+    EngineWindow,
+    Machine,
+    SceneWindow,
+    WarmUp,
+)
+from edgekd.telemetry.energy import energy_j
 
 #: fewest calls of the engine window: with 30, the median is known to about a tenth of the spread.
 MIN_TILES = 30
@@ -23,6 +35,9 @@ OTHERS_BOUND = 0.20
 FREQUENCY_BOUND = 0.10
 #: change of the median latency from the first to the last third of the window.
 DRIFT_BOUND = 0.10
+#: power's change from the first to the last window of a kind of work, and idle's from before to
+#: behind; never less than two steps of the sensor
+POWER_DRIFT_BOUND, IDLE_DRIFT_BOUND = 0.05, 0.10
 #: (slowest - fastest) / median of the runs over the scene.
 REPEATS_BOUND = 0.25
 
@@ -32,6 +47,7 @@ class Evidence:
     """What the checks look at.
 
     Attributes:
+        machine: what may have held it back; None where nobody looked.
         tick_s: resolution of the clock, s.
         monotonic: whether the clock can only go forward.
         target, target_arch: what the bundle was built for.
@@ -45,6 +61,7 @@ class Evidence:
     engine: EngineWindow
     scene: SceneWindow
     disturbance: Disturbance
+    machine: Machine | None
     tick_s: float
     monotonic: bool
     target: str
@@ -167,6 +184,113 @@ def outputs_right(e: Evidence) -> Check:
     )
 
 
+def not_throttled(e: Evidence) -> Check:
+    """Neither heat, current nor voltage held the machine back."""
+    return _held(e, "not_throttled", "throttled", "nothing was throttled")
+
+
+def mode_unchanged(e: Evidence) -> Check:
+    """The power mode was the same at the end."""
+    return _held(e, "mode_unchanged", "mode_changed", "the power mode stayed")
+
+
+def clocks_unchanged(e: Evidence) -> Check:
+    """Nobody changed the limits of the clocks or their governor."""
+    return _held(e, "clocks_unchanged", "clocks_changed", "limits of clocks and governor stayed")
+
+
+def _held(e: Evidence, name: str, key: str, well: str) -> Check:
+    if e.machine is None or key not in e.machine.found:
+        return Check(name=name, status="unknown", detail="this machine does not tell")
+    found = e.machine.found[key]
+    return _verdict(name, not found, "; ".join(found) or well)
+
+
+def power_sampled(power: PowerRecord) -> Check | None:
+    """The sensor was there the whole time: not lost, not stalled, not begun again."""
+    pause = f"{power.interval_s:.3g} s apart (asked {power.interval_asked_s:g} s)"
+    detail = "; ".join(power.faults) or f"{len(power.trace.at_s)} samples, {pause}"
+    return _verdict("power_sampled", not power.faults, detail)
+
+
+def power_windows(power: PowerRecord) -> Check | None:
+    """Windows are long enough, and samples cover them without gaps."""
+    at = np.array(power.trace.at_s)
+    found = [f"{name}: {why}" for name, why in power.without.items()]
+    for kind in ("idle", "engine", "scene"):
+        mine = [phase for phase in power.phases if phase.kind == kind]
+        if kind not in power.without:
+            found += [f"{kind} {fault}" for fault in window_faults(at, mine)]
+    if power.idle is None or None in (power.idle.before_w, power.idle.after_w):
+        found.append("idle power was not had on both sides")
+    lag = "the sensor's lag" if power.lag_known else "a lag that was not measured,"
+    well = f"windows begin {power.guard_s:.2g} s behind a change, five times {lag}"
+    if not power.lag_known:
+        well = f"{well} taken as {power.guard_s / 5:.2g} s"
+    return _verdict("power_windows", not found, "; ".join(found) or well)
+
+
+def power_steady(power: PowerRecord) -> Check | None:
+    """Power of the same work did not drift from the first window to the last."""
+    told, passed = [], True
+    for kind, work in (("engine", power.engine), ("scene", power.scene)):
+        if work is None:
+            continue
+        first, last = _ends(power, kind, work)
+        bound = _bound(power, POWER_DRIFT_BOUND * abs(first))
+        passed = passed and abs(last - first) <= bound
+        told.append(f"{kind} {first:.4g} to {last:.4g} W (allowed {bound:.2g} W)")
+    if not told:
+        return Check(name="power_steady", status="fail", detail="no window has power")
+    return _verdict("power_steady", passed, "; ".join(told))
+
+
+def _ends(power: PowerRecord, kind: str, work: WorkPower) -> tuple[float, float]:
+    """Mean power of the first and the last window, of one alone of its halves, W."""
+    at, watts = np.array(power.trace.at_s), np.array(power.trace.watts)
+    windows = [(item.start_s, item.end_s) for item in power.phases if item.kind == kind]
+    if work.windows == 1:
+        (start, end), middle = windows[0], sum(windows[0]) / 2
+        windows = [(start, middle), (middle, end)]
+    means = [energy_j(at, watts, start, end) / (end - start) for start, end in windows]
+    return means[0], means[-1]
+
+
+def idle_steady(power: PowerRecord) -> Check | None:
+    """The machine idled behind as it did before: what is subtracted is known."""
+    if power.idle is None:
+        return None
+    before, after = power.idle.before_w, power.idle.after_w
+    if before is None or after is None:
+        return None  # power_windows says so
+    bound = _bound(power, IDLE_DRIFT_BOUND * abs(before.value))
+    return _verdict(
+        "idle_steady",
+        abs(after.value - before.value) <= bound,
+        f"{before.value:.4g} W before and {after.value:.4g} W behind (allowed {bound:.2g} W)",
+    )
+
+
+def synchronised(power: PowerRecord) -> Check | None:
+    """The sensor sees the work: more power than idle, and a meter's clock that was found."""
+    if power.idle is None or power.engine is None:
+        return None
+    idle, work = power.idle.mean_w, power.engine.mean_w
+    rise = work.value - idle.value
+    passed = rise > 0 and work.low > idle.high
+    detail = f"{rise:+.3g} W while the engine ran"
+    if not passed:
+        detail += ", no more than idle: it reads something else, or its clock is off"
+    if power.synchronised is not None:
+        found = power.synchronised
+        detail += f"; the meter's clock by {found.offset_s:+.2f} s, correlation {found.score:.2f}"
+    return _verdict("synchronised", passed, detail)
+
+
+def _bound(power: PowerRecord, share_w: float) -> float:
+    return max(share_w, 2 * (power.sensor.resolution_w or 0.0))
+
+
 CHECKS: tuple[Callable[[Evidence], Check], ...] = (
     outputs_right,
     device_fits,
@@ -177,9 +301,26 @@ CHECKS: tuple[Callable[[Evidence], Check], ...] = (
     not_disturbed,
     frequency_stable,
     clock_sound,
+    not_throttled,
+    mode_unchanged,
+    clocks_unchanged,
+)
+#: of power, where there is any
+POWER_CHECKS: tuple[Callable[[PowerRecord], Check | None], ...] = (
+    power_sampled,
+    power_windows,
+    power_steady,
+    idle_steady,
+    synchronised,
 )
 
 
 def run_checks(evidence: Evidence) -> list[Check]:
-    """Every check, in the order of :data:`CHECKS`."""
+    """Every check of the measurement itself, in the order of :data:`CHECKS`."""
     return [check(evidence) for check in CHECKS]
+
+
+def check_power(power: PowerRecord) -> list[Check]:
+    """Every check of power that applies, in the order of :data:`POWER_CHECKS`."""
+    found = (check(power) for check in POWER_CHECKS)
+    return [item for item in found if item is not None]

@@ -1,487 +1,405 @@
-"""Measures a loaded bundle: bare engine and end to end, in turns.
+"""Measures loaded bundles: bare engine, end to end and power, in turns.
 
 The engine's blocks and the runs over the input alternate (A B A B ...), so that whatever else
-the machine does falls on both. Durations come from ``time.perf_counter``; a backend's call
-returns when its result is there, so both edges of every interval are synchronised.
+the machine does falls on both; several bundles take turns as ABBA. Power is sampled over the
+whole measurement: idle, warm-up until latency, power and temperature are flat, the blocks, each
+behind a guard, idle again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import platform
-import statistics
-import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-import edgekd
-from edgekd.contracts.artifacts import sha256_file
-from edgekd.contracts.imageio import Raster, UInt8Array
+from edgekd.contracts.imageio import UInt8Array
 from edgekd.contracts.preprocess import Normalizer
-from edgekd.contracts.windows import axis_starts, plan
-from edgekd.errors import ImageError, InputError
-from edgekd.report.checks import MIN_TILES, Evidence, run_checks
+from edgekd.contracts.windows import axis_starts
+from edgekd.errors import EnvironmentLacksError
+from edgekd.report.blocks import (
+    EngineBlocks,
+    FloatArray,
+    Observer,
+    Pace,
+    SceneBlocks,
+    Silent,
+    StreamBlocks,
+    Watch,
+    file_tiles,
+    synthetic_image,
+    synthetic_tiles,
+    warm_up,
+)
+from edgekd.report.checks import MIN_TILES, Evidence, check_power, run_checks
+from edgekd.report.plan import DEFAULT_PLAN, External, Plan, flatness, require_length, turn_order
+from edgekd.report.power import (
+    Phase,
+    PowerPending,
+    PowerRecord,
+    guard_s,
+    make_power,
+    round_phases,
+)
 from edgekd.report.record import (
     RATIO_DEFINITION,
     Asked,
     BenchmarkRecord,
     BundleIdentity,
-    Disturbance,
-    EngineWindow,
     InputUsed,
-    LatencySummary,
+    Machine,
     Ratio,
-    SceneRun,
-    SceneWindow,
-    StreamsWindow,
+    Turns,
     WarmUp,
 )
-from edgekd.runtime.scene import RasterSource
 from edgekd.runtime.session import Session
-from edgekd.telemetry.environment import read_environment
-from edgekd.telemetry.power import PowerUnavailable, find_power
-from edgekd.telemetry.process import (
-    CpuCounters,
-    other_cpu_share,
-    peak_rss_mib,
-    read_cpu,
-    read_frequencies,
-)
+from edgekd.telemetry.environment import Environment, read_environment
+from edgekd.telemetry.power import PowerUnavailable
+from edgekd.telemetry.process import peak_rss_mib
+from edgekd.telemetry.sampler import Sampler, Samples
+from edgekd.telemetry.sensors._base import PowerSensor, SensorLost
+from edgekd.telemetry.state import StateWatch
 
-FloatArray = npt.NDArray[np.float32]
-Progress = Callable[[int, int], None]
-
-#: different tiles that the bare engine sees in turn, so that no single one stays in the cache.
-TILES = 8
-#: change between the medians of the last two quarters of the warm-up that counts as steady.
-STEADY_BOUND = 0.05
-#: a warm-up that is not steady ends after this many times the asked time.
-WARMUP_LIMIT = 5
-_MIN_QUARTER = 6
+Sensor = PowerSensor | PowerUnavailable | External
+#: power of a measurement that asked for none
+NOT_ASKED = PowerUnavailable(reason="not asked for", sensors={})
 
 
 def measure(
     session: Session,
     source: Path | None = None,
     bands: list[int] | None = None,
+    plan: Plan = DEFAULT_PLAN,
     *,
-    duration_s: float = 10.0,
-    warmup_s: float = 2.0,
-    scene_runs: int = 3,
-    overlap_px: int | None = None,
-    progress: Progress | None = None,
+    sensor: Sensor = NOT_ASKED,
+    observer: Observer | None = None,
+    command: str | None = None,
     root: Path = Path("/"),
 ) -> BenchmarkRecord:
-    """Measure and judge.
+    """Measure and judge a bundle; see :func:`measure_in_turns`."""
+    return measure_in_turns(
+        [session], source, bands, plan, sensor=sensor, observer=observer, command=command, root=root
+    )[0]
+
+
+def measure_in_turns(
+    sessions: Sequence[Session],
+    source: Path | None = None,
+    bands: list[int] | None = None,
+    plan: Plan = DEFAULT_PLAN,
+    *,
+    sensor: Sensor = NOT_ASKED,
+    observer: Observer | None = None,
+    command: str | None = None,
+    root: Path = Path("/"),
+) -> list[BenchmarkRecord]:
+    """Measure bundles on the same input, each turn in the order of the last one reversed: ABBA.
 
     Args:
-        session: a loaded bundle.
+        sessions: loaded bundles.
         source: image or scene; None measures on synthetic pixels (noise from a fixed seed, two
             tiles square) and says so in the record.
         bands: 1-based bands to feed.
-        duration_s: least time of the bare engine's blocks together, s; they also hold at least
-            30 calls.
-        warmup_s: least warm-up, s; it goes on until latency is steady, at most five times as
-            long (or 24 calls where that takes longer).
-        scene_runs: runs over the whole input.
-        overlap_px: of the runs; the bundle's own if absent.
-        progress: called with (steps done, steps in all).
-        root: of the file system, for sensors and environment.
+        plan: how long, how often.
+        sensor: of power; where there is none the record says why.
+        observer: is told how it goes.
+        command: how to do this again, for the record.
+        root: of the file system, for environment and state.
 
     Raises:
-        InputError: a duration or number that measures nothing, or an impossible overlap.
-        ImageError: the input cannot be read or does not fit the model.
+        InputError: a plan that measures nothing, an impossible overlap, or a replay that is shorter
+            than the measurement.
+        ImageError: the input cannot be read or does not fit a model.
+        EnvironmentLacksError: a sensor that was found is gone.
     """
-    if duration_s <= 0 or warmup_s < 0 or scene_runs < 1:
-        raise InputError(
-            f"expected a duration above 0 s, a warm-up of at least 0 s and at least 1 run, "
-            f"received {duration_s:g} s, {warmup_s:g} s and {scene_runs}"
-        )
-    geometry = session.geometry(overlap_px)
-    # refuses an impossible overlap now and not after the first block
-    axis_starts(geometry.tile_px, geometry.tile_px, geometry.overlap_px, geometry.stride_px)
+    plan.require()
+    watcher = observer or Silent()
+    powered = not isinstance(sensor, PowerUnavailable)
+    guard = 0.0
+    if isinstance(sensor, External):
+        guard = sensor.guard_s
+    elif not isinstance(sensor, PowerUnavailable):
+        guard = guard_s(sensor.info)
+        require_length(sensor, plan.least_s(guard, len(sessions)))
     environment = read_environment(root)
-    steps = 2 * scene_runs + 1
-    _tell(progress, 0, steps)
-    normalize = Normalizer(session.manifest.inputs[0])
-    if source is None:
-        image = synthetic_image(2 * geometry.tile_px, session.channels)
-        tiles, used = _synthetic_tiles(image, geometry.tile_px, normalize)
-    else:
-        image = None
-        tiles, used = _file_tiles(Path(source), bands, geometry.tile_px, normalize)
-    golden_error = session.golden_error()
-    warm_up = _warm_up(session, tiles, warmup_s)
-    _tell(progress, 1, steps)
+    pace = Pace(plan.duration_s / plan.repeats, -(-MIN_TILES // plan.repeats), guard)
+    steps = len(sessions) * (2 * plan.repeats + 1) + (2 if powered else 0)
+    done = 0
 
-    engine = _EngineBlocks(session, tiles)
-    streams = session.streams_for(used.height_px, used.width_px, overlap_px)
-    concurrent = _StreamBlocks(session, tiles, streams) if streams > 1 else None
-    watch = _Watch(root)
-    runs = []
-    with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as folder:
-        output = Path(folder) / "map.tif"
-        for number in range(scene_runs):
-            watch.begin()
-            engine.block(duration_s / scene_runs, -(-MIN_TILES // scene_runs))
-            if concurrent is not None:
-                concurrent.block(duration_s / scene_runs)
-            watch.end()
-            _tell(progress, 2 + 2 * number, steps)
-            watch.begin()
-            runs.append(
-                _scene_run(session, source, image, output, bands, overlap_px, engine.origin_s)
+    def step() -> None:
+        nonlocal done
+        done += 1
+        watcher.step(done, steps)
+
+    watcher.step(0, steps)
+    benches = [_Bench(session, source, bands, plan, watcher, root) for session in sessions]
+    ends: list[Phase] = []
+    with _sampling(sensor, plan, watcher) as samples, StateWatch(root) as states:
+        if powered:
+            ends += _idle(plan, guard, watcher)
+            ends += _pulse(plan, benches[0], watcher)
+            step()
+        for bench in benches:
+            watcher.phase("warm_up", max(plan.warmup_s, 2 * plan.flat_s if powered else 0))
+            bench.warm(plan, samples)
+            step()
+        order = [turn_order(len(benches), number) for number in range(plan.repeats)]
+        for turn in order:
+            for place in turn:
+                benches[place].engine_turn(pace, watcher)
+                step()
+                benches[place].scene_turn(pace, watcher)
+                step()
+        if powered:
+            ends += _idle(plan, guard, watcher)
+            step()
+    assert states.before is not None and states.after is not None
+    held = Machine(before=states.before, after=states.after, found=states.changes())
+    letters = [chr(ord("A") + place) for place in range(len(benches))]
+    records = []
+    for place, bench in enumerate(benches):
+        turns = None
+        if len(benches) > 1:
+            turns = Turns(
+                order="".join(letters[item] for turn in order for item in turn),
+                letter=letters[place],
+                others={
+                    letters[item]: f"{other.session.manifest.name}, model "
+                    f"{other.session.manifest.files[other.session.model]}"
+                    for item, other in enumerate(benches)
+                    if item != place
+                },
             )
-            watch.end(clock=False)
-            _tell(progress, 3 + 2 * number, steps)
-    window = engine.window(geometry.tile_px)
-    scene = _scene_window(runs, source is None, geometry.overlap_px)
-    disturbance = watch.disturbance(environment.load_1min)
-    asked = Asked(duration_s=duration_s, warmup_s=warmup_s, scene_runs=scene_runs)
-    manifest = session.manifest
-    clock = time.get_clock_info("perf_counter")
-    checks = run_checks(
-        Evidence(
-            asked=asked,
-            warm_up=warm_up,
-            engine=window,
-            scene=scene,
-            disturbance=disturbance,
-            tick_s=clock.resolution,
-            monotonic=clock.monotonic,
-            target=manifest.target.name,
-            target_arch=manifest.target.arch,
-            arch=platform.machine(),
-            golden_error=golden_error,
-            golden_bound=manifest.golden.atol,
-        )
-    )
-    redundancy = scene.windows_run * geometry.tile_px**2 / scene.pixels_unique
-    window_streams = concurrent.window(geometry.tile_px) if concurrent else None
-    ratio = scene.unique_mpx_per_s / window.mpx_per_s
-    return BenchmarkRecord(
-        created_utc=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        asked=asked,
-        bundle=_identity(session),
-        environment=environment,
-        input=used,
-        warm_up=warm_up,
-        engine=window,
-        engine_streams=window_streams,
-        scene=scene,
-        ratio=Ratio(
-            definition=RATIO_DEFINITION,
-            end_to_end_over_engine=ratio,
-            end_to_end_over_streams=scene.unique_mpx_per_s / window_streams.mpx_per_s
-            if window_streams
-            else None,
-            redundancy=redundancy,
-            tiles_over_engine=ratio * redundancy,
-        ),
-        disturbance=disturbance,
-        peak_rss_mib=round(peak_rss_mib(root), 1),
-        power=_power(root),
-        checks=checks,
-        valid=all(check.status != "fail" for check in checks),
-    )
-
-
-def synthetic_image(side_px: int, channels: int) -> UInt8Array:
-    """Uniform noise from seed 0, ``(side, side, channels)`` uint8: no real scene looks like it,
-    but a convolution takes the same time for it."""
-    return np.random.default_rng(0).integers(0, 256, (side_px, side_px, channels), dtype=np.uint8)
-
-
-def _tell(progress: Progress | None, done: int, steps: int) -> None:
-    if progress is not None:
-        progress(done, steps)
-
-
-def _synthetic_tiles(
-    image: UInt8Array, tile_px: int, normalize: Normalizer
-) -> tuple[list[FloatArray], InputUsed]:
-    side = image.shape[0]
-    tiles = [
-        normalize(image[w.y0 : w.y1, w.x0 : w.x1])[None]
-        for row in plan(side, side, tile_px, 0)
-        for w in row
-    ]
-    name = "synthetic: uniform noise, NumPy default_rng(0)"
-    return tiles[:TILES], InputUsed(
-        kind="synthetic", name=name, width_px=side, height_px=side, bands=None, sha256=None
-    )
-
-
-def _file_tiles(
-    path: Path, bands: list[int] | None, tile_px: int, normalize: Normalizer
-) -> tuple[list[FloatArray], InputUsed]:
-    """Up to :data:`TILES` tiles with data, spread evenly over the scene.
-
-    Raises:
-        ImageError: the input cannot be read, does not fit, or holds no data at all.
-    """
-    with Raster(path, "auto") as raster:  # the rule of Session.run_scene
-        source = RasterSource(raster, bands, normalize.channels)
-        windows = [w for row in plan(raster.height, raster.width, tile_px, 0) for w in row]
-        tiles: list[FloatArray] = []
-        step = max(len(windows) // TILES, 1)
-        # the evenly spread ones first, then the rest, for scenes that are mostly without data
-        for window in dict.fromkeys([*windows[step // 2 :: step], *windows]):
-            inside = type(window)(
-                window.y0, window.x0, min(window.y1, raster.height), min(window.x1, raster.width)
-            )
-            if not source.read_valid(inside).any():
-                continue
-            pixels = np.empty((inside.height, inside.width, normalize.channels), dtype=np.uint8)
-            source.read(inside, pixels)
-            pad = [(0, tile_px - pixels.shape[0]), (0, tile_px - pixels.shape[1]), (0, 0)]
-            tiles.append(normalize(np.pad(pixels, pad, mode="symmetric"))[None])
-            if len(tiles) == TILES:
-                break
-        used = InputUsed(
-            kind="file",
-            name=path.name,
-            width_px=raster.width,
-            height_px=raster.height,
-            bands=source.bands,
-            sha256=sha256_file(path),
-        )
-    if not tiles:
-        raise ImageError(f"{path} holds no pixel with data, so there is nothing to measure")
-    return tiles, used
-
-
-def _warm_up(session: Session, tiles: list[FloatArray], warmup_s: float) -> WarmUp:
-    """Call the model until the medians of the last two quarters of the calls agree."""
-    latencies: list[float] = []
-    begin = time.perf_counter()
-    steady, change = False, float("inf")
-    while True:
-        start = time.perf_counter()
-        session.infer(tiles[len(latencies) % len(tiles)])
-        now = time.perf_counter()
-        latencies.append(now - start)
-        quarter = max(_MIN_QUARTER, len(latencies) // 4)
-        if len(latencies) < 2 * quarter or now - begin < warmup_s:
-            continue
-        last = statistics.median(latencies[-quarter:])
-        before = statistics.median(latencies[-2 * quarter : -quarter])
-        change = last / before - 1
-        steady = abs(change) <= STEADY_BOUND
-        if steady or (now - begin >= WARMUP_LIMIT * warmup_s and len(latencies) >= 24):
-            break
-    total_s = time.perf_counter() - begin
-    verdict = "steady" if steady else "not steady"
-    return WarmUp(
-        total_s=total_s,
-        iterations=len(latencies),
-        steady=steady,
-        detail=f"{verdict} after {total_s:.1f} s and {len(latencies)} calls: the medians of the "
-        f"last two quarters ({quarter} calls each) differ by {100 * change:+.1f} %; allowed are "
-        f"{100 * STEADY_BOUND:.0f} %",
-        latencies_s=_rounded(latencies),
-    )
-
-
-class _EngineBlocks:
-    """Collects the calls of the bare engine."""
-
-    def __init__(self, session: Session, tiles: list[FloatArray]) -> None:
-        self._session, self._tiles = session, tiles
-        self._starts: list[float] = []
-        self._latencies: list[float] = []
-        self._block_n: list[int] = []
-        self._duration_s = 0.0
-        self.origin_s = time.perf_counter()
-
-    def block(self, duration_s: float, least: int) -> None:
-        """Call the model for at least ``duration_s`` and ``least`` times."""
-        done = len(self._latencies)
-        begin = time.perf_counter()
-        if not done:
-            self.origin_s = begin
-        while True:
-            tile = self._tiles[len(self._latencies) % len(self._tiles)]
-            start = time.perf_counter()
-            self._session.infer(tile)
-            end = time.perf_counter()
-            self._starts.append(start - self.origin_s)
-            self._latencies.append(end - start)
-            if end - begin >= duration_s and len(self._latencies) - done >= least:
-                break
-        self._duration_s += end - begin
-        self._block_n.append(len(self._latencies) - done)
-
-    def window(self, tile_px: int) -> EngineWindow:
-        """The record's part."""
-        latencies = _rounded(self._latencies)
-        summary = LatencySummary.of(latencies)
-        return EngineWindow(
-            tiles=len(self._tiles),
-            duration_s=self._duration_s,
-            block_n=self._block_n,
-            starts_s=_rounded(self._starts),
-            latencies_s=latencies,
-            summary=summary,
-            tiles_per_s=1 / summary.mean_s,
-            mpx_per_s=tile_px**2 / 1e6 / summary.mean_s,
-        )
-
-
-class _StreamBlocks:
-    """Counts calls of the bare engine, several at once."""
-
-    def __init__(self, session: Session, tiles: list[FloatArray], streams: int) -> None:
-        self._session, self._tiles, self._streams = session, tiles, streams
-        self._calls = 0
-        self._duration_s = 0.0
-        self._rates: list[float] = []
-        for _ in range(2):  # opens what it needs, and makes its memory
-            self._together(0.0)
-
-    def _together(self, duration_s: float) -> list[tuple[int, float]]:
-        """Calls and their time of every thread; each makes at least one."""
-
-        def work(number: int) -> tuple[int, float]:
-            begin, calls = time.perf_counter(), 0
-            while True:
-                tile = self._tiles[(number + calls * self._streams) % len(self._tiles)]
-                self._session.infer_stream(tile)
-                calls += 1
-                elapsed = time.perf_counter() - begin
-                if elapsed >= duration_s:
-                    return calls, elapsed
-
-        with ThreadPoolExecutor(self._streams) as pool:
-            return list(pool.map(work, range(self._streams)))
-
-    def block(self, duration_s: float) -> None:
-        """Call the model from all threads for at least ``duration_s``."""
-        begin = time.perf_counter()
-        done = self._together(duration_s)
-        self._duration_s += time.perf_counter() - begin
-        self._calls += sum(calls for calls, _ in done)
-        self._rates.append(sum(calls / elapsed for calls, elapsed in done))
-
-    def window(self, tile_px: int) -> StreamsWindow:
-        """The record's part."""
-        rate = statistics.fmean(self._rates)
-        return StreamsWindow(
-            streams=self._streams,
-            calls=self._calls,
-            duration_s=self._duration_s,
-            tiles_per_s=rate,
-            mpx_per_s=rate * tile_px**2 / 1e6,
-            block_tiles_per_s=self._rates,
-        )
-
-
-class _Watch:
-    """Adds up what other processes did during the measured parts."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._open: CpuCounters | None = None
-        self._parts: list[tuple[float, float]] = []
-        self._clock_mhz: list[float] | None = []
-
-    def begin(self) -> None:
-        """A measured part begins."""
-        self._open = read_cpu(self._root)
-
-    def end(self, clock: bool = True) -> None:
-        """It ends; ``clock`` reads the CPU's frequency, which is still that of the load."""
-        frequencies = read_frequencies(self._root) if clock else None
-        now = read_cpu(self._root)
-        if self._open is not None and now is not None and now.at_s > self._open.at_s:
-            self._parts.append((now.at_s - self._open.at_s, other_cpu_share(self._open, now)))
-        if clock and self._clock_mhz is not None:
-            if frequencies is None:
-                self._clock_mhz = None
-            else:
-                self._clock_mhz.append(statistics.fmean(frequencies))
-
-    def disturbance(self, load_before: float | None) -> Disturbance:
-        """The record's part."""
-        absent = {}
-        share = None
-        if self._parts:
-            share = sum(t * s for t, s in self._parts) / sum(t for t, _ in self._parts)
+        others = [phase for other in benches if other is not bench for phase in other.phases]
+        phases = _on_clock(bench, ends, others)
+        power: PowerUnavailable | PowerPending | PowerRecord
+        if isinstance(sensor, PowerUnavailable):
+            power = sensor
+        elif isinstance(sensor, External):
+            power = PowerPending(
+                reason="an external meter's file is to be added: edgekd power import METER "
+                "--record RECORD",
+                guard_s=guard, phases=round_phases(phases),
+            )  # fmt: skip
         else:
-            absent["other_cpu_share"] = "/proc/stat shows no CPU time here"
-        if self._clock_mhz is None:
-            absent["frequency_mhz"] = "no readable cpufreq/scaling_cur_freq on this machine"
-        after = read_environment(self._root)
-        if load_before is None:
-            absent["load_1min_before"] = "/proc/loadavg is not readable"
-        if after.load_1min is None:
-            absent["load_1min_after"] = after.absent["load_1min"]
-        return Disturbance(
-            other_cpu_share=share,
-            load_1min_before=load_before,
-            load_1min_after=after.load_1min,
-            frequency_mhz=self._clock_mhz,
-            absent=absent,
+            assert samples is not None
+            power = _power(samples, phases, bench.origin_s)
+        records.append(bench.record(plan, environment, power, held, turns, command, powered))
+    return records
+
+
+@contextlib.contextmanager
+def _sampling(sensor: Sensor, plan: Plan, observer: Observer) -> Iterator[Samples | None]:
+    if isinstance(sensor, PowerUnavailable | External):
+        yield None
+        return
+    try:
+        with Sampler(sensor, plan.interval_s, observer.reading) as sampler:
+            yield sampler.samples
+    except SensorLost as err:
+        raise EnvironmentLacksError(
+            f"power sensor {sensor.info.name} was found and is gone: {err}; look with edgekd doctor"
+        ) from err
+
+
+def _idle(plan: Plan, guard: float, observer: Observer) -> list[Phase]:
+    """Do nothing, behind a guard."""
+    observer.phase("idle", guard + plan.idle_s)
+    begin = time.monotonic()
+    time.sleep(guard)
+    start = time.monotonic()
+    time.sleep(plan.idle_s)
+    return [
+        Phase(kind="guard", start_s=begin, end_s=start),
+        Phase(kind="idle", start_s=start, end_s=time.monotonic()),
+    ]
+
+
+def _pulse(plan: Plan, bench: _Bench, observer: Observer) -> list[Phase]:
+    """Work and rest in a pattern that an external meter sees."""
+    phases = []
+    for busy_s, quiet_s in plan.pulse:
+        observer.phase("pulse", busy_s)
+        begin = time.monotonic()
+        while time.monotonic() - begin < busy_s:
+            bench.session.infer(bench.tiles[0])
+        phases.append(Phase(kind="pulse", start_s=begin, end_s=time.monotonic()))
+        time.sleep(quiet_s)
+    return phases
+
+
+class _Bench:
+    """One bundle in a measurement.
+
+    Attributes:
+        session: loaded.
+        tiles: normalised, that the bare engine sees in turn.
+        phases: of its work, monotonic clock.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        source: Path | None,
+        bands: list[int] | None,
+        plan: Plan,
+        observer: Observer,
+        root: Path,
+    ) -> None:
+        geometry = session.geometry(plan.overlap_px)
+        # refuses an impossible overlap now and not after the first block
+        axis_starts(geometry.tile_px, geometry.tile_px, geometry.overlap_px, geometry.stride_px)
+        self.session, self._root, self._observer = session, root, observer
+        self.phases: list[Phase] = []
+        self._overlap_px, self._tile_px = geometry.overlap_px, geometry.tile_px
+        normalize = Normalizer(session.manifest.inputs[0])
+        image: UInt8Array | None = None
+        self._used: InputUsed
+        self.tiles: list[FloatArray]
+        if source is None:
+            image = synthetic_image(2 * geometry.tile_px, session.channels)
+            self.tiles, self._used = synthetic_tiles(image, geometry.tile_px, normalize)
+        else:
+            self.tiles, self._used = file_tiles(Path(source), bands, geometry.tile_px, normalize)
+        self._golden_error = session.golden_error()
+        self._scene = SceneBlocks(session, source, image, bands, plan.overlap_px)
+        self._watch = Watch(root)
+
+    def warm(self, plan: Plan, samples: Samples | None) -> None:
+        """Warm up; what counts begins behind it."""
+        begin = time.monotonic()
+        flat = None if samples is None else flatness(samples, begin, plan.flat_s)
+        self._warm_up: WarmUp = warm_up(
+            self.session, self.tiles, plan.warmup_s, flat, 0.0 if flat is None else plan.flat_s,
+            self._observer,
+        )  # fmt: skip
+        self.phases.append(Phase(kind="warm_up", start_s=begin, end_s=time.monotonic()))
+        self._engine = EngineBlocks(self.session, self.tiles, self._observer)
+        streams = self.session.streams_for(
+            self._used.height_px, self._used.width_px, plan.overlap_px
+        )
+        self._streams = StreamBlocks(self.session, self.tiles, streams) if streams > 1 else None
+
+    def engine_turn(self, pace: Pace, observer: Observer) -> None:
+        """A block of the bare engine, then one of several calls at once."""
+        observer.phase("engine", pace.guard_s + pace.block_s)
+        self._watch.begin()
+        self.phases += self._engine.block(pace)
+        if self._streams is not None:
+            begin = time.monotonic()
+            self._streams.block(pace.block_s)
+            self.phases.append(Phase(kind="other", start_s=begin, end_s=time.monotonic()))
+        self._watch.end()
+
+    def scene_turn(self, pace: Pace, observer: Observer) -> None:
+        """A block of runs over the input."""
+        observer.phase("scene")
+        self._watch.begin()
+        self.phases += self._scene.block(pace)
+        self._watch.end(clock=False)
+
+    @property
+    def origin_s(self) -> float:
+        """Where the clock of the record begins, monotonic, s."""
+        return self._engine.origin_s
+
+    def record(
+        self,
+        plan: Plan,
+        environment: Environment,
+        power: PowerUnavailable | PowerPending | PowerRecord,
+        machine: Machine,
+        turns: Turns | None,
+        command: str | None,
+        powered: bool,
+    ) -> BenchmarkRecord:
+        """Judge what was measured."""
+        manifest = self.session.manifest
+        window = self._engine.window(self._tile_px)
+        streams = None if self._streams is None else self._streams.window(self._tile_px)
+        scene = self._scene.window(self._overlap_px, self.origin_s)
+        disturbance = self._watch.disturbance(environment.load_1min)
+        asked = Asked(
+            duration_s=plan.duration_s, warmup_s=plan.warmup_s, repeats=plan.repeats,
+            power=plan.power, idle_s=plan.idle_s if powered else 0.0,
+            interval_s=plan.interval_s if powered else 0.0,
+        )  # fmt: skip
+        clock = time.get_clock_info("monotonic")
+        checks = run_checks(
+            Evidence(
+                asked=asked,
+                warm_up=self._warm_up,
+                engine=window,
+                scene=scene,
+                disturbance=disturbance,
+                machine=machine,
+                tick_s=clock.resolution,
+                monotonic=clock.monotonic,
+                target=manifest.target.name,
+                target_arch=manifest.target.arch,
+                arch=platform.machine(),
+                golden_error=self._golden_error,
+                golden_bound=manifest.golden.atol,
+            )
+        )
+        if isinstance(power, PowerRecord):
+            checks += check_power(power)
+        redundancy = scene.windows_run * self._tile_px**2 / scene.pixels_unique
+        ratio = scene.unique_mpx_per_s / window.mpx_per_s
+        at_once = scene.unique_mpx_per_s / streams.mpx_per_s if streams else None
+        return BenchmarkRecord(
+            created_utc=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            asked=asked,
+            bundle=_identity(self.session),
+            environment=environment,
+            input=self._used,
+            warm_up=self._warm_up,
+            engine=window,
+            engine_streams=streams,
+            scene=scene,
+            ratio=Ratio(
+                definition=RATIO_DEFINITION,
+                end_to_end_over_engine=ratio,
+                end_to_end_over_streams=at_once,
+                redundancy=redundancy,
+                tiles_over_engine=ratio * redundancy,
+            ),
+            disturbance=disturbance,
+            peak_rss_mib=round(peak_rss_mib(self._root), 1),
+            power=power,
+            machine=machine,
+            turns=turns,
+            command=command,
+            checks=checks,
+            valid=all(check.status != "fail" for check in checks),
         )
 
 
-def _scene_run(
-    session: Session,
-    source: Path | None,
-    image: UInt8Array | None,
-    output: Path,
-    bands: list[int] | None,
-    overlap_px: int | None,
-    origin_s: float,
-) -> tuple[SceneRun, int, int, int, int]:
-    """One run: times, pixels with data, windows run, windows skipped, streams."""
-    start = time.perf_counter()
-    if source is None:
-        assert image is not None
-        stats = session.run(image, overlap_px).stats
-        total_s = time.perf_counter() - start
-        infer_s, pixels = stats.infer_s, int(image.shape[0] * image.shape[1])
-        windows, skipped, streams = stats.run, stats.skipped, stats.streams
-    else:
-        result = session.run_scene(source, output, bands, overlap_px)
-        total_s = time.perf_counter() - start
-        infer_s, pixels = result.infer_s, result.pixels_valid
-        windows, skipped = result.windows_run, result.windows_skipped
-        streams = result.streams
-    run = SceneRun(start_s=start - origin_s, total_s=total_s, infer_s=infer_s)
-    return run, pixels, windows, skipped, streams
+def _on_clock(bench: _Bench, ends: Sequence[Phase], others: Sequence[Phase]) -> list[Phase]:
+    """All phases on the clock of the bundle's record; another's work has no figures there."""
+    foreign = [
+        phase.model_copy(update={"kind": "other", "tiles": 0, "pixels": 0, "area_m2": None})
+        for phase in others
+    ]
+    origin = bench.origin_s
+    return [
+        phase.model_copy(update={"start_s": phase.start_s - origin, "end_s": phase.end_s - origin})
+        for phase in sorted([*ends, *bench.phases, *foreign], key=lambda item: item.start_s)
+    ]
 
 
-def _scene_window(
-    runs: list[tuple[SceneRun, int, int, int, int]], synthetic: bool, overlap_px: int
-) -> SceneWindow:
-    _, pixels, windows, skipped, streams = runs[0]
-    total_s = statistics.median(run.total_s for run, *_ in runs)
-    total = sum(run.total_s for run, *_ in runs) * streams
-    share = sum(run.infer_s for run, *_ in runs) / total
-    what = (
-        "Session.run on the image in memory: windows, model, blending"
-        if synthetic
-        else "Session.run_scene: open, read, windows, model, blending, write a GeoTIFF"
-    )
-    return SceneWindow(
-        what=what,
-        runs=[run for run, *_ in runs],
-        pixels_unique=pixels,
-        windows_run=windows,
-        windows_skipped=skipped,
-        overlap_px=overlap_px,
-        total_s=total_s,
-        unique_mpx_per_s=pixels / 1e6 / total_s,
-        tiles_per_s=windows / total_s,
-        streams=streams,
-        engine_share=min(share, 1.0),
-    )
+def _power(
+    samples: Samples, phases: Sequence[Phase], origin_s: float
+) -> PowerRecord | PowerUnavailable:
+    made = make_power(samples, phases, origin_s)
+    if isinstance(made, str):
+        return PowerUnavailable(
+            reason=f"{samples.info.name} was read and gave no power: {made}",
+            sensors={samples.info.name: made},
+        )
+    return made
 
 
 def _identity(session: Session) -> BundleIdentity:
@@ -508,18 +426,3 @@ def _identity(session: Session) -> BundleIdentity:
         gates={gate.name: gate.passed for gate in manifest.gates},
         built_utc=manifest.provenance.created_utc,
     )
-
-
-def _power(root: Path) -> PowerUnavailable:
-    found = find_power(root)
-    if isinstance(found, PowerUnavailable):
-        return found
-    reason = (
-        f"sensor {found.info.name} can be read, but edgekd {edgekd.__version__} takes no samples"
-    )
-    return PowerUnavailable(reason=reason, sensors={found.info.name: "readable, not sampled"})
-
-
-def _rounded(values: list[float]) -> list[float]:
-    """To 0.1 µs, far below what a call takes; keeps a record of 10,000 calls small."""
-    return [round(value, 7) for value in values]

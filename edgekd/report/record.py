@@ -20,11 +20,13 @@ from edgekd.contracts.artifacts import read_json, write_json
 from edgekd.contracts.calibration import Sha256
 from edgekd.contracts.schema import Document
 from edgekd.errors import InputError
+from edgekd.report.power import PowerPending, PowerRecord
 from edgekd.telemetry.environment import Environment
 from edgekd.telemetry.power import PowerUnavailable
+from edgekd.telemetry.state import State
 
 KIND = "edgekd.benchmark"
-RECORD_SCHEMA = 2
+RECORD_SCHEMA = 3
 
 Seconds = Annotated[float, pydantic.Field(gt=0)]
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
@@ -225,6 +227,7 @@ class SceneWindow(Document):
     Attributes:
         what: what a run does.
         pixels_unique: pixels with data; each counts once however many windows hold it.
+        area_m2: of those pixels on the ground; null where the input has no size there.
         windows_run, windows_skipped: per run; windows without data are not run.
         overlap_px: shared pixels of neighbouring windows.
         total_s: median of the runs.
@@ -236,6 +239,7 @@ class SceneWindow(Document):
     what: str
     runs: list[SceneRun] = pydantic.Field(min_length=1)
     pixels_unique: int
+    area_m2: float | None = None
     windows_run: int
     windows_skipped: int
     overlap_px: int
@@ -291,11 +295,64 @@ class Check(Document):
 
 
 class Asked(Document):
-    """What the caller asked for."""
+    """What the caller asked for.
+
+    Attributes:
+        duration_s: least time of the bare engine's window, and with power of the scene's, s.
+        warmup_s: least warm-up, s.
+        repeats: turns of engine and scene.
+        power: "none", "auto", a sensor or "replay: FILE".
+        idle_s: of each idle window, s; only with power.
+        interval_s: between samples, s; only with power.
+    """
 
     duration_s: float
     warmup_s: float
-    scene_runs: int
+    repeats: int
+    power: str = "none"
+    idle_s: float = 0.0
+    interval_s: float = 0.0
+
+
+class Turns(Document):
+    """Bundles that were measured in turns with this one.
+
+    Attributes:
+        order: of the turns, one letter each, e.g. ``ABBA``.
+        letter: this bundle's.
+        others: letter -> name and model sha256 of the others.
+    """
+
+    order: str
+    letter: str
+    others: dict[str, str]
+
+
+class Machine(Document):
+    """What may have held the machine back.
+
+    Attributes:
+        before, after: state of the machine; see :class:`edgekd.telemetry.state.State`.
+        found: check (throttled, mode_changed, clocks_changed) -> what happened, empty where
+            nothing did; a check that cannot be made on this machine is absent.
+    """
+
+    before: State
+    after: State
+    found: dict[str, list[str]]
+
+
+def _power_kind(value: Any) -> str:
+    status = value.get("status") if isinstance(value, dict) else getattr(value, "status", None)
+    return status if status in ("unavailable", "pending") else "power"
+
+
+Power = Annotated[
+    Annotated[PowerUnavailable, pydantic.Tag("unavailable")]
+    | Annotated[PowerPending, pydantic.Tag("pending")]
+    | Annotated[PowerRecord, pydantic.Tag("power")],
+    pydantic.Discriminator(_power_kind),
+]
 
 
 class BenchmarkRecord(Document):
@@ -304,14 +361,17 @@ class BenchmarkRecord(Document):
     Attributes:
         created_utc: ISO 8601, when the measurement ended.
         peak_rss_mib: largest resident memory of the process, from its start to the end.
-        power: in this schema always unavailable with a reason, never a number.
+        power: figures with their samples, or why there are none; never a number in their place.
+        machine: what may have held it back.
+        turns: of bundles that were measured in turns with this one; null where there were none.
+        command: how to measure this again; null where no command did.
         engine_streams: the bare engine with as many calls at once as the scene makes; null where
             it makes one at a time.
         valid: no check failed. Checks that could not be made are ``unknown`` and are shown.
         quality: accuracy figures that the caller measured on the same bundle, free form.
     """
 
-    schema_version: Literal[2] = pydantic.Field(default=2, alias="schema")
+    schema_version: Literal[3] = pydantic.Field(default=3, alias="schema")
     kind: Literal["edgekd.benchmark"] = "edgekd.benchmark"
     created_utc: str
     asked: Asked
@@ -325,7 +385,10 @@ class BenchmarkRecord(Document):
     ratio: Ratio
     disturbance: Disturbance
     peak_rss_mib: float
-    power: PowerUnavailable
+    power: Power
+    machine: Machine | None = None
+    turns: Turns | None = None
+    command: str | None = None
     checks: list[Check] = pydantic.Field(min_length=1)
     valid: bool
     quality: dict[str, Any] | None = None

@@ -327,7 +327,7 @@ CASES = [
     Case("output cannot be made (eval)", "eval b --data data -o /proc/x/e.json",
          ("the output folder /proc/x cannot be made",)),
     Case("output cannot be made (bench)",
-         "bench b in.tif --seconds 0.1 --warmup 0.1 --runs 1 -o /proc/x/r.json",
+         "bench b in.tif --seconds 0.1 --warmup 0.1 --repeats 1 -o /proc/x/r.json",
          ("the output folder /proc/x cannot be made",)),
     Case("foreign folder in the way (build)",
          "build small.yaml --target x86-cpu --checkpoint small.ckpt -o folder",

@@ -315,7 +315,7 @@ def test_finetune(call: Any, told: Any, line: Line, tmp_path: Path) -> None:
 def test_bench_and_report(call: Any, bundles: dict[str, Path], tmp_path: Path) -> None:
     scene = write_raster(tmp_path / "in.tif", smooth_image(150, 150))
     record = tmp_path / "r.json"
-    main_args = ("bench", bundles["conv"], scene, "--seconds", 0.3, "--warmup", 0.2, "--runs", 1)
+    main_args = ("bench", bundles["conv"], scene, "--seconds", 0.3, "--warmup", 0.2, "--repeats", 1)
     try:
         value = call(*main_args, "-o", record)
     except AssertionError:  # a busy machine: the verdict is no, and the object is still alone

@@ -102,7 +102,7 @@ def test_json_is_one_object(call: Any) -> None:
 LOADS = {
     "run": "run {} in.tif -o m.tif",
     "watch": "watch {} arriving maps --once --settle 0",
-    "bench": "bench {} in.tif --seconds 0.1 --warmup 0.1 --runs 1 -o r.json",
+    "bench": "bench {} in.tif --seconds 0.1 --warmup 0.1 --repeats 1 -o r.json",
     "eval": "eval {} --data data --split all",
     "validate": "validate {}",
     "verify": "verify {}",

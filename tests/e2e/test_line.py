@@ -107,7 +107,7 @@ def test_the_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     # 1: on a busy machine the measurement may say of itself that it is not valid
     measured = edgekd_(
         "bench", bundle, tmp_path / "scene.tif", "--seconds", "0.5", "--warmup", "0.3",
-        "--runs", "1", "-o", record, codes=(0, 1),
+        "--repeats", "1", "-o", record, codes=(0, 1),
     )  # fmt: skip
     assert measured == json.loads(record.read_text())
     shown = edgekd_("report", record, "-o", tmp_path / "report.html")

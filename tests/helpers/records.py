@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.contracts.artifacts import sha256_bytes
-from edgekd.report.checks import Evidence, run_checks
+from edgekd.report.checks import Evidence, check_power, run_checks
+from edgekd.report.power import PowerRecord
 from edgekd.report.record import (
     Asked,
     BenchmarkRecord,
@@ -16,6 +17,7 @@ from edgekd.report.record import (
     EngineWindow,
     InputUsed,
     LatencySummary,
+    Machine,
     Ratio,
     SceneRun,
     SceneWindow,
@@ -23,6 +25,7 @@ from edgekd.report.record import (
 )
 from edgekd.telemetry.environment import read_environment
 from edgekd.telemetry.power import PowerUnavailable
+from edgekd.telemetry.state import read_state
 
 TILE_PX = 1000
 
@@ -33,20 +36,10 @@ def make_evidence(latencies_s: list[float] | None = None, **changes: Any) -> Evi
     The tile is 1000 px, the input 2000² px in 5 windows. ``changes`` replaces parts.
     """
     latencies = [0.05] * 60 if latencies_s is None else latencies_s
-    summary = LatencySummary.of(latencies)
     starts = [sum(latencies[:index]) for index in range(len(latencies))]
-    engine = EngineWindow(
-        tiles=1,
-        duration_s=sum(latencies),
-        block_n=[len(latencies)],
-        starts_s=starts,
-        latencies_s=latencies,
-        summary=summary,
-        tiles_per_s=1 / summary.mean_s,
-        mpx_per_s=TILE_PX**2 / 1e6 / summary.mean_s,
-    )
+    engine = make_engine(latencies, starts, [len(latencies)])
     parts: dict[str, Any] = {
-        "asked": Asked(duration_s=2.0, warmup_s=1.0, scene_runs=3),
+        "asked": Asked(duration_s=2.0, warmup_s=1.0, repeats=3),
         "warm_up": WarmUp(
             total_s=1, iterations=20, steady=True, detail="steady", latencies_s=[0.05] * 20
         ),
@@ -59,6 +52,7 @@ def make_evidence(latencies_s: list[float] | None = None, **changes: Any) -> Evi
             frequency_mhz=[2000.0, 2000.0, 1990.0],
             absent={},
         ),
+        "machine": make_machine(),
         "tick_s": 1e-9,
         "monotonic": True,
         "target": "x86-cpu",
@@ -68,6 +62,28 @@ def make_evidence(latencies_s: list[float] | None = None, **changes: Any) -> Evi
         "golden_bound": 1e-3,
     }
     return Evidence(**(parts | changes))
+
+
+def make_machine(**found: list[str]) -> Machine:
+    """A machine on which nothing happened, but for what is given by check."""
+    state = read_state(Path("/nonexistent"))
+    nothing: dict[str, list[str]] = {"throttled": [], "mode_changed": [], "clocks_changed": []}
+    return Machine(before=state, after=state, found=nothing | found)
+
+
+def make_engine(latencies_s: list[float], starts_s: list[float], blocks: list[int]) -> EngineWindow:
+    """Calls of the bare engine."""
+    summary = LatencySummary.of(latencies_s)
+    return EngineWindow(
+        tiles=1,
+        duration_s=sum(latencies_s),
+        block_n=blocks,
+        starts_s=starts_s,
+        latencies_s=latencies_s,
+        summary=summary,
+        tiles_per_s=1 / summary.mean_s,
+        mpx_per_s=TILE_PX**2 / 1e6 / summary.mean_s,
+    )
 
 
 def make_scene(times_s: list[float]) -> SceneWindow:
@@ -96,10 +112,14 @@ def make_record(
     name: str = "tiny",
     quality: dict[str, Any] | None = None,
     root: Path = Path("/nonexistent"),
+    power: PowerRecord | PowerUnavailable | None = None,
 ) -> BenchmarkRecord:
     """A record of ``evidence`` as ``measure`` would write it; the device is nameless."""
     evidence = evidence or make_evidence()
+    power = power or PowerUnavailable(reason="no sensor in a test", sensors={"null": "nothing"})
     checks = run_checks(evidence)
+    if isinstance(power, PowerRecord):
+        checks += check_power(power)
     ratio = evidence.scene.unique_mpx_per_s / evidence.engine.mpx_per_s
     digest = sha256_bytes(name.encode())
     return BenchmarkRecord(
@@ -147,7 +167,8 @@ def make_record(
         ),
         disturbance=evidence.disturbance,
         peak_rss_mib=123.4,
-        power=PowerUnavailable(reason="no sensor in a test", sensors={"null": "nothing"}),
+        power=power,
+        machine=evidence.machine,
         checks=checks,
         valid=all(check.status != "fail" for check in checks),
         quality=quality,

@@ -68,7 +68,7 @@ def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
 def test_fields_with_a_quantity_carry_their_unit() -> None:
     units = ("_s", "_ms", "_mib", "_px", "_mhz", "_w", "_j", "_cores", "_1min")
     dimensionless = ("share", "over_engine", "over_streams", "redundancy")
-    counts = {"n", "iterations", "tiles", "schema", "windows_run", "windows_skipped", "scene_runs"}
+    counts = {"n", "iterations", "tiles", "schema", "windows_run", "windows_skipped", "repeats"}
     counts |= {"streams"}
     counts |= {"pixels_unique", "cores", "cores_usable", "block_n", "bands", "load_1min"}
 
