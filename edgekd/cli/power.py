@@ -188,6 +188,9 @@ def _guard_notes(trace: Trace, found: Figures) -> list[str]:
               help="What a meter measured, where its file does not say.")  # fmt: skip
 @click.option("--format", "form", metavar="FORMAT",
               help="trace, tegrastats, fnirsi, tasmota, shelly or csv; as it looks.")  # fmt: skip
+@click.option("--record", "of", type=PathArgument, metavar="RECORD",
+              help="Of edgekd bench --power external: the meter's power is added to it, and OUTPUT "
+              "is the record.")  # fmt: skip
 @shared_options
 def import_(
     file: Path,
@@ -195,12 +198,17 @@ def import_(
     interval: float | None,
     scope: Any,
     form: str | None,
+    of: Path | None,
     as_json: bool,
 ) -> None:
     """Make a trace of FILE: a log of tegrastats, or what a meter left.
 
-    Meters: FNIRSI, Tasmota, Shelly, or CSV with columns time and power_w.
+    Meters: FNIRSI, Tasmota, Shelly, or CSV with columns time and power_w. With --record the meter's
+    clock is found by the load that both saw, and the record gets its energy.
     """
+    if of is not None:
+        _add_to_record(file, of, output, interval, scope, form, as_json)
+        return
     from edgekd.errors import InputError
     from edgekd.telemetry.logs import read_power_file
     from edgekd.telemetry.trace import check_suffix, write_trace
@@ -241,6 +249,30 @@ def import_(
     emit(value, [*rows, f"trace     {output}"], as_json)
     if not as_json:
         note(f"next: edgekd power energy {output}")
+
+
+def _add_to_record(
+    file: Path, of: Path, output: Path, interval: float | None, scope: Any, form: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    from edgekd.errors import GateError
+    from edgekd.report.external import add_meter
+    from edgekd.report.record import read_record, write_record
+    from edgekd.report.words import banner, check_rows, power_rows
+    from edgekd.telemetry.logs import read_power_file
+
+    found = add_meter(
+        read_record(of), read_power_file(file, interval, scope=scope, form=form), file.name
+    )
+    write_record(found, output)
+    rows = [f"{name}: {value}" for name, value in power_rows(found)]
+    rows += [f"{name}  {verdict}  {detail}" for name, verdict, detail in check_rows(found)]
+    emit(found.plain(), [banner(found), "", *rows, f"record: {output}"], as_json)
+    if not as_json:
+        note(f"next: edgekd report {output} -o {output.with_suffix('.html')}")
+    if not found.valid:
+        failed = ", ".join(check.name for check in found.failed())
+        raise GateError(f"the measurement is not valid (failed: {failed}); {output} says so too")
 
 
 def _pair(

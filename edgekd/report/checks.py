@@ -23,7 +23,7 @@ from edgekd.report.record import (
     SceneWindow,
     WarmUp,
 )
-from edgekd.telemetry.energy import energy_j
+from edgekd.telemetry.energy import GUARD_LAGS, energy_j
 
 #: fewest calls of the engine window: with 30, the median is known to about a tenth of the spread.
 MIN_TILES = 30
@@ -38,6 +38,8 @@ DRIFT_BOUND = 0.10
 #: power's change from the first to the last window of a kind of work, and idle's from before to
 #: behind; never less than two steps of the sensor
 POWER_DRIFT_BOUND, IDLE_DRIFT_BOUND = 0.05, 0.10
+#: of a meter's clock over a measurement, s; the guard takes up far more
+METER_DRIFT_S = 0.5
 #: (slowest - fastest) / median of the runs over the scene.
 REPEATS_BOUND = 0.25
 
@@ -223,6 +225,11 @@ def power_windows(power: PowerRecord) -> Check | None:
             found += [f"{kind} {fault}" for fault in window_faults(at, mine)]
     if power.idle is None or None in (power.idle.before_w, power.idle.after_w):
         found.append("idle power was not had on both sides")
+    lag_s = power.sensor.lag_s
+    if lag_s is not None and power.guard_s < 0.99 * GUARD_LAGS * lag_s:
+        found.append(
+            f"the guard of {power.guard_s:.2g} s is shorter than five times the lag of {lag_s:g} s"
+        )
     lag = "the sensor's lag" if power.lag_known else "a lag that was not measured,"
     well = f"windows begin {power.guard_s:.2g} s behind a change, five times {lag}"
     if not power.lag_known:
@@ -284,6 +291,9 @@ def synchronised(power: PowerRecord) -> Check | None:
     if power.synchronised is not None:
         found = power.synchronised
         detail += f"; the meter's clock by {found.offset_s:+.2f} s, correlation {found.score:.2f}"
+        if found.drift_s is not None:
+            detail += f", drifting by {found.drift_s:+.2f} s (allowed {METER_DRIFT_S:g} s)"
+            passed = passed and abs(found.drift_s) <= METER_DRIFT_S
     return _verdict("synchronised", passed, detail)
 
 

@@ -170,14 +170,18 @@ class Synchronised(Document):
     """How the clock of an external meter was brought to that of the record.
 
     Attributes:
-        offset_s: added to the meter's times.
+        offset_s: the meter's clock minus the record's.
+        lag_s: time constant of the meter that fits best.
         score: correlation of load and power, -1 to 1.
         margin: by how much the next best offset is worse.
+        drift_s: of the offset from the first third to the last; null where the load does not tell.
     """
 
     offset_s: float
+    lag_s: float
     score: float
     margin: float
+    drift_s: float | None
 
 
 class PowerPending(Document):
