@@ -68,6 +68,8 @@ _SECONDS, _SECONDS_WITH_POWER = 10.0, 30.0
 @click.option("-o", "--output", type=PathArgument,
               help="Record to write (JSON); with --interleave and --sweep a folder of records and "
               "their report.")  # fmt: skip
+@click.option("--trace", type=PathArgument, metavar="CSV|PARQUET",
+              help="Samples of power with all rails, and where each phase begins.")  # fmt: skip
 @provider_option
 @click.option("--any-device", is_flag=True, help="Measure a bundle of another architecture.")
 @signer_option
@@ -86,6 +88,7 @@ def command(
     sweep: str | None,
     overlap: int | None,
     output: Path | None,
+    trace: Path | None,
     provider: list[str] | None,
     any_device: bool,
     signer: list[Path] | None,
@@ -104,6 +107,7 @@ def command(
     from edgekd.runtime.session import load
     from edgekd.telemetry.align import PULSE
     from edgekd.telemetry.power import PowerUnavailable, choose_sensor
+    from edgekd.telemetry.trace import check_suffix
 
     if interleave is not None and sweep is not None:
         raise InputError("--interleave compares bundles and --sweep modes; give one of them")
@@ -117,6 +121,10 @@ def command(
         power=power, pulse=PULSE if external else (),
     )  # fmt: skip
     plan.require()
+    if trace is not None:
+        check_suffix(trace)
+        if sweep is not None or isinstance(sensor, PowerUnavailable | External):
+            raise InputError("--trace needs a power sensor, and one measurement; leave it out")
     asked = _Asked(bundle, source, bands, plan, interleave, output)
     if sweep is not None or interleave is not None:
         _require_folder(output)
@@ -132,7 +140,14 @@ def command(
         ]
         view = stack.enter_context(_view("bench"))
         records = measure_in_turns(
-            sessions, source, bands, plan, sensor=sensor, observer=view, command=asked.command()
+            sessions,
+            source,
+            bands,
+            plan,
+            sensor=sensor,
+            observer=view,
+            command=asked.command(),
+            trace=trace,
         )
         for part, record in zip(parts, records, strict=False):
             _write(part, record)

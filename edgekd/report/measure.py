@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import datetime
 import platform
+import statistics
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from edgekd.contracts.imageio import UInt8Array
@@ -60,7 +62,8 @@ from edgekd.telemetry.power import PowerUnavailable
 from edgekd.telemetry.process import peak_rss_mib
 from edgekd.telemetry.sampler import Sampler, Samples
 from edgekd.telemetry.sensors._base import PowerSensor, SensorLost
-from edgekd.telemetry.state import StateWatch
+from edgekd.telemetry.state import State, StateWatch
+from edgekd.telemetry.trace import Trace, write_trace
 
 Sensor = PowerSensor | PowerUnavailable | External
 #: power of a measurement that asked for none
@@ -93,6 +96,7 @@ def measure_in_turns(
     sensor: Sensor = NOT_ASKED,
     observer: Observer | None = None,
     command: str | None = None,
+    trace: Path | None = None,
     root: Path = Path("/"),
 ) -> list[BenchmarkRecord]:
     """Measure bundles on the same input, each turn in the order of the last one reversed: ABBA.
@@ -106,6 +110,8 @@ def measure_in_turns(
         sensor: of power; where there is none the record says why.
         observer: is told how it goes.
         command: how to do this again, for the record.
+        trace: file for the samples with all rails, see :mod:`edgekd.telemetry.trace`; written at
+            the end.
         root: of the file system, for environment and state.
 
     Raises:
@@ -157,6 +163,8 @@ def measure_in_turns(
             step()
     assert states.before is not None and states.after is not None
     held = Machine(before=states.before, after=states.after, found=states.changes())
+    if trace is not None and samples is not None:
+        _write_trace(trace, samples, ends, benches)
     letters = [chr(ord("A") + place) for place in range(len(benches))]
     records = []
     for place, bench in enumerate(benches):
@@ -186,7 +194,9 @@ def measure_in_turns(
         else:
             assert samples is not None
             power = _power(samples, phases, bench.origin_s)
-        records.append(bench.record(plan, environment, power, held, turns, command, powered))
+        records.append(
+            bench.record(plan, environment, power, held, states.during, turns, command, powered)
+        )
     return records
 
 
@@ -305,12 +315,23 @@ class _Bench:
         """Where the clock of the record begins, monotonic, s."""
         return self._engine.origin_s
 
+    def _gpu_mhz(self, states: Sequence[State]) -> list[float] | None:
+        """Median of what was seen in each block of the engine."""
+        blocks = [phase for phase in self.phases if phase.kind == "engine"]
+        seen = [
+            [state.gpu_mhz for state in states
+             if state.gpu_mhz and block.start_s <= state.at_s <= block.end_s]
+            for block in blocks
+        ]  # fmt: skip
+        return [statistics.median(values) for values in seen if values] or None
+
     def record(
         self,
         plan: Plan,
         environment: Environment,
         power: PowerUnavailable | PowerPending | PowerRecord,
         machine: Machine,
+        states: Sequence[State],
         turns: Turns | None,
         command: str | None,
         powered: bool,
@@ -320,7 +341,9 @@ class _Bench:
         window = self._engine.window(self._tile_px)
         streams = None if self._streams is None else self._streams.window(self._tile_px)
         scene = self._scene.window(self._overlap_px, self.origin_s)
-        disturbance = self._watch.disturbance(environment.load_1min)
+        disturbance = self._watch.disturbance(environment.load_1min).model_copy(
+            update={"gpu_mhz": self._gpu_mhz(states)}
+        )
         asked = Asked(
             duration_s=plan.duration_s, warmup_s=plan.warmup_s, repeats=plan.repeats,
             power=plan.power, idle_s=plan.idle_s if powered else 0.0,
@@ -375,6 +398,36 @@ class _Bench:
             checks=checks,
             valid=all(check.status != "fail" for check in checks),
         )
+
+
+def _write_trace(
+    path: Path, samples: Samples, ends: Sequence[Phase], benches: Sequence[_Bench]
+) -> None:
+    """All samples with all rails, and where phases begin, from the first sample on."""
+    origin = samples.readings[0].at_s if samples.readings else 0.0
+    started = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(
+        seconds=time.monotonic() - origin
+    )
+    letters = [chr(ord("A") + place) for place in range(len(benches))]
+    named: list[tuple[float, str]] = [(phase.start_s, phase.kind) for phase in ends]
+    named += [
+        (phase.start_s, phase.kind if len(benches) == 1 else f"{phase.kind} {letter}")
+        for letter, bench in zip(letters, benches, strict=True)
+        for phase in bench.phases
+    ]
+    moved = replace(
+        samples,
+        readings=[replace(item, at_s=item.at_s - origin) for item in samples.readings],
+        stalls=[(start - origin, end - origin) for start, end in samples.stalls],
+    )
+    write_trace(
+        path,
+        Trace(
+            moved,
+            started_utc=started.isoformat(timespec="milliseconds"),
+            marks=[(at_s - origin, name) for at_s, name in sorted(named)],
+        ),
+    )
 
 
 def _on_clock(bench: _Bench, ends: Sequence[Phase], others: Sequence[Phase]) -> list[Phase]:

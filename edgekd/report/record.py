@@ -276,6 +276,7 @@ class Disturbance(Document):
         other_cpu_share: share of all cores that other processes used; null if not readable.
         load_1min_before, load_1min_after: load averages.
         frequency_mhz: mean clock of the cores after each block; null if not readable.
+        gpu_mhz: median clock of the GPU in each block of the engine; null if not readable.
         absent: field -> why it is null.
     """
 
@@ -283,6 +284,7 @@ class Disturbance(Document):
     load_1min_before: float | None
     load_1min_after: float | None
     frequency_mhz: list[float] | None
+    gpu_mhz: list[float] | None = None
     absent: dict[str, str]
 
 

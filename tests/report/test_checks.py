@@ -34,6 +34,10 @@ def disturbance(share: float | None = 0.0, clocks: list[float] | None = None) ->
     )
 
 
+def gpu(clocks: list[float]) -> Disturbance:
+    return disturbance(0.0, [2000.0]).model_copy(update={"gpu_mhz": clocks})
+
+
 def verdicts(evidence: Evidence) -> dict[str, str]:
     return {check.name: check.status for check in run_checks(evidence)}
 
@@ -72,6 +76,7 @@ FAULTS: list[tuple[str, dict[str, Any]]] = [
     ("not_throttled", {"machine": make_machine(throttled=["too hot"])}),
     ("mode_unchanged", {"machine": make_machine(mode_changed=["from 15W to 25W"])}),
     ("clocks_unchanged", {"machine": make_machine(clocks_changed=["governor"])}),
+    ("frequency_stable", {"disturbance": gpu([1000.0, 800.0])}),
     ("clock_sound", {"monotonic": False}),
     ("clock_sound", {"tick_s": 0.001}),
     ("clock_sound", {"engine": overlapping()}),
