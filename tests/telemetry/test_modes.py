@@ -231,17 +231,27 @@ import sys, time
 from edgekd.telemetry.modes import Mode, restored_mode, set_mode
 with restored_mode(limit_s=20):
     set_mode(Mode(id=1, name="15W"))
-    print("set", flush=True)
     if "fork" in sys.argv:
         import os
-        if os.fork() == 0:
-            time.sleep(5)  # holds the pipe to the guard
+        forked = os.fork()
+        if forked == 0:
+            time.sleep(60)  # holds the pipe to the guard
             os._exit(0)
+        print(forked, flush=True)
+    print("set", flush=True)
     if "begin" in sys.argv:
         sys.stdin.readline()
         set_mode(Mode(id=2, name="25W"))
     time.sleep(60)
 """
+
+
+def start(how: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, how],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
+    )  # fmt: skip
 
 
 def wait_for(true: Callable[[], bool], limit_s: float = 15) -> bool:
@@ -254,31 +264,35 @@ def wait_for(true: Callable[[], bool], limit_s: float = 15) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("number", "how"),
-    [(signal.SIGKILL, ""), (signal.SIGTERM, ""), (signal.SIGINT, ""), (signal.SIGKILL, "fork")],
-    ids=["killed", "terminated", "ctrl-c", "killed-with-a-forked-child"],
-)
-def test_the_old_mode_comes_back_when_the_process_ends(
-    fake: FakeNvpmodel, number: signal.Signals, how: str
+    "number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP],
+    ids=["killed", "terminated", "ctrl-c", "hung-up"],
+)  # fmt: skip
+def test_the_old_mode_comes_back_when_a_whole_group_ends(
+    fake: FakeNvpmodel, number: signal.Signals
 ) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", CHILD, how],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    ) as child:  # fmt: skip
+    with start("") as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "set\n" and fake.mode == 1
-        child.send_signal(number)
+        os.killpg(child.pid, number)  # as a terminal does, and a service manager
         child.wait(20)
         assert wait_for(lambda: fake.mode == 0)
 
 
+def test_a_forked_child_that_holds_the_pipe_does_not_hold_the_guard(fake: FakeNvpmodel) -> None:
+    with start("fork") as child:
+        assert child.stdout is not None
+        forked = int(child.stdout.readline())
+        assert child.stdout.readline() == "set\n" and fake.mode == 1
+        child.kill()
+        child.wait(20)
+        try:
+            assert wait_for(lambda: fake.mode == 0)
+        finally:
+            os.kill(forked, signal.SIGKILL)
+
+
 def test_a_call_under_way_when_the_process_is_killed_is_undone_too(fake: FakeNvpmodel) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", CHILD, "begin"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    ) as child:  # fmt: skip
+    with start("begin") as child:
         assert child.stdin is not None and child.stdout is not None
         child.stdout.readline()
         fake.fail("slow")

@@ -27,6 +27,10 @@ def test_the_state_of_an_orin_nx(tmp_path: Path) -> None:
     assert found.throttling == [] and found.emc_mhz is None
     assert "needs root" in found.absent["emc_mhz"]
     assert State.model_validate_json(found.model_dump_json()) == found
+    look = StateReader(tmp_path).read(whole=False)
+    assert look.cpu_mhz == found.cpu_mhz and look.throttling == []
+    assert look.power_mode is None and look.absent["power_mode"] == look.absent["governors"]
+    assert look.absent["governors"] == "looked at before and after alone"
 
 
 def test_the_gpu_of_thor_is_not_its_decoder_and_its_memory_is_told(tmp_path: Path) -> None:
