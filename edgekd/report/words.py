@@ -128,6 +128,8 @@ def device_rows(record: BenchmarkRecord) -> list[tuple[str, str]]:
         value = getattr(environment, field)
         if isinstance(value, list):
             value = ", ".join(f"{item:.0f}" for item in value)
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {item:g}" for key, item in value.items())
         rows.append((name, _or_reason(value, environment.absent.get(field))))
     for name, version in environment.packages.items():
         rows.append((name, version or "not installed"))

@@ -71,7 +71,11 @@ def test_ina3221_of_an_orin(tmp_path: Path) -> None:
         0.04,
         0.45,
     )
-    assert info.config == {"1-0040.samples": "64", "1-0040.update_interval": "422"}
+    assert info.config == {
+        "1-0040.samples": "64",
+        "1-0040.update_interval": "422",
+        "lag": "measured on an Orin Nano with JetPack 6 alone",
+    }
     reading = take(sensor)[0]
     assert reading.watts == 6.0, "the parts are in it"
     assert reading.rails_w == {"VDD_IN": 6.0, "VDD_CPU_GPU_CV": 1.5, "VDD_SOC": 2.0}

@@ -29,6 +29,7 @@ _IIO = "sys/bus/i2c/drivers/ina3221x/*/iio:device*"
 _CHANNELS = (1, 2, 3)
 #: first-order lag of VDD_IN on an Orin Nano, JetPack 6, 0.40 to 0.48 s; others were not measured
 _LAG_S = 0.45
+LAG_NOTE = "measured on an Orin Nano with JetPack 6 alone"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class _Ina3221:
         self._rails, self._total = rails, total
         step = None if total.step_mw is None else total.step_mw / 1000
         lag = _LAG_S if total.rails == ("VDD_IN",) else None
+        config = config | ({} if lag is None else {"lag": LAG_NOTE})
         self.info = SensorInfo("ina3221", total.scope, total.rails, "measured", step, lag, config)
 
     def ask(self) -> Reading:

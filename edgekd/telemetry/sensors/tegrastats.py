@@ -30,6 +30,8 @@ PREFERENCE = 20
 _FIRST_S = 5.0
 _END_S = 2.0
 LAG_S = 0.45  # see ina3221: the same chip
+#: what must stand beside it
+LAG_NOTE = "measured on an Orin Nano with JetPack 6 alone"
 
 
 def to_reading(line: Line, at_s: float) -> Reading:
@@ -169,5 +171,9 @@ def find(root: Path) -> PowerSensor | Unavailable:
     step = None if total.step_mw is None else total.step_mw / 1000
     lag = LAG_S if total.rails == ("VDD_IN",) else None
     return _Tegrastats(
-        program, SensorInfo("tegrastats", total.scope, total.rails, "measured", step, lag)
-    )
+        program,
+        SensorInfo(
+            "tegrastats", total.scope, total.rails, "measured", step, lag,
+            {} if lag is None else {"lag": LAG_NOTE},
+        ),
+    )  # fmt: skip
