@@ -186,8 +186,10 @@ def _guard_notes(trace: Trace, found: Figures) -> list[str]:
               help="Pause between the lines of a log without times, s.")  # fmt: skip
 @click.option("--scope", type=click.Choice(["board", "wall"]),
               help="What a meter measured, where its file does not say.")  # fmt: skip
-@click.option("--format", "form", metavar="FORMAT",
-              help="trace, tegrastats, fnirsi, tasmota, shelly or csv; default: as it looks.")  # fmt: skip
+@click.option(
+    "--format", "form", metavar="FORMAT",
+    help="trace, tegrastats, fnirsi, tasmota, shelly or csv; default: what it looks like.",
+)  # fmt: skip
 @shared_options
 def import_(
     file: Path,
