@@ -132,18 +132,20 @@ def _pattern(
     busy: Sequence[tuple[float, float]], span: tuple[float, float], lag_s: float
 ) -> FloatArray:
     """The load behind a first-order lag, every ``_STEP_S`` over the span."""
-    count = int(np.ceil((span[1] - span[0]) / _STEP_S)) + 1
-    grid = span[0] + np.arange(count) * _STEP_S
+    before = int(8 * lag_s / _STEP_S)  # what a lag carries into the span
+    count = int(np.ceil((span[1] - span[0]) / _STEP_S)) + 1 + before
+    grid = span[0] + np.arange(-before, count - before) * _STEP_S
     load = np.zeros(count)
     for start, end in busy:
         load[(grid >= start) & (grid < end)] = 1.0
     if lag_s <= 0:
         return load
     # exp(-t / lag) as a kernel, by FFT: a recursion in Python would take seconds
-    kernel = np.exp(-np.arange(min(count, int(8 * lag_s / _STEP_S) + 1)) * _STEP_S / lag_s)
+    kernel = np.exp(-np.arange(before + 1) * _STEP_S / lag_s)
     kernel /= kernel.sum()
     size = 1 << int(count + len(kernel)).bit_length()
-    return np.fft.irfft(np.fft.rfft(load, size) * np.fft.rfft(kernel, size), size)[:count]
+    smooth = np.fft.irfft(np.fft.rfft(load, size) * np.fft.rfft(kernel, size), size)
+    return smooth[before:count]
 
 
 def _search(
