@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import subprocess
 import time
@@ -30,7 +31,7 @@ def command() -> None:
     """Power on disk: record a sensor, import logs and meters, add up energy."""
 
 
-@command.command("record", context_settings={"ignore_unknown_options": False})
+@command.command("record")
 @click.option("-o", "--output", type=PathArgument, metavar="CSV|PARQUET", help="Trace to write.")
 @click.option("--power", default="auto", show_default=True, metavar="auto|SENSOR|replay:FILE",
               help="The sensor; edgekd doctor lists them.")  # fmt: skip
@@ -60,6 +61,8 @@ def record(
 
     if program and seconds is not None:
         raise InputError("--seconds ends a recording without COMMAND; leave one of them out")
+    if program and shutil.which(program[0]) is None:
+        raise InputError(f"the command '{program[0]}' is not found; is it on PATH?")
     sensor = choose_sensor(power)
     if isinstance(sensor, PowerUnavailable):
         raise EnvironmentLacksError(f"there is nothing to record: {reason_of(sensor)}")
@@ -83,10 +86,11 @@ def record(
     emit(value | ({"command": ended, "notes": notes} if program else {}), lines, as_json)
     if not as_json and output is not None:
         note(f"next: edgekd power energy {output}")
+    wrong = [f"{program[0]} ended with {ended['exit_code']}"] if ended.get("exit_code") else []
     if found.faults:
-        raise GateError(f"the recording is not valid: {'; '.join(found.faults)}")
-    if ended.get("exit_code"):
-        raise GateError(f"{program[0]} ended with {ended['exit_code']}")
+        wrong.append(f"the recording is not valid: {'; '.join(found.faults)}")
+    if wrong:
+        raise GateError("; ".join(wrong))
 
 
 def _wait(recorder: Recorder, asked: Asked, seconds: float | None) -> None:
@@ -186,8 +190,10 @@ def _guard_notes(trace: Trace, found: Figures) -> list[str]:
               help="Pause between the lines of a log without times, s.")  # fmt: skip
 @click.option("--scope", type=click.Choice(["board", "wall"]),
               help="What a meter measured, where its file does not say.")  # fmt: skip
-@click.option("--format", "form", metavar="FORMAT",
-              help="trace, tegrastats, fnirsi, tasmota, shelly or csv; as it looks.")  # fmt: skip
+@click.option(
+    "--format", "form", metavar="FORMAT",
+    help="trace, tegrastats, fnirsi, tasmota, shelly or csv; default: what it looks like.",
+)  # fmt: skip
 @click.option("--record", "of", type=PathArgument, metavar="RECORD",
               help="Of edgekd bench --power external: the meter's power is added to it, and OUTPUT "
               "is the record.")  # fmt: skip

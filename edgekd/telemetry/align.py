@@ -22,6 +22,8 @@ PULSE: tuple[tuple[float, float], ...] = ((7.5, 3.0), (3.0, 1.5), (1.5, 1.5), (1
 
 #: least agreement, a coefficient of correlation
 LEAST_SCORE = 0.6
+#: the same of what changes within so many s: any slow drift agrees with one long load
+LEAST_FAST, _FAST_S = 0.5, 10.0
 #: highest second peak, as a share of the first
 HIGHEST_SECOND = 0.85
 #: where a peak ends, as a share of it
@@ -89,6 +91,11 @@ def align(
             "run from before the measurement until after it"
         )
     pause = float(np.median(np.diff(meter_at_s)))
+    if pause > _FAST_S / 4:
+        raise ValueError(
+            f"the meter tells power every {pause:.3g} s, too slowly for the edges of a load; it "
+            f"takes {_FAST_S / 4:g} s or less"
+        )
     coarse = max(_COARSE_S, pause)
     starts, scores = _search(meter_at_s, meter_w, busy, span, coarse)
     best = int(np.argmax(scores))
@@ -111,6 +118,12 @@ def align(
     at_s, watts = _thin(meter_at_s, meter_w, _FINE_S)
     middle, reach = starts[best] - span[0], 2 * coarse + max(_LAGS) / 2
     offset, lag, score = _refine(at_s, watts, busy, span, middle, reach, _LAGS)
+    fast = _fast(at_s, watts, busy, span, offset, lag)
+    if not fast >= LEAST_FAST:
+        raise ValueError(
+            f"the meter follows no edge of the load: correlation {fast:.2f} of what changes "
+            f"within {_FAST_S:.0f} s, at least {LEAST_FAST} is needed; is it this device's meter?"
+        )
     drift = _drift(at_s, watts, busy, span, offset, lag, max(2 * coarse, 0.5))
     return Alignment(offset, lag, score, score - second, drift)
 
@@ -119,18 +132,20 @@ def _pattern(
     busy: Sequence[tuple[float, float]], span: tuple[float, float], lag_s: float
 ) -> FloatArray:
     """The load behind a first-order lag, every ``_STEP_S`` over the span."""
-    count = int(np.ceil((span[1] - span[0]) / _STEP_S)) + 1
-    grid = span[0] + np.arange(count) * _STEP_S
+    before = int(8 * lag_s / _STEP_S)  # what a lag carries into the span
+    count = int(np.ceil((span[1] - span[0]) / _STEP_S)) + 1 + before
+    grid = span[0] + np.arange(-before, count - before) * _STEP_S
     load = np.zeros(count)
     for start, end in busy:
         load[(grid >= start) & (grid < end)] = 1.0
     if lag_s <= 0:
         return load
     # exp(-t / lag) as a kernel, by FFT: a recursion in Python would take seconds
-    kernel = np.exp(-np.arange(min(count, int(8 * lag_s / _STEP_S) + 1)) * _STEP_S / lag_s)
+    kernel = np.exp(-np.arange(before + 1) * _STEP_S / lag_s)
     kernel /= kernel.sum()
     size = 1 << int(count + len(kernel)).bit_length()
-    return np.fft.irfft(np.fft.rfft(load, size) * np.fft.rfft(kernel, size), size)[:count]
+    smooth = np.fft.irfft(np.fft.rfft(load, size) * np.fft.rfft(kernel, size), size)
+    return smooth[before:count]
 
 
 def _search(
@@ -216,6 +231,27 @@ def _refine(
                 if score > found[2]:
                     found = float(offset), lag, score
     return found
+
+
+def _fast(
+    at_s: FloatArray,
+    watts: FloatArray,
+    busy: Sequence[tuple[float, float]],
+    span: tuple[float, float],
+    offset_s: float,
+    lag_s: float,
+) -> float:
+    """Agreement of both without their means over ``_FAST_S``."""
+    inside = (at_s - offset_s >= span[0]) & (at_s - offset_s <= span[1])
+    places = ((at_s[inside] - offset_s - span[0]) / _STEP_S).astype(np.int64)
+    width = max(int(_FAST_S / float(np.median(np.diff(at_s)))), 1)
+    window = np.ones(width)
+    counts = np.convolve(np.ones(len(places)), window, "same")
+    pair = [
+        values - np.convolve(values, window, "same") / counts
+        for values in (_pattern(busy, span, lag_s)[places], watts[inside])
+    ]
+    return _correlate(*pair)
 
 
 def _correlate(one: FloatArray, other: FloatArray) -> float:

@@ -152,25 +152,52 @@ def _later(stamps: Sequence[float], equal: bool) -> list[int]:
 
 
 def spread(stamps: Sequence[float]) -> list[float]:
-    """Times of samples whose stamps are whole seconds and do not fall.
+    """Times of samples whose stamps are whole seconds and do not fall, s since the first second.
 
-    Samples of one second are spread evenly within it. The first and the last second were not seen
-    whole: there samples keep the pause of the second beside them, at its end and at its start, so
-    that the time from the first to the last is right to a pause and not to a second.
+    Where one even pace explains all stamps to within a pause, that is it: tegrastats and plugs
+    keep theirs. Otherwise, samples of one second are spread evenly within it. The first and the
+    last second were not seen whole: there samples keep the pause of the second beside them, at its
+    end and at its start, so that the duration is right to a pause and not to a second.
     """
-    groups = [(second, len(list(group))) for second, group in itertools.groupby(stamps)]
+    groups = [(second - stamps[0], len(list(g))) for second, g in itertools.groupby(stamps)]
+    if len(groups) > 1:
+        pause, first, slack = _pace(groups)
+        if slack >= -pause:
+            return [first + place * pause for place in range(len(stamps))]
     times: list[float] = []
     for place, (second, count) in enumerate(groups):
         pause = 1.0 / count
         if place == 0 and len(groups) > 1:
             pause = min(pause, 1.0 / groups[1][1])
             times += [second + 1 - (count - n - 0.5) * pause for n in range(count)]
-        elif place == len(groups) - 1 and len(groups) > 1:
+            continue
+        if place == len(groups) - 1 and len(groups) > 1:
             pause = min(pause, 1.0 / groups[-2][1])
-            times += [second + (n + 0.5) * pause for n in range(count)]
-        else:
-            times += [second + (n + 0.5) * pause for n in range(count)]
+        times += [second + (n + 0.5) * pause for n in range(count)]
     return times
+
+
+def _pace(groups: list[tuple[float, int]]) -> tuple[float, float, float]:
+    """Pause, first time and slack of the even pace that lies best within the seconds ``(second,
+    samples in it)``; it is within all of them where the slack is not negative."""
+    counts = np.array([count for _, count in groups])
+    seconds = np.array([second for second, _ in groups])
+    firsts = np.cumsum(counts) - counts
+    lasts = firsts + counts - 1
+
+    def bounds(pause: float) -> tuple[float, float]:
+        return float((seconds - firsts * pause).max()), float((seconds + 1 - lasts * pause).min())
+
+    low, high = 0.0, 2 * (float(seconds[-1]) + 1) / max(int(lasts[-1]), 1)
+    while high - low > 1e-9:  # the slack has one highest place
+        one, two = low + (high - low) / 3, high - (high - low) / 3
+        earliest, latest = bounds(one), bounds(two)
+        if earliest[1] - earliest[0] < latest[1] - latest[0]:
+            low = one
+        else:
+            high = two
+    begin, end = bounds(low)
+    return low, (begin + end) / 2, end - begin
 
 
 def _read_tegrastats(path: Path, content: bytes, interval_s: float | None) -> Trace:

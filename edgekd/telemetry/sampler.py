@@ -120,7 +120,9 @@ class Sampler:
 
     def _sample(self) -> None:
         samples = self.samples
-        patience = max(STALL_INTERVALS * self._interval, STALL_LEAST_S)
+        # a source with a pace of its own is not asked more often than it answers
+        interval = max(self._interval, getattr(self._stream, "interval_s", 0.0))
+        patience = max(STALL_INTERVALS * interval, STALL_LEAST_S)
         heard = time.monotonic()
         while not self._stop.is_set():
             found = self._stream.read(_WAIT_S)

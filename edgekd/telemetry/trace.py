@@ -44,6 +44,7 @@ TRACE_SCHEMA = 1
 _MARK, _END = "# mark ", "# end "
 _PARQUET_MAGIC = b"PAR1"
 _KEY = b"edgekd.trace"
+_MOST_TILES = 2**53  # what a float counts
 #: columns that may stand behind the first two; those of parts end otherwise
 _OPTIONAL = ("energy_j", "tiles", "tiles_per_s")
 
@@ -383,7 +384,9 @@ def _info(path: Path, header: dict[str, Any]) -> tuple[SensorInfo, float]:
         value = dict(header["sensor"])
         if value["scope"] not in get_args(Scope):
             raise ValueError(value["scope"])
-        value["total"] = tuple(value["total"])
+        value["total"] = tuple(str(rail) for rail in value["total"])
+        for name in ("resolution_w", "lag_s"):
+            value[name] = None if value[name] is None else float(value[name])
         return SensorInfo(**value), float(header["interval_s"])
     except (KeyError, TypeError, ValueError) as err:
         raise InputError(f"{path} is damaged: its first line describes no sensor") from err
@@ -439,8 +442,9 @@ def _make(
         if end is not None:
             samples.lost, samples.restarts = str(end["lost"]), int(end["restarts"])
             samples.stalls = [(float(start), float(stop)) for start, stop in end["stalls"]]
-            trace.tiles_done, trace.ended_s = end["tiles"], end["t_s"]
-    except (AttributeError, KeyError, TypeError, ValueError) as err:
+            trace.tiles_done = None if end["tiles"] is None else int(end["tiles"])
+            trace.ended_s = None if end["t_s"] is None else float(end["t_s"])
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as err:
         raise InputError(f"{path} is damaged: its last line tells no end of a trace") from err
     return trace
 
@@ -471,7 +475,10 @@ def _reading(path: Path, number: int, names: list[str], cells: list[str]) -> tup
         loads=groups["load"],
         why=cells[-1],
     )
-    return reading, int(value(fixed.get("tiles", "")) or 0)
+    tiles = value(fixed.get("tiles", "")) or 0
+    if not 0 <= tiles < _MOST_TILES:
+        raise InputError(f"{path} is damaged: line {number} holds {tiles:g} tiles")
+    return reading, int(tiles)
 
 
 def _write_parquet(path: Path, names: list[str], table: list[list[str]], content: str) -> None:

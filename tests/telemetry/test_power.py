@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from edgekd.contracts import registry
+from edgekd.errors import EnvironmentLacksError, InputError
 from edgekd.telemetry import power
 from edgekd.telemetry.sensors._base import (
     Polled,
@@ -67,3 +68,21 @@ def test_the_first_readable_sensor_is_taken(
     found = power.find_power(tmp_path)
     assert isinstance(found, power.PowerUnavailable)
     assert found.sensors["broken"] == "needs root"
+
+
+def test_a_sensor_is_chosen_by_name_or_refused_with_its_reason(tmp_path: Path) -> None:
+    none = power.choose_sensor("none", tmp_path)
+    assert isinstance(none, power.PowerUnavailable) and none.reason == "not asked for"
+    auto = power.choose_sensor("auto", tmp_path)
+    assert isinstance(auto, power.PowerUnavailable) and len(auto.sensors) >= 10
+    with pytest.raises(InputError, match="'tegrastat' does not exist; did you mean 'tegrastats'"):
+        power.choose_sensor("tegrastat", tmp_path)
+    with pytest.raises(EnvironmentLacksError, match="rapl cannot be read: no package is at /sys"):
+        power.choose_sensor("rapl", tmp_path)
+    chip = tmp_path / "sys/class/hwmon/hwmon2"
+    chip.mkdir(parents=True)
+    (chip / "name").write_text("ina238\n")
+    (chip / "power1_input").write_text("16800000\n")
+    for asked in ("auto", "ina238"):
+        found = power.choose_sensor(asked, tmp_path)
+        assert not isinstance(found, power.PowerUnavailable) and found.info.name == "ina238"
