@@ -23,7 +23,7 @@ from edgekd.telemetry.sampler import Samples
 from edgekd.telemetry.sensors import meter_csv
 from edgekd.telemetry.sensors._base import Scope, SensorInfo
 from edgekd.telemetry.sensors.meter_csv import Meter
-from edgekd.telemetry.sensors.tegrastats import LAG_S, to_reading
+from edgekd.telemetry.sensors.tegrastats import to_reading
 from edgekd.telemetry.tegrastats import Line, Reader
 from edgekd.telemetry.trace import MAGIC, Trace, read_bytes, read_trace
 
@@ -211,14 +211,11 @@ def _read_tegrastats(path: Path, content: bytes, interval_s: float | None) -> Tr
     lines, times, started = _times(path, lines, interval_s, counts.damaged)
     readings = [to_reading(line, at_s - times[0]) for line, at_s in zip(lines, times, strict=True)]
     total = next((found for line in lines if (found := find_total(line.rails))), None)
-    info = SensorInfo(
-        "tegrastats",
-        "module" if total is None else total.scope,
-        () if total is None else total.rails,
-        f"replay: {path.name}",
-        None if total is None or total.step_mw is None else total.step_mw / 1000,
-        LAG_S if total is not None and total.rails == ("VDD_IN",) else None,
-    )
+    source = f"replay: {path.name}"
+    if total is None:
+        info = SensorInfo("tegrastats", "module", (), source)
+    else:
+        info = total.info("tegrastats", source, {})
     samples = Samples(
         info, interval_s or _median(times), readings, restarts=counts.restarts
     )  # fmt: skip

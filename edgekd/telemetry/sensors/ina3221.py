@@ -18,7 +18,6 @@ from edgekd.telemetry.sensors._base import (
     Polled,
     PowerSensor,
     Reading,
-    SensorInfo,
     SensorLost,
     Unavailable,
 )
@@ -27,9 +26,6 @@ PREFERENCE = 10
 _HWMON = "sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*"
 _IIO = "sys/bus/i2c/drivers/ina3221x/*/iio:device*"
 _CHANNELS = (1, 2, 3)
-#: first-order lag of VDD_IN on an Orin Nano, JetPack 6, 0.40 to 0.48 s; others were not measured
-_LAG_S = 0.45
-LAG_NOTE = "measured on an Orin Nano with JetPack 6 alone"
 
 
 @dataclass(frozen=True)
@@ -82,10 +78,7 @@ def find_rails(root: Path) -> tuple[dict[str, _Rail], dict[str, str]]:
 class _Ina3221:
     def __init__(self, rails: dict[str, _Rail], total: Total, config: dict[str, str]) -> None:
         self._rails, self._total = rails, total
-        step = None if total.step_mw is None else total.step_mw / 1000
-        lag = _LAG_S if total.rails == ("VDD_IN",) else None
-        config = config | ({} if lag is None else {"lag": LAG_NOTE})
-        self.info = SensorInfo("ina3221", total.scope, total.rails, "measured", step, lag, config)
+        self.info = total.info("ina3221", "measured", config)
 
     def ask(self) -> Reading:
         """One reading of all rails; the total's own decide about it."""

@@ -26,7 +26,6 @@ from edgekd.telemetry.sensors._base import (
     SensorLost,
     Unavailable,
 )
-from edgekd.telemetry.sensors.tegrastats import LAG_S
 
 PREFERENCE = 30
 #: the service answers once an interval of its own, s
@@ -167,10 +166,4 @@ def find(root: Path) -> PowerSensor | Unavailable:
     total = stream.total
     if total is None or readings[-1].watts is None:
         return Unavailable(readings[-1].why)
-    return _Jtop(
-        SensorInfo(
-            "jtop", total.scope, total.rails, "measured",
-            None if total.step_mw is None else total.step_mw / 1000,
-            LAG_S if total.rails == ("VDD_IN",) else None, {"jetson_stats": version},
-        )
-    )  # fmt: skip
+    return _Jtop(total.info("jtop", "measured", {"jetson_stats": version}))

@@ -29,9 +29,6 @@ PREFERENCE = 20
 #: until the first line is there, s; tegrastats writes it after one interval
 _FIRST_S = 5.0
 _END_S = 2.0
-LAG_S = 0.45  # see ina3221: the same chip
-#: what must stand beside it
-LAG_NOTE = "measured on an Orin Nano with JetPack 6 alone"
 
 
 def to_reading(line: Line, at_s: float) -> Reading:
@@ -168,12 +165,4 @@ def find(root: Path) -> PowerSensor | Unavailable:
     total = find_total(list(reading.rails_w))
     if total is None or reading.watts is None:
         return Unavailable(reading.why)
-    step = None if total.step_mw is None else total.step_mw / 1000
-    lag = LAG_S if total.rails == ("VDD_IN",) else None
-    return _Tegrastats(
-        program,
-        SensorInfo(
-            "tegrastats", total.scope, total.rails, "measured", step, lag,
-            {} if lag is None else {"lag": LAG_NOTE},
-        ),
-    )  # fmt: skip
+    return _Tegrastats(program, total.info("tegrastats", "measured", {}))
