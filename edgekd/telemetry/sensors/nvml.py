@@ -27,6 +27,8 @@ from edgekd.telemetry.sensors._base import (
 )
 
 PREFERENCE = 60
+#: longest pause between steps of the energy counter that is waited for, s
+_STEP_S = 1.0
 #: what power usage is a mean over, from Ampere on, s
 _MEAN_S = 1.0
 
@@ -120,6 +122,17 @@ class _Nvml:
         )  # fmt: skip
         return self._last
 
+    def _await_step(self) -> None:
+        """The counter moves now and then: from a moment between, its first step would be told as
+        many times the power."""
+        end = time.monotonic() + _STEP_S
+        try:
+            first = self._read()
+            while self._read() == first and time.monotonic() < end:
+                time.sleep(0.001)
+        except self._nvml.NVMLError as err:
+            raise SensorLost(f"{self.info.total[0]} cannot be read: {err}") from err
+
     def _extra(self, name: str, read: Callable[[], Any]) -> dict[str, float]:
         """What stands beside power, where this GPU tells it."""
         try:
@@ -131,6 +144,7 @@ class _Nvml:
         """See :class:`~edgekd.telemetry.sensors._base.PowerSensor`."""
         self._counted = self._last = None
         if self.reading == "energy counter":
+            self._await_step()
             self.ask()  # the first tells no power
         return Polled(self.ask, interval_s)
 
