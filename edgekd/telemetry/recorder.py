@@ -99,6 +99,8 @@ class Recorder:
         readings = [
             dataclasses.replace(item, at_s=item.at_s - start) for item in list(samples.readings)
         ]
+        if self._count is not None:  # of the last one the tiles may still be asked for
+            readings = readings[: len(self._tiles)]
         stalls = [(first - start, last - start) for first, last in samples.stalls]
         return Trace(
             dataclasses.replace(samples, readings=readings, stalls=stalls),
