@@ -1,4 +1,4 @@
-"""What does watching power cost? ``python benchmarks/sampler_overhead.py [--seconds S] [--write]``.
+"""What watching power costs: ``python benchmarks/sampler_overhead.py [--seconds 20] [--write]``.
 
 CPU time of this process with a sampler at 10 Hz, as a share of one core: against made-up INA3221
 files of sysfs, and against a made-up ``tegrastats`` that replays a line through a real pipe (its

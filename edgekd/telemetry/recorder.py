@@ -99,6 +99,8 @@ class Recorder:
         readings = [
             dataclasses.replace(item, at_s=item.at_s - start) for item in list(samples.readings)
         ]
+        if self._count is not None:  # of the last one the tiles may still be asked for
+            readings = readings[: len(self._tiles)]
         stalls = [(first - start, last - start) for first, last in samples.stalls]
         return Trace(
             dataclasses.replace(samples, readings=readings, stalls=stalls),
@@ -147,7 +149,8 @@ class Recorder:
         finally:
             self._finish()
         if self._failure is not None and error is None:
-            rows = 0 if self._writer is None else self._writer.rows
+            by_row = self._writer is not None and self._writer.path.suffix == ".csv"
+            rows = self._writer.rows if self._writer is not None and by_row else 0
             said = getattr(self._failure, "strerror", None) or self._failure
             raise OutputError(
                 f"{self._path} could not be written to its end: {said}; it holds {rows} of "

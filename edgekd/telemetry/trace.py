@@ -32,9 +32,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekd import __version__
-from edgekd.contracts.artifacts import prepare_parent, publish_file
-from edgekd.contracts.optional import require
+from edgekd.contracts.artifacts import prepare_parent
 from edgekd.errors import InputError, OutputError
+from edgekd.telemetry import parquet
 from edgekd.telemetry.sampler import Samples
 from edgekd.telemetry.sensors._base import Reading, Scope, SensorInfo
 from edgekd.telemetry.tegrastats import Counts
@@ -42,8 +42,6 @@ from edgekd.telemetry.tegrastats import Counts
 MAGIC = "# edgekd.trace "
 TRACE_SCHEMA = 1
 _MARK, _END = "# mark ", "# end "
-_PARQUET_MAGIC = b"PAR1"
-_KEY = b"edgekd.trace"
 _MOST_TILES = 2**53  # what a float counts
 #: columns that may stand behind the first two; those of parts end otherwise
 _OPTIONAL = ("energy_j", "tiles", "tiles_per_s")
@@ -97,11 +95,7 @@ def check_suffix(path: Path) -> None:
     if path.suffix not in (".csv", ".parquet"):
         raise OutputError(f"a trace is .csv or .parquet, received {path}; name it {path.stem}.csv")
     if path.suffix == ".parquet":
-        _pyarrow()
-
-
-def _pyarrow() -> Any:
-    return require("pyarrow.parquet", "parquet", "read and write Parquet")
+        parquet.need()
 
 
 class TraceWriter:
@@ -184,28 +178,34 @@ class TraceWriter:
         self._line(_MARK + json.dumps({"t_s": self._marks[-1][0], "name": name}))
 
     def close(
-        self, samples: Samples, tiles_done: int | None = None, ended_s: float | None = None
+        self,
+        samples: Samples,
+        tiles_done: int | None = None,
+        ended_s: float | None = None,
+        *,
+        whole: bool = True,
     ) -> None:
-        """End the trace with what was noticed.
+        """End the trace with what was noticed; one that is not whole gets no end.
 
         Raises:
             OSError, OutputError: the disk is full, or gone.
         """
-        end = {
+        end = None if not whole else {
             "lost": samples.lost, "restarts": samples.restarts, "without": samples.without,
-            "stalls": [[start - self._start, end - self._start] for start, end in samples.stalls],
+            "stalls": [[a - self._start, b - self._start] for a, b in samples.stalls],
             "achieved_s": samples.achieved_s, "tiles": tiles_done,
             "t_s": None if ended_s is None else ended_s - self._start,
         }  # fmt: skip
         if self._stream is not None:
             try:
-                self._line(_END + json.dumps(end, allow_nan=False))
+                if end is not None:
+                    self._line(_END + json.dumps(end, allow_nan=False))
             finally:
                 self.abandon()
             return
         names = [] if self._columns is None else self._columns.names()
         content = self._header | {"columns": names, "marks": self._marks, "end": end}
-        _write_parquet(self.path, names, self._table, json.dumps(content, allow_nan=False))
+        parquet.write_table(self.path, names, self._table, json.dumps(content, allow_nan=False))
 
     def abandon(self) -> None:
         """Let go of the file as it is."""
@@ -294,8 +294,7 @@ def write_trace(path: Path, trace: Trace) -> None:
             writer.add(reading, None if trace.tiles is None else int(trace.tiles[place]))
         for at_s, name in trace.marks:
             writer.mark(at_s, name)
-        if trace.whole:
-            writer.close(trace.samples, trace.tiles_done, trace.ended_s)
+        writer.close(trace.samples, trace.tiles_done, trace.ended_s, whole=trace.whole)
     except OSError as err:
         raise OutputError(f"{path} cannot be written: {err.strerror or err}") from err
     finally:
@@ -310,7 +309,7 @@ def read_trace(path: Path) -> Trace:
         EnvironmentLacksError: Parquet without pyarrow.
     """
     content = read_bytes(path)
-    if content.startswith(_PARQUET_MAGIC):
+    if content.startswith(parquet.MAGIC):
         return _read_parquet(path)
     text = content.decode("utf-8", errors="replace")
     if not text.startswith(MAGIC):
@@ -481,41 +480,11 @@ def _reading(path: Path, number: int, names: list[str], cells: list[str]) -> tup
     return reading, int(tiles)
 
 
-def _write_parquet(path: Path, names: list[str], table: list[list[str]], content: str) -> None:
-    parquet = _pyarrow()
-    arrow = require("pyarrow", "parquet", "read and write Parquet")
-
-    def column(place: int, name: str) -> Any:
-        cells = [row[place] for row in table]
-        if place == len(names) - 1:
-            return arrow.array(cells, arrow.string())
-        kind = arrow.int64() if name == "tiles" else arrow.float64()
-        return arrow.array([None if cell == "" else float(cell) for cell in cells]).cast(kind)
-
-    columns = [column(place, name) for place, name in enumerate(names)]
-    # names may stand twice in a trace, in Parquet they may not
-    made = arrow.table(columns, names=[f"{n}:{name}" if names.count(name) > 1 else name
-                                       for n, name in enumerate(names)])  # fmt: skip
-    with publish_file(path) as part:
-        parquet.write_table(made.replace_schema_metadata({_KEY: content.encode()}), part)
-
-
 def _read_parquet(path: Path) -> Trace:
-    parquet = _pyarrow()
-    arrow = require("pyarrow", "parquet", "read and write Parquet")
-    try:
-        table = parquet.read_table(path)
-    except (arrow.ArrowException, OSError) as err:
-        raise InputError(f"{path} is damaged: {' '.join(str(err).split())[:120]}") from err
-    content = (table.schema.metadata or {}).get(_KEY)
+    columns, content = parquet.read_table(path)
     if content is None:
         raise InputError(f"{path} is Parquet, but no trace of edgekd")
-    header = _json(path, 1, content.decode("utf-8", errors="replace"))
-
-    def cell(value: Any) -> str:
-        return "" if value is None else value if isinstance(value, str) else repr(value)
-
-    columns = [[cell(value) for value in column.to_pylist()] for column in table.columns]
+    header = _json(path, 1, content)
     rows = [(1, [str(name) for name in header.get("columns") or []])] if columns else []
     rows += [(place + 2, list(row)) for place, row in enumerate(zip(*columns, strict=True))]
     marks = [(float(at_s), str(name)) for at_s, name in header.get("marks") or []]

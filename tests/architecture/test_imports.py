@@ -41,7 +41,7 @@ CONFINED = {
     "cryptography": ("contracts/trust.py", "deploy/signing.py"),
     "jtop": ("telemetry/sensors/jtop.py",),
     "pynvml": ("telemetry/sensors/nvml.py",),
-    "pyarrow": ("telemetry/trace.py",),
+    "pyarrow": ("telemetry/parquet.py",),
 }
 
 

@@ -180,6 +180,11 @@ def test_the_commands_own_output_does_not_disturb_json(here: Path, capfd: Any) -
     assert json.loads(out)["command"]["exit_code"] == 0 and "mine --debug" in err
 
 
+def test_the_commands_own_debug_is_not_ours(call: Any) -> None:
+    assert "Traceback" in call("power record --debug --power none -- true")[2]
+    assert "Traceback" not in call("power record --power none -- true --debug")[2]
+
+
 def test_the_lag_of_a_sensor_is_told_in_joules(here: Path, capfd: Any) -> None:
     """A load that begins and ends with the command, seen through 0.3 s."""
     info = SensorInfo("ina3221", "module", ("VDD_IN",), "measured", 0.04, 0.3)

@@ -72,6 +72,13 @@ def test_what_is_no_load_is_refused(rate_hz: float, kind: str) -> None:
             align(at_s, watts, BUSY, SPAN)
 
 
+def test_a_load_that_hardly_shows_is_refused() -> None:
+    """Unique, and yet half of the meter's power is something else."""
+    at_s, watts = meter(np.random.default_rng(8), BUSY, 10, 0.45, 7.0)
+    with pytest.raises(ValueError, match="does not follow the load: correlation 0.[45]"):
+        align(at_s, watts, BUSY, SPAN)
+
+
 def test_a_load_that_repeats_itself_is_refused_and_a_pulse_mends_it() -> None:
     rng = np.random.default_rng(6)
     work = [(1000 + 3.0 * n, 1001.5 + 3 * n) for n in range(40)]

@@ -273,9 +273,22 @@ def test_parquet_comes_back(tmp_path: Path, tiles: bool) -> None:
     part.samples.without = {"off": 1}
     write_trace(path, part)
     same(read_trace(path), part)
+    cut = dataclasses.replace(
+        part, samples=Samples(INFO, 0.1, part.samples.readings, without={"off": 1}), whole=False,
+        tiles_done=None, ended_s=None,
+    )  # fmt: skip
+    for name in ("t.parquet", "t.csv"):  # of a writer that was killed, taken over
+        write_trace(tmp_path / name, cut)
+        same(read_trace(tmp_path / name), cut)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(InputError, match="is damaged"):
         read_trace(path)
+
+
+def test_a_trace_that_is_not_whole_stays_so(tmp_path: Path) -> None:
+    samples = Samples(INFO, 0.1, some().samples.readings)
+    write_trace(tmp_path / "t.csv", Trace(samples, whole=False))
+    assert not read_trace(tmp_path / "t.csv").whole
 
 
 def test_columns_are_those_of_the_first_reading(tmp_path: Path) -> None:

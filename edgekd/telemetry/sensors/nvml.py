@@ -144,8 +144,9 @@ class _Nvml:
         """See :class:`~edgekd.telemetry.sensors._base.PowerSensor`."""
         self._counted = self._last = None
         if self.reading == "energy counter":
-            self._await_step()
-            self.ask()  # the first tells no power
+            for _ in range(2):  # the first tells no power
+                self._await_step()
+                self.ask()
         return Polled(self.ask, interval_s)
 
 
