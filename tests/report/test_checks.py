@@ -71,6 +71,7 @@ FAULTS: list[tuple[str, dict[str, Any]]] = [
     ("latency_steady", {"latencies_s": [0.05] * 40 + [0.056] * 20}),
     ("latency_steady", {"latencies_s": [0.05] * 40 + [0.044] * 20}),
     ("repeats_agree", {"scene": make_scene([2.0, 2.0, 2.6])}),
+    ("repeats_agree", {"scene": make_scene([2.0] * 8 + [2.6] * 2)}),
     ("not_disturbed", {"disturbance": disturbance(0.21, [2000.0])}),
     ("frequency_stable", {"disturbance": disturbance(0.0, [2000.0, 1750.0])}),
     ("not_throttled", {"machine": make_machine(throttled=["too hot"])}),
@@ -117,6 +118,10 @@ def test_a_machine_that_does_not_tell_is_unknown(machine: Machine | None) -> Non
     found = verdicts(make_evidence(machine=machine))
     for name in ("not_throttled", "mode_unchanged", "clocks_unchanged"):
         assert found[name] == "unknown"
+
+
+def test_of_many_runs_a_slow_one_does_not_decide() -> None:
+    assert verdicts(make_evidence(scene=make_scene([2.0] * 9 + [3.0])))["repeats_agree"] == "pass"
 
 
 def test_flawless_power_passes_every_check() -> None:
