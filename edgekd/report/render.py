@@ -1,34 +1,54 @@
-"""Records to one self-contained HTML page, or to Markdown.
+"""Records to one self-contained HTML page.
 
-The page holds its style, plots and pictures itself, loads nothing, follows the reader's light or
-dark setting and fits a phone. Every text from a record is escaped. A record that is not valid
-says so above its figures in every form, and no figure is ever averaged over records.
+The page holds its style, charts, pictures and its little script itself, forbids every request by
+its content security policy, is complete without the script, follows the reader's light or dark
+setting, fits a phone and prints. Every text from a record is escaped. A record that is not valid
+says so above its figures and in its charts, and no figure is ever averaged over records.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgekd.errors import InputError
-from edgekd.report.plot import histogram_svg, series_svg
+from edgekd.report import charts, sections
+from edgekd.report.advice import next_steps, ordered
+from edgekd.report.compare import Difference, labels, power_mode
+from edgekd.report.power import Figure, PowerRecord
 from edgekd.report.record import BenchmarkRecord
+from edgekd.report.timeline import timeline, why_no_power
 from edgekd.report.words import (
     STATUS,
     banner,
     bundle_rows,
-    check_rows,
     device_name,
     device_rows,
     figure,
+    interval,
     milliseconds,
+    power_mark,
     quality_tables,
     result_rows,
+    sensor_words,
 )
 
 Picture = tuple[str, bytes]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure that is set large: name, value, what follows it smaller, unit, lines below."""
+
+    name: str
+    value: str
+    spread: str
+    unit: str
+    below: list[str]
+    kind: str = ""
 
 
 def render_html(
@@ -39,78 +59,77 @@ def render_html(
     """One HTML page.
 
     Args:
-        records: at least one; two or more are also put side by side.
+        records: at least one; two or more are also put side by side and compared with the first.
         pictures: (caption, PNG bytes), shown first.
         title: heading; made from the bundles' names if absent.
 
     Raises:
         InputError: no record, or a picture that is not PNG.
     """
-    _some(records)
+    if not records:
+        raise InputError("a report needs at least one record; give the file of one")
     import jinja2
     import markupsafe
 
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    source = Path(__file__).with_name("template.html.j2").read_text(encoding="utf-8")
+    here = Path(__file__)
+    source = here.with_name("template.html.j2").read_text(encoding="utf-8")
+    names = labels(records)
     page: str = environment.from_string(source).render(
-        title=title or _title(records),
+        style=markupsafe.Markup(here.with_name("page.css").read_text(encoding="utf-8")),
+        script=markupsafe.Markup(here.with_name("page.js").read_text(encoding="utf-8")),
+        title=title or sections.title(records),
         pictures=[(caption, _data_uri(caption, data)) for caption, data in pictures],
-        comparison=_comparison(records) if len(records) > 1 else None,
-        records=[_view(record, markupsafe.Markup) for record in records],
+        comparison=_comparison(records, markupsafe.Markup) if len(records) > 1 else None,
+        records=[
+            _view(record, name, markupsafe.Markup)
+            for record, name in zip(records, names, strict=True)
+        ],
     )
     return page
 
 
-def render_markdown(records: Sequence[BenchmarkRecord]) -> str:
-    """The same figures as Markdown, without plots and pictures.
-
-    Raises:
-        InputError: no record.
-    """
-    _some(records)
-    parts = [f"# {_md(_title(records))}", ""]
-    if len(records) > 1:
-        parts += ["## Side by side", "", *_md_table(*_comparison(records)), ""]
-    for record in records:
-        parts += [f"## {_md(_heading(record))}", "", _md(_when(record)), ""]
-        parts += [f"**{_md(banner(record))}**", ""]
-        sections = [
-            ("Result", ["", ""], [list(row) for row in result_rows(record)]),
-            ("Checks", ["check", "verdict", "detail"], check_rows(record)),
-            *[(name, head, rows) for name, head, rows in quality_tables(record.quality)],
-            ("Device", ["", ""], [list(row) for row in device_rows(record)]),
-            ("Bundle", ["", ""], [list(row) for row in bundle_rows(record)]),
-        ]
-        for name, head, rows in sections:
-            parts += [f"### {_md(name)}", "", *_md_table(head, rows), ""]
-        parts += [_md(record.ratio.definition), ""]
-    return "\n".join(parts).rstrip() + "\n"
-
-
-def _view(record: BenchmarkRecord, markup: Callable[[str], str]) -> dict[str, Any]:
-    """What the template shows of one record; the plots are made of numbers only."""
-    summary = record.engine.summary
+def _view(record: BenchmarkRecord, label: str, markup: Callable[[str], str]) -> dict[str, Any]:
+    """What the template shows of one record."""
+    power = record.power
+    mode = power_mode(record)
+    facts = [
+        record.bundle.name,
+        record.bundle.precision,
+        device_name(record),
+        f"power mode {mode}" if mode else "",
+    ]
     return {
-        "heading": _heading(record),
-        "when": _when(record),
+        "label": label,
+        "facts": [fact for fact in facts if fact],
+        "when": sections.when(record),
         "valid": record.valid,
         "banner": banner(record),
-        "tiles": [
-            ("engine, median", milliseconds(summary.p50_s), "ms per tile"),
-            ("engine", figure(record.engine.tiles_per_s), "tiles/s"),
-            ("end to end", figure(record.scene.unique_mpx_per_s), "Mpx/s"),
-            ("peak memory", f"{record.peak_rss_mib:.0f}", "MiB"),
-            ("power", record.power.status, ""),
-        ],
-        "series": markup(series_svg(record)),
-        "histogram": markup(histogram_svg(record)),
-        "result": result_rows(record),
+        "foreign": sections.not_of_this_run(record),
+        "no_power": why_no_power(record),
+        "tiles": _tiles(record),
+        "timeline": markup(timeline(record)),
+        "histogram": markup(charts.histogram(record)),
+        "calls": record.engine.summary.n,
+        "energy": markup(charts.energy(power, record.valid))
+        if isinstance(power, PowerRecord)
+        else "",
+        "energy_table": sections.energy_table(record),
+        "mark": power_mark(power),
+        "scope": power.sensor.scope if isinstance(power, PowerRecord) else "",
+        "sensor": sensor_words(power) if isinstance(power, PowerRecord) else "",
         "checks": [
             (check.name, check.status, STATUS[check.status], check.detail)
-            for check in record.checks
+            for check in ordered(record)
         ],
+        "next": next_steps(record),
+        "command": record.command,
+        "command_words": sections.command_words(record),
+        "reproduce": sections.reproduce_rows(record),
+        "machine": sections.machine_tables(record),
+        "result": result_rows(record),
         "device": device_rows(record),
         "bundle": bundle_rows(record),
         "quality": quality_tables(record.quality),
@@ -118,64 +137,96 @@ def _view(record: BenchmarkRecord, markup: Callable[[str], str]) -> dict[str, An
     }
 
 
-def _comparison(records: Sequence[BenchmarkRecord]) -> tuple[list[str], list[list[str]]]:
-    """One row per record; nothing is averaged."""
-    head = [
-        "bundle", "precision", "device", "valid", "p50, ms", "p99, ms", "tiles/s",
-        "end to end, Mpx/s", "end to end / engine", "peak, MiB", "power",
+def _tiles(record: BenchmarkRecord) -> list[Tile]:
+    """The few figures that matter."""
+    engine, scene, power = record.engine, record.scene, record.power
+    found = []
+    if isinstance(power, PowerRecord):
+        mark = power_mark(power)
+        if power.engine is not None:
+            net = power.engine.net_j_per_tile
+            below = [f"net of idle {interval(net)}"] if net else []
+            if power.scene is not None:
+                below.append(f"end to end {interval(power.scene.gross_j_per_tile)}")
+            found.append(_tile(f"energy per tile{mark}", power.engine.gross_j_per_tile, "J/tile",
+                               below, "lead"))  # fmt: skip
+            idle = [f"idle {interval(power.idle.mean_w)} W"] if power.idle else []
+            found.append(_tile(f"power{mark}", power.engine.mean_w, "W",
+                               [f"of the {power.sensor.scope}", *idle]))  # fmt: skip
+        else:
+            why = power.without["engine"]
+            found.append(Tile(f"energy per tile{mark}", "unavailable", "", "", [why], "word"))
+    found += [
+        Tile("throughput", figure(engine.tiles_per_s), "", "tiles/s",
+             ["bare engine", f"{figure(engine.mpx_per_s)} Mpx/s of tiles"]),
+        Tile("end to end", figure(scene.unique_mpx_per_s), "", "Mpx/s",
+             ["of the input", f"{figure(scene.tiles_per_s)} tiles/s"]),
+        Tile("latency", milliseconds(engine.summary.p50_s), "", "ms",
+             ["median per tile", f"p99 {milliseconds(engine.summary.p99_s)} ms"]),
     ]  # fmt: skip
-    rows = [
-        [
-            record.bundle.name,
-            record.bundle.precision,
-            device_name(record),
-            "yes" if record.valid else "NO",
-            milliseconds(record.engine.summary.p50_s),
-            milliseconds(record.engine.summary.p99_s),
-            figure(record.engine.tiles_per_s),
-            figure(record.scene.unique_mpx_per_s),
-            figure(record.ratio.end_to_end_over_engine),
-            f"{record.peak_rss_mib:.0f}",
-            record.power.status,
-        ]
-        for record in records
-    ]
-    return head, rows
+    if not isinstance(power, PowerRecord):
+        found.append(Tile("power", "unavailable", "", "", [power.reason], "word"))
+    return found
 
 
-def _some(records: Sequence[BenchmarkRecord]) -> None:
-    if not records:
-        raise InputError("a report needs at least one record; give the file of one")
+def _tile(name: str, value: Figure, unit: str, below: list[str], kind: str = "") -> Tile:
+    number, _, half = interval(value).partition(" ± ")
+    return Tile(name, number, f"± {half}" if half else "", unit, below, kind)
 
 
-def _title(records: Sequence[BenchmarkRecord]) -> str:
-    names = list(dict.fromkeys(record.bundle.name for record in records))
-    return f"edgekd: {', '.join(names)} measured"
+def _comparison(records: Sequence[BenchmarkRecord], markup: Callable[[str], str]) -> dict[str, Any]:
+    """Table, scatter and differences from the first record."""
+    found = sections.comparisons(records)
+    names = labels(records)
+    quantities: dict[tuple[str, str], list[tuple[str, Difference]]] = {}
+    for item in found:
+        for difference in item.differences:
+            key = (difference.name, difference.unit)
+            quantities.setdefault(key, []).append((item.label, difference))
+    scatters, left_out = charts.scatters(records, names)
+    cautions: dict[str, list[str]] = {}
+    for item in found:
+        if item.caution:
+            cautions.setdefault(item.caution, []).append(item.label)
+    return {
+        "table": sections.side_by_side(records),
+        "common": sections.common(records),
+        "first": names[0],
+        "scatters": [(name, markup(chart)) for name, chart in scatters],
+        "left_out": left_out,
+        "quantities": [
+            _quantity(f"{name}, {unit}", rows, markup) for (name, unit), rows in quantities.items()
+        ],
+        "cautions": [
+            text if len(who) == len(found) else f"{', '.join(who)}: {text}"
+            for text, who in cautions.items()
+        ],
+    }
 
 
-def _heading(record: BenchmarkRecord) -> str:
-    return f"{record.bundle.name}, {record.bundle.precision}, on {device_name(record)}"
-
-
-def _when(record: BenchmarkRecord) -> str:
-    return f"measured {record.created_utc} by edgekd {record.environment.edgekd}"
+def _quantity(
+    name: str, rows: Sequence[tuple[str, Difference]], markup: Callable[[str], str]
+) -> dict[str, Any]:
+    """The differences in one quantity on one axis."""
+    end = charts.reach([difference for _, difference in rows])
+    shown = []
+    for label, difference in rows:
+        text, share = charts.change_words(difference)
+        shown.append(
+            {
+                "label": label,
+                "text": text,
+                "share": share,
+                "verdict": difference.verdict,
+                "why": difference.why,
+                "chart": markup(charts.change_chart(difference, end)),
+            }
+        )
+    compared = any(difference.relative is not None for _, difference in rows)
+    return {"name": name, "rows": shown, "reach": f"{100 * end:g} %" if compared else ""}
 
 
 def _data_uri(caption: str, data: bytes) -> str:
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         raise InputError(f"the picture '{caption}' is not PNG; convert it first")
     return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
-
-
-def _md(text: str) -> str:
-    """Text for Markdown: on one line, and nothing in it acts as markup or HTML."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    for mark in "\\`*_[]|#":
-        text = text.replace(mark, "\\" + mark)
-    return text
-
-
-def _md_table(head: list[str], rows: list[list[str]]) -> list[str]:
-    escaped = [[_md(cell) for cell in row] for row in (head, *rows)]
-    lines = [escaped[0], ["---"] * len(head), *escaped[1:]]
-    return ["| " + " | ".join(line) + " |" for line in lines]

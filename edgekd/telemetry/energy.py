@@ -180,15 +180,18 @@ def pooled_power_w(
     errors = np.array([part.std(ddof=1) / math.sqrt(len(part)) for part in parts])
     batches = sum(len(part) for part in parts)
     step = (resolution_w or 0.0) / math.sqrt(12)
-    half = _t(batches - len(parts)) * math.hypot(float(np.hypot.reduce(shares * errors)), step)
+    half = student_t(batches - len(parts)) * math.hypot(
+        float(np.hypot.reduce(shares * errors)), step
+    )
     count = len(windows)
     if count >= LEAST_REPEATS:
         between = math.sqrt(float((shares * (means - value) ** 2).sum()) / (count - 1))
-        half = max(half, _t(count - 1) * between)
+        half = max(half, student_t(count - 1) * between)
     return Estimate(value, value - half, value + half, batches)
 
 
-def _t(freedom: int) -> float:
+def student_t(freedom: int) -> float:
+    """97.5 % quantile of Student's t; of more than 30 degrees of freedom that of 30."""
     return _T[min(freedom, len(_T)) - 1]
 
 

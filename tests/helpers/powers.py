@@ -8,6 +8,7 @@ import numpy as np
 
 from edgekd.report.power import Phase, PowerRecord, Synchronised, make_power
 from edgekd.report.record import BenchmarkRecord, SceneRun
+from edgekd.telemetry.power import PowerUnavailable
 from edgekd.telemetry.sampler import Samples
 from edgekd.telemetry.sensors._base import Reading, SensorInfo
 from tests.helpers.records import make_engine, make_evidence, make_record, make_scene
@@ -95,13 +96,18 @@ def make_power_record(
 
 
 def make_powered(
-    latency_s: float = 0.05, seed: int = 0, samples: Samples | None = None, **changes: Any
+    latency_s: float = 0.05,
+    seed: int = 0,
+    power: PowerRecord | PowerUnavailable | None = None,
+    name: str = "tiny",
+    quality: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> BenchmarkRecord:
     """A record on the time line of :func:`make_phases`, with power.
 
     Args:
-        samples: of its power; those of :func:`make_samples` if absent.
-        changes: see :func:`tests.helpers.records.make_record`.
+        power: that of :func:`make_power_record` if absent.
+        changes: of the evidence.
     """
     rng = np.random.default_rng(seed)
     count = int((GUARD_S + BLOCK_S) / latency_s / 1.02)
@@ -117,7 +123,10 @@ def make_powered(
         for turn in range(REPEATS)
         for number in range(5)
     ]
-    scene = make_scene([2.4] * len(runs)).model_copy(update={"runs": runs})
-    evidence = make_evidence(engine=make_engine(latencies, starts, [count] * REPEATS), scene=scene)
-    power = make_power_record(samples, make_phases(1 / latency_s / 1.005))
-    return make_record(evidence, power=power, **changes)
+    parts: dict[str, Any] = {
+        "engine": make_engine(latencies, starts, [count] * REPEATS),
+        "scene": make_scene([2.4] * len(runs)).model_copy(update={"runs": runs}),
+    }
+    evidence = make_evidence(**(parts | changes))
+    power = power or make_power_record(phases=make_phases(1 / latency_s / 1.005))
+    return make_record(evidence, name=name, quality=quality, power=power)

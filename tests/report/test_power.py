@@ -104,7 +104,7 @@ def test_repeats_that_differ_widen_the_interval() -> None:
     ],
 )
 def test_what_was_not_measured_says_so_in_every_row(source: str, status: str) -> None:
-    record = make_powered(samples=make_samples(info=replace(ORIN, source=source)))
+    record = make_powered(power=make_power_record(make_samples(info=replace(ORIN, source=source))))
     assert record.power.status == status
     for name, _ in power_rows(record):
         assert (f"({status})" in name) == (status != "measured"), name
@@ -119,7 +119,7 @@ def test_what_stands_beside_the_figure() -> None:
         "ina3221, measured, scope module: VDD_IN; step 0.04 W, lag 0.45 s, a sample every 0.109 s"
     )
     unknown = replace(ORIN, resolution_w=None, lag_s=None)
-    rows = dict(power_rows(make_powered(samples=make_samples(info=unknown))))
+    rows = dict(power_rows(make_powered(power=make_power_record(make_samples(info=unknown)))))
     assert "step unknown, lag unknown" in rows["power: sensor"]
     assert guard_s(unknown) == 2.5 and guard_s(ORIN) == 2.25
 
@@ -168,7 +168,9 @@ def changed(record: BenchmarkRecord, path: str, value: Any) -> dict[str, Any]:
 def test_a_figure_that_was_changed_by_hand_is_refused(
     tmp_path: Path, path: str, value: Any, words: str
 ) -> None:
-    record = make_powered(samples=make_samples(info=replace(ORIN, source="replay: x")))
+    record = make_powered(
+        power=make_power_record(make_samples(info=replace(ORIN, source="replay: x")))
+    )
     place = tmp_path / "r.json"
     write_record(record, place)
     assert read_record(place) == record
