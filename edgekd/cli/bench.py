@@ -326,26 +326,15 @@ def _tell_several(
 
 
 def _side_by_side(records: dict[str, BenchmarkRecord]) -> list[str]:
-    """A line for each record."""
-    from edgekd.report.power import PowerRecord
-    from edgekd.report.words import figure, interval, power_mark
+    """A line for each record, and what differs from the first."""
+    from edgekd.report.sections import comparisons, difference_table, side_by_side
 
-    head = ["", "bundle", "valid", "tiles/s", "Mpx/s end to end", "W", "J/tile", "net J/tile"]
-    rows = []
-    for name, record in records.items():
-        cells = [name, record.bundle.name, "yes" if record.valid else "NO"]
-        cells += [figure(record.engine.tiles_per_s), figure(record.scene.unique_mpx_per_s)]
-        power = record.power
-        work = power.engine if isinstance(power, PowerRecord) else None
-        if work is None:
-            cells += [power.status, "-", "-"]
-        else:
-            net = work.net_j_per_tile
-            mark = power_mark(power)
-            cells += [interval(work.mean_w) + mark, interval(work.gross_j_per_tile) + mark]
-            cells += ["-" if net is None else interval(net) + mark]
-        rows.append(cells)
-    return table(head, rows)
+    every = list(records.values())
+    head, rows = side_by_side(every)
+    lines = table(["", *head], [[name, *row] for name, row in zip(records, rows, strict=True)])
+    if len(every) > 1:
+        lines += ["", *table(*difference_table(comparisons(every)))]
+    return lines
 
 
 def _padded(rows: list[list[str]]) -> list[list[str]]:
