@@ -23,6 +23,7 @@ _WORDS: dict[Kind, str] = {
     "guard": "waiting",
     "engine": "bare engine",
     "scene": "end to end",
+    "streams": "bare engine, several calls at once",
     "other": "other bundle",
 }
 _BARS = "▁▂▃▄▅▆▇█"

@@ -112,13 +112,13 @@ def command(
     if interleave is not None and sweep is not None:
         raise InputError("--interleave compares bundles and --sweep modes; give one of them")
     external = power == "external"
-    sensor: Sensor = External() if external else choose_sensor(power)
+    sensor: Sensor = External() if external else choose_sensor(power, also=["external"])
     powered = not isinstance(sensor, PowerUnavailable)
     plan = Plan(
         duration_s=seconds if seconds is not None
         else _SECONDS_WITH_POWER if powered else _SECONDS,
         warmup_s=warmup, repeats=repeats, overlap_px=overlap, idle_s=idle, interval_s=interval,
-        power=power, pulse=PULSE if external else (),
+        power=_without_folder(power), pulse=PULSE if external else (),
     )  # fmt: skip
     plan.require()
     if trace is not None:
@@ -155,6 +155,13 @@ def command(
         _tell(records[0], asked, as_json)
     else:
         _tell_several(dict(zip("AB", records, strict=True)), {}, asked, as_json)
+
+
+def _without_folder(power: str) -> str:
+    """``replay:FILE`` by the file's name: a record is shown to others."""
+    from edgekd.telemetry.power import REPLAY
+
+    return REPLAY + Path(power[len(REPLAY) :]).name if power.startswith(REPLAY) else power
 
 
 @dataclass(frozen=True)

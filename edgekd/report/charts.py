@@ -17,6 +17,8 @@ from edgekd.report.words import figure, interval, power_mark
 
 #: height of a row of a chart in rows, and of histogram and scatter, CSS pixels
 _ROW_PX, _HISTOGRAM_PX, _SCATTER_PX = 42, 180, 320
+#: share of a chart that a figure with its interval needs
+_ROOM = 0.4
 #: plot width that labels of the scatter are kept apart for, CSS pixels, and height of one
 _NARROW_PX, _LABEL_PX, _CHARACTER_PX = 300, 16, 7.0
 #: characters from which on points are numbered
@@ -83,10 +85,14 @@ def energy(power: PowerRecord, valid: bool = True) -> str:
         plot.whisker(y, value.low, value.high, f"whisker {kind}{shade}{state}")
         _marker(plot, value.value, y, f"marker {kind}{shade}", valid)
         plot.text(plot.x.low, y, f"{name}, {what}", "row", 18)
-        left = plot.x.at(value.value) > 0.62 * WIDTH
-        edge = value.low if left else value.high
         words = interval(value) + ("" if valid else " NOT VALID")
-        plot.text(edge, y, words, "beside end strong" if left else "beside strong", 0)
+        before, behind = plot.x.at(value.low), WIDTH - plot.x.at(value.high)
+        if max(before, behind) < _ROOM * WIDTH:  # a whisker from end to end
+            plot.text(plot.x.high, y, words, "row end strong", 18)
+        elif behind >= before:
+            plot.text(value.high, y, words, "beside strong", 0)
+        else:
+            plot.text(value.low, y, words, "beside end strong", 0)
     return plot.html() + plot.x_axis(f"J per tile{power_mark(power)}", 5)
 
 

@@ -302,7 +302,7 @@ class _Bench:
         if self._streams is not None:
             begin = time.monotonic()
             self._streams.block(pace.block_s)
-            self.phases.append(Phase(kind="other", start_s=begin, end_s=time.monotonic()))
+            self.phases.append(Phase(kind="streams", start_s=begin, end_s=time.monotonic()))
         self._watch.end()
 
     def scene_turn(self, pace: Pace, observer: Observer) -> None:

@@ -30,7 +30,7 @@ from edgekd.telemetry.sampler import Samples
 from edgekd.telemetry.sensors._base import Reading, Scope, SensorInfo
 
 FloatArray = npt.NDArray[np.float64]
-Kind = Literal["idle", "pulse", "warm_up", "guard", "engine", "scene", "other"]
+Kind = Literal["idle", "pulse", "warm_up", "guard", "engine", "streams", "scene", "other"]
 Work = Literal["engine", "scene"]
 Status = Literal["measured", "estimate", "replay"]
 
@@ -64,7 +64,8 @@ class Phase(Document):
     """A stretch of the measurement, on the clock of the record.
 
     Attributes:
-        kind: ``other`` is work of the bundle that is measured in turns with this one.
+        kind: ``streams`` is the bare engine with several calls at once, ``other`` work of the
+            bundle that is measured in turns with this one.
         start_s, end_s: s.
         tiles: that left the model.
         pixels: unique pixels with data that were mapped; of the bare engine those of its tiles.

@@ -28,6 +28,7 @@ PHASES = {
     "warm_up": ("warm-up", "warm-up"),
     "guard": ("guard", "guard, not counted"),
     "engine": ("engine", "bare engine"),
+    "streams": ("at once", "bare engine, several calls at once"),
     "scene": ("end to end", "end to end"),
     "other": ("other bundle", "other bundle in turns"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -62,13 +63,16 @@ REPLAY = "replay:"
 _WORDS = ("auto", "none", "replay:FILE")
 
 
-def choose_sensor(asked: str, root: Path = Path("/")) -> PowerSensor | PowerUnavailable:
+def choose_sensor(
+    asked: str, root: Path = Path("/"), also: Sequence[str] = ()
+) -> PowerSensor | PowerUnavailable:
     """The sensor that a caller asked for.
 
     Args:
         asked: ``auto``, the preferred one, or the reasons of all where there is none; ``none``; a
             sensor's name; or ``replay:FILE``.
         root: of the file system.
+        also: what else the caller takes, for the message.
 
     Raises:
         InputError: no such sensor, or a file that cannot be replayed.
@@ -85,7 +89,7 @@ def choose_sensor(asked: str, root: Path = Path("/")) -> PowerSensor | PowerUnav
         return open_replay(Path(asked[len(REPLAY) :]))
     names = registry.module_names(_PACKAGE)
     if asked not in names:
-        valid = [*_WORDS, *names]
+        valid = [*_WORDS, *also, *names]
         raise InputError(
             f"power sensor '{asked}' does not exist{registry.nearest(asked, valid)} "
             f"(valid: {', '.join(valid)})"

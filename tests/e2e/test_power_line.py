@@ -52,6 +52,7 @@ def test_bench_with_a_replay_and_its_page(
     power = read_record(record).power
     assert isinstance(power, PowerRecord) and power.status == "replay"
     assert power.sensor.source == "replay: orin.csv"
+    assert str(tmp_path) not in record.read_text()
     assert power.engine is not None
     assert power.engine.mean_w.value == pytest.approx(12, rel=0.02)
     assert "energy per tile, J" in out and "(replay)" in out

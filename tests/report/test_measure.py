@@ -247,6 +247,7 @@ def test_power_and_throughput_come_from_one_run(
     assert power.engine.gross_j_per_tile.value == pytest.approx(expected, rel=0.02)
     assert power.engine.seconds >= 1.5 and power.engine.windows == 3
     assert power.scene.pixels % (100 * 120) == 0 and power.scene.gross_j_per_km2 is None
+    assert "other" not in {phase.kind for phase in power.phases}
     assert [kind for kind in kinds if kind != "idle"] == ["warm_up", *["engine", "scene"] * 3]
     assert kinds[0] == kinds[-1] == "idle"
     order = [phase.kind for phase in power.phases]

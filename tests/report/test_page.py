@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,14 @@ from edgekd.report.render import render_html
 from edgekd.telemetry.power import PowerUnavailable
 from edgekd.telemetry.sensors._base import SensorInfo
 from tests.helpers.browser import Browser, find_chromium
-from tests.helpers.powers import make_phases, make_power_record, make_powered, make_samples
+from tests.helpers.powers import (
+    ORIGIN_S,
+    TURN_S,
+    make_phases,
+    make_power_record,
+    make_powered,
+    make_samples,
+)
 
 REPLAY = SensorInfo("replay", "module", ("VDD_IN",), "replay: x.log", 0.04, 0.45)
 NARROW_PX, WIDE_PX = 400, 1400
@@ -102,11 +110,19 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ]
     replay = make_power_record(make_samples(info=REPLAY))
     bad = make_powered(power=replay, golden_error=1.0, name="bad")
+    # turns that differ by far more than their mean: whiskers from end to end of the chart
+    steps = make_samples(info=REPLAY)
+    steps.readings = [
+        replace(item, watts=4.0 if (item.at_s - ORIGIN_S) < TURN_S else 19.0)
+        for item in steps.readings
+    ]
+    wide = make_powered(power=make_power_record(steps), golden_error=1.0)
     none = make_powered(power=PowerUnavailable(reason="no sensor", sensors={}))
     found = {
         "powered": [make_powered()],
         "none": [none],
         "bad": [bad],
+        "wide": [wide],
         "modes": [*modes, bad, none, make_powered(name="a-name-as-long-as-bundles-have")],
     }
     for name, records in found.items():
@@ -116,7 +132,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("width_px", [NARROW_PX, WIDE_PX])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("name", ["powered", "none", "bad", "modes"])
+@pytest.mark.parametrize("name", ["powered", "none", "bad", "wide", "modes"])
 def test_the_page_is_whole(
     browser: Browser, pages: dict[str, Path], name: str, dark: bool, width_px: int
 ) -> None:
