@@ -38,10 +38,11 @@ class LiveView:
 
     Args:
         title: of the view.
+        mark: behind every power, e.g. `` (replay)``.
     """
 
-    def __init__(self, title: str) -> None:
-        self._title = title
+    def __init__(self, title: str, mark: str = "") -> None:
+        self._title, self._mark = title, mark
         self._done, self._steps = 0, 0
         self._kind: Kind = "warm_up"
         self._begin, self._expected = time.monotonic(), 0.0
@@ -79,7 +80,7 @@ class LiveView:
         now = time.monotonic()
         if self._live is None and done and (now - self._told >= _LINE_S or done == steps):
             self._told = now
-            watts = f", {self._watts[-1]:.2f} W" if self._watts else ""
+            watts = f", {self._watts[-1]:.2f} W{self._mark}" if self._watts else ""
             note(f"{self._title}: step {done} of {steps}{watts}")
 
     def phase(self, kind: Kind, seconds: float | None = None) -> None:
@@ -115,7 +116,7 @@ class LiveView:
         with self._lock:
             watts, last = list(self._watts), self._last
         if watts:
-            table.add_row("power", f"{watts[-1]:6.2f} W  {sparkline(watts)}")
+            table.add_row(f"power{self._mark}", f"{watts[-1]:6.2f} W  {sparkline(watts)}")
         elif last is not None:
             table.add_row("power", f"unavailable: {last.why}")
         if last is not None and last.temperatures_c:

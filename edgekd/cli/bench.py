@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgekd.report.measure import Sensor
     from edgekd.report.plan import Plan
     from edgekd.report.record import BenchmarkRecord
+    from edgekd.telemetry.trace import Trace
 
 #: of a steady window, s: without power, and with it
 _SECONDS, _SECONDS_WITH_POWER = 10.0, 30.0
@@ -52,8 +53,8 @@ _SECONDS, _SECONDS_WITH_POWER = 10.0, 30.0
     help="Least warm-up, s; it goes on until latency, power and temperature are steady, at most "
     "five times as long.",
 )  # fmt: skip
-@click.option("--repeats", type=int, default=3, show_default=True,
-              help="Turns of engine and runs over the whole input.")  # fmt: skip
+@click.option("--repeats", type=int,
+              help="Turns of engine and whole runs; 3, with --interleave 4.")  # fmt: skip
 @click.option("--interval", type=float, default=0.1, show_default=True,
               help="Between samples of power, s; what is achieved is told.")  # fmt: skip
 @click.option(
@@ -82,7 +83,7 @@ def command(
     seconds: float | None,
     idle: float,
     warmup: float,
-    repeats: int,
+    repeats: int | None,
     interval: float,
     interleave: Path | None,
     sweep: str | None,
@@ -101,13 +102,14 @@ def command(
     Without INPUT the pixels are noise, and the record says so. Ends with 1 when a validity check
     fails; the record is written all the same and says why.
     """
+    from edgekd.contracts.artifacts import publish_file
     from edgekd.errors import InputError
     from edgekd.report.measure import measure_in_turns
     from edgekd.report.plan import External, Plan
     from edgekd.runtime.session import load
     from edgekd.telemetry.align import PULSE
     from edgekd.telemetry.power import PowerUnavailable, choose_sensor
-    from edgekd.telemetry.trace import check_suffix
+    from edgekd.telemetry.trace import check_suffix, write_trace
 
     if interleave is not None and sweep is not None:
         raise InputError("--interleave compares bundles and --sweep modes; give one of them")
@@ -117,40 +119,42 @@ def command(
     plan = Plan(
         duration_s=seconds if seconds is not None
         else _SECONDS_WITH_POWER if powered else _SECONDS,
-        warmup_s=warmup, repeats=repeats, overlap_px=overlap, idle_s=idle, interval_s=interval,
+        warmup_s=warmup, repeats=repeats if repeats is not None else 3 if interleave is None else 4,
+        overlap_px=overlap, idle_s=idle, interval_s=interval,
         power=_without_folder(power), pulse=PULSE if external else (),
     )  # fmt: skip
-    plan.require()
+    plan.require(1 if interleave is None else 2)
     if trace is not None:
         check_suffix(trace)
         if sweep is not None or isinstance(sensor, PowerUnavailable | External):
             raise InputError("--trace needs a power sensor, and one measurement; leave it out")
-    asked = _Asked(bundle, source, bands, plan, interleave, output)
+    asked = _Asked(bundle, source, bands, plan, interleave, output, provider or [], any_device)
     if sweep is not None or interleave is not None:
         _require_folder(output)
     if sweep is not None:
         _sweep(asked, sensor, provider, any_device, signer, as_json)
         return
-    with contextlib.ExitStack() as stack:
+    traces: list[Trace] = []
+    with contextlib.ExitStack() as outer:
         # opened first: a place that cannot be written is found before the work, not after it
-        parts = asked.open(stack)
-        sessions = [
-            stack.enter_context(load(path, any_device=any_device, provider=provider, signer=signer))
-            for path in asked.bundles
-        ]
-        view = stack.enter_context(_view("bench"))
-        records = measure_in_turns(
-            sessions,
-            source,
-            bands,
-            plan,
-            sensor=sensor,
-            observer=view,
-            command=asked.command(),
-            trace=trace,
-        )
-        for part, record in zip(parts, records, strict=False):
-            _write(part, record)
+        kept = None if trace is None else outer.enter_context(publish_file(trace))
+        with contextlib.ExitStack() as stack:
+            parts = asked.open(stack)
+            sessions = [
+                stack.enter_context(
+                    load(path, any_device=any_device, provider=provider, signer=signer)
+                )
+                for path in asked.bundles
+            ]
+            view = stack.enter_context(_view("bench", sensor))
+            records = measure_in_turns(
+                sessions, source, bands, plan, sensor=sensor, observer=view,
+                command=asked.command(), traces=traces,
+            )  # fmt: skip
+            for part, record in zip(parts, records, strict=False):
+                _write(part, record)
+        if kept is not None:  # the records are there by now, whatever becomes of the trace
+            write_trace(kept, traces[0])
     if interleave is None:
         _tell(records[0], asked, as_json)
     else:
@@ -174,6 +178,8 @@ class _Asked:
     plan: Plan
     interleave: Path | None
     output: Path | None
+    providers: list[str]
+    any_device: bool
 
     @property
     def bundles(self) -> list[Path]:
@@ -199,6 +205,8 @@ class _Asked:
         words += ["--repeats", str(plan.repeats), "--interval", f"{plan.interval_s:g}"]
         words += [] if plan.overlap_px is None else ["--overlap", str(plan.overlap_px)]
         words += [] if self.bands is None else ["--bands", ",".join(map(str, self.bands))]
+        words += [word for name in self.providers for word in ("--provider", name)]
+        words += ["--any-device"] if self.any_device else []
         words += [] if self.interleave is None else ["--interleave", self.interleave.name]
         words += ["--sweep", "power-modes", "-o", "sweep"] if sweep else []
         words += ["-o", "turns"] if self.interleave is not None else []
@@ -216,10 +224,13 @@ def _require_folder(output: Path | None) -> None:
         raise OutputError(f"the folder {output} cannot be made: {err.strerror}") from err
 
 
-def _view(title: str) -> LiveView:
+def _view(title: str, sensor: Sensor) -> LiveView:
     from edgekd.cli._live import LiveView
+    from edgekd.report.power import status_of
+    from edgekd.telemetry.sensors._base import PowerSensor
 
-    return LiveView(title)
+    status = status_of(sensor.info.source) if isinstance(sensor, PowerSensor) else "measured"
+    return LiveView(title, "" if status == "measured" else f" ({status})")
 
 
 def _write(part: Path, record: BenchmarkRecord) -> None:
@@ -280,7 +291,7 @@ def _sweep(
     with load(asked.bundle, any_device=any_device, provider=provider, signer=signer) as session:
 
         def one(mode: Mode) -> BenchmarkRecord:
-            with _view(f"bench {mode.name}") as view:
+            with _view(f"bench {mode.name}", sensor) as view:
                 record = measure(
                     session, asked.source, asked.bands, asked.plan, sensor=sensor, observer=view,
                     command=asked.command(sweep=True),

@@ -55,6 +55,7 @@ WARMUP_LIMIT = 5
 #: the difference between the work before and this
 LONG_SCENE = 20
 _MIN_QUARTER = 6
+_LEAST_GUARD_S = 0.001
 #: between questions whether power is flat, s
 _ASK_S = 0.5
 
@@ -288,8 +289,10 @@ class EngineBlocks:
 
 
 def guard_phase(start_s: float, end_s: float) -> list[Phase]:
-    """A guard, where it is any time long."""
-    return [Phase(kind="guard", start_s=start_s, end_s=end_s)] if end_s > start_s else []
+    """A guard, where it is any time long: phases are stored with microseconds."""
+    if end_s - start_s < _LEAST_GUARD_S:
+        return []
+    return [Phase(kind="guard", start_s=start_s, end_s=end_s)]
 
 
 class StreamBlocks:

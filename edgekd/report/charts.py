@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgekd.report.compare import Difference, group_of, tiles_per_s
+from edgekd.report.compare import WHOLE, Difference, group_of, tiles_per_s
 from edgekd.report.plot import WIDTH, Plot, Scale, nice_ticks, padded, tick_text
 from edgekd.report.power import PowerRecord
 from edgekd.report.record import BenchmarkRecord
@@ -101,7 +101,7 @@ def scatters(
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """(title, chart) of tiles/s against J/tile: one for each scope and status of power, since those
     may not be compared, and for each size of tile. Then who is in none of them, and why."""
-    groups: dict[tuple[str, str, int], list[int]] = {}
+    groups: dict[tuple[str, str, str, int], list[int]] = {}
     left_out = []
     for index, record in enumerate(records):
         group = group_of(record)
@@ -110,9 +110,10 @@ def scatters(
         else:
             groups.setdefault((*group, record.bundle.tile_px), []).append(index)
     found = []
-    for (scope, status, tile_px), held in groups.items():
+    for (scope, status, part, tile_px), held in groups.items():
         mark = f" ({status})" if status != "measured" else ""
-        what = f"power of the {scope}{mark}, tiles of {tile_px} px"
+        of = f"the {scope}" if part == WHOLE else part
+        what = f"power of {of}{mark}, tiles of {tile_px} px"
         if len(held) == 1:
             left_out.append(f"{names[held[0]]}: {what}, alone of its kind")
             continue

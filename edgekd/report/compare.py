@@ -18,7 +18,6 @@ accuracy nor what changed between two measurements that were not made in turns.
 from __future__ import annotations
 
 import itertools
-import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ import numpy as np
 from edgekd.report.power import Figure, PowerRecord
 from edgekd.report.record import BenchmarkRecord
 from edgekd.report.words import device_name, power_mark
-from edgekd.telemetry.energy import Estimate, student_t
+from edgekd.telemetry.energy import Estimate, half_of_repeats
 
 Verdict = Literal["real", "not distinguishable", "not compared"]
 
@@ -94,16 +93,18 @@ def over_blocks(values: Sequence[float], shares: Sequence[float], value: float) 
     count = len(values)
     if count < LEAST_BLOCKS:
         return "one block of calls tells no interval; measure with --repeats 3 or more"
-    weights = np.array(shares) / sum(shares)
-    middle = float((weights * np.array(values)).sum())
-    spread = math.sqrt(float((weights * (np.array(values) - middle) ** 2).sum()) / (count - 1))
-    half = student_t(count - 1) * spread
+    half = half_of_repeats(np.array(values), np.array(shares, np.float64))
     return Estimate(value, value - half, value + half, count)
 
 
-def _blocks(record: BenchmarkRecord) -> list[list[float]]:
+def block_edges(record: BenchmarkRecord) -> list[tuple[int, int]]:
+    """First call and the one behind the last of each block of the bare engine."""
     edges = [0, *itertools.accumulate(record.engine.block_n)]
-    return [record.engine.latencies_s[a:b] for a, b in itertools.pairwise(edges) if b > a]
+    return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
+
+
+def _blocks(record: BenchmarkRecord) -> list[list[float]]:
+    return [record.engine.latencies_s[a:b] for a, b in block_edges(record)]
 
 
 def tiles_per_s(record: BenchmarkRecord) -> Estimate | str:
@@ -183,18 +184,30 @@ def _not_comparable(item: Quantity, first: BenchmarkRecord, other: BenchmarkReco
         return ""
     if a.sensor.scope != b.sensor.scope:
         return f"power of the {a.sensor.scope} and of the {b.sensor.scope} are different things"
+    if part_of(a) != part_of(b):
+        return f"power of {part_of(a)} and of {part_of(b)} are different things"
     if a.status != b.status:
         words = {"measured": "measured", "estimate": "an estimate", "replay": "a replay"}
         return f"the first is {words[a.status]}, this one {words[b.status]}"
+    if a.status == "replay":
+        return "a replay says nothing about this work"
     return ""
+
+
+#: part of a machine that a figure of its scope is of, where that is not one of its components
+WHOLE = "the whole"
+
+
+def part_of(power: PowerRecord) -> str:
+    """What of a machine a figure is of, where its scope alone does not tell."""
+    return {"rapl": "the processor", "nvml": "the card"}.get(power.sensor.name, WHOLE)
 
 
 def caution(first: BenchmarkRecord, other: BenchmarkRecord) -> str:
     """What an interval does not hold of two records; empty where they were measured in turns."""
     found = []
-    if first.turns is None or other.bundle.model_sha256 not in " ".join(
-        first.turns.others.values()
-    ):
+    a_turns, b_turns = first.turns, other.turns
+    if not a_turns or not b_turns or a_turns.measurement != b_turns.measurement:
         found.append("not measured in turns, so what changed in between is part of the difference")
     a, b = first.power, other.power
     sensors = [(device_name(first), a.sensor.name)] if isinstance(a, PowerRecord) else []
@@ -203,18 +216,17 @@ def caution(first: BenchmarkRecord, other: BenchmarkRecord) -> str:
     return "; ".join(found)
 
 
-def group_of(record: BenchmarkRecord) -> tuple[str, str] | None:
-    """Scope and status: only records of one group may stand in one plot of power."""
+def group_of(record: BenchmarkRecord) -> tuple[str, str, str] | None:
+    """Scope, status and part: only records of one group may stand in one plot of power."""
     power = record.power
     if not isinstance(power, PowerRecord) or power.engine is None:
         return None
-    return power.sensor.scope, power.status
+    return power.sensor.scope, power.status, part_of(power)
 
 
 def power_mode(record: BenchmarkRecord) -> str | None:
     """Name of the power mode, where the board has such and the record knows it."""
-    mode = getattr(record.environment, "power_mode", None)
-    return str(mode) if mode else None
+    return record.environment.power_mode
 
 
 def labels(records: Sequence[BenchmarkRecord]) -> list[str]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import platform
+import math
 import statistics
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,8 @@ from edgekd.report.record import (
     Asked,
     BenchmarkRecord,
     BundleIdentity,
+    Clock,
+    Golden,
     InputUsed,
     Machine,
     Ratio,
@@ -63,7 +66,7 @@ from edgekd.telemetry.process import peak_rss_mib
 from edgekd.telemetry.sampler import Sampler, Samples
 from edgekd.telemetry.sensors._base import PowerSensor, SensorLost
 from edgekd.telemetry.state import State, StateWatch
-from edgekd.telemetry.trace import Trace, write_trace
+from edgekd.telemetry.trace import Trace
 
 Sensor = PowerSensor | PowerUnavailable | External
 #: power of a measurement that asked for none
@@ -96,7 +99,7 @@ def measure_in_turns(
     sensor: Sensor = NOT_ASKED,
     observer: Observer | None = None,
     command: str | None = None,
-    trace: Path | None = None,
+    traces: list[Trace] | None = None,
     root: Path = Path("/"),
 ) -> list[BenchmarkRecord]:
     """Measure bundles on the same input, each turn in the order of the last one reversed: ABBA.
@@ -110,8 +113,7 @@ def measure_in_turns(
         sensor: of power; where there is none the record says why.
         observer: is told how it goes.
         command: how to do this again, for the record.
-        trace: file for the samples with all rails, see :mod:`edgekd.telemetry.trace`; written at
-            the end.
+        traces: gets the samples with all rails, and where phases begin.
         root: of the file system, for environment and state.
 
     Raises:
@@ -120,7 +122,7 @@ def measure_in_turns(
         ImageError: the input cannot be read or does not fit a model.
         EnvironmentLacksError: a sensor that was found is gone.
     """
-    plan.require()
+    plan.require(len(sessions))
     watcher = observer or Silent()
     powered = not isinstance(sensor, PowerUnavailable)
     guard = 0.0
@@ -165,14 +167,16 @@ def measure_in_turns(
             step()
     assert states.before is not None and states.after is not None
     held = Machine(before=states.before, after=states.after, found=states.changes())
-    if trace is not None and samples is not None:
-        _write_trace(trace, samples, ends, benches)
+    if traces is not None and samples is not None:
+        traces.append(_whole_trace(samples, ends, benches))
+    measurement = uuid.uuid4().hex
     letters = [chr(ord("A") + place) for place in range(len(benches))]
     records = []
     for place, bench in enumerate(benches):
         turns = None
         if len(benches) > 1:
             turns = Turns(
+                measurement=measurement,
                 order="".join(letters[item] for turn in order for item in turn),
                 letter=letters[place],
                 others={
@@ -351,7 +355,13 @@ class _Bench:
             power=plan.power, idle_s=plan.idle_s if powered else 0.0,
             interval_s=plan.interval_s if powered else 0.0,
         )  # fmt: skip
-        clock = time.get_clock_info("monotonic")
+        info = time.get_clock_info("monotonic")
+        clock = Clock(tick_s=info.resolution, monotonic=info.monotonic)
+        error = self._golden_error
+        golden = Golden(
+            error_logits=error if math.isfinite(error) else None,
+            bound_logits=manifest.golden.atol,
+        )
         checks = run_checks(
             Evidence(
                 asked=asked,
@@ -360,13 +370,11 @@ class _Bench:
                 scene=scene,
                 disturbance=disturbance,
                 machine=machine,
-                tick_s=clock.resolution,
-                monotonic=clock.monotonic,
+                clock=clock,
+                golden=golden,
                 target=manifest.target.name,
                 target_arch=manifest.target.arch,
-                arch=platform.machine(),
-                golden_error=self._golden_error,
-                golden_bound=manifest.golden.atol,
+                arch=environment.arch,
             )
         )
         if isinstance(power, PowerRecord):
@@ -392,6 +400,8 @@ class _Bench:
                 tiles_over_engine=ratio * redundancy,
             ),
             disturbance=disturbance,
+            golden=golden,
+            clock=clock,
             peak_rss_mib=round(peak_rss_mib(self._root), 1),
             power=power,
             machine=machine,
@@ -402,9 +412,7 @@ class _Bench:
         )
 
 
-def _write_trace(
-    path: Path, samples: Samples, ends: Sequence[Phase], benches: Sequence[_Bench]
-) -> None:
+def _whole_trace(samples: Samples, ends: Sequence[Phase], benches: Sequence[_Bench]) -> Trace:
     """All samples with all rails, and where phases begin, from the first sample on."""
     origin = samples.readings[0].at_s if samples.readings else 0.0
     started = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(
@@ -422,13 +430,10 @@ def _write_trace(
         readings=[replace(item, at_s=item.at_s - origin) for item in samples.readings],
         stalls=[(start - origin, end - origin) for start, end in samples.stalls],
     )
-    write_trace(
-        path,
-        Trace(
-            moved,
-            started_utc=started.isoformat(timespec="milliseconds"),
-            marks=[(at_s - origin, name) for at_s, name in sorted(named)],
-        ),
+    return Trace(
+        moved,
+        started_utc=started.isoformat(timespec="milliseconds"),
+        marks=[(at_s - origin, name) for at_s, name in sorted(named)],
     )
 
 

@@ -54,12 +54,18 @@ class Plan:
     power: str = "none"
     pulse: Sequence[tuple[float, float]] = ()
 
-    def require(self) -> None:
-        """Refuse what measures nothing.
+    def require(self, bundles: int = 1) -> None:
+        """Refuse what measures nothing, and turns that favour a bundle.
 
         Raises:
-            InputError: a duration or number that measures nothing.
+            InputError: a duration or number that measures nothing, or an odd number of turns of
+                several bundles.
         """
+        if bundles > 1 and self.repeats % 2:
+            raise InputError(
+                f"bundles in turns (ABBA) need an even number of repeats, received {self.repeats}: "
+                "otherwise what drifts falls on one of them"
+            )
         if self.duration_s <= 0 or self.warmup_s < 0 or self.repeats < 1 or self.idle_s <= 0:
             raise InputError(
                 f"expected a duration and idling above 0 s, a warm-up of at least 0 s and at least "
@@ -89,7 +95,7 @@ DEFAULT_PLAN = Plan()
 
 def turn_order(count: int, number: int) -> list[int]:
     """Places of ``count`` bundles in turn ``number``: every second turn goes backwards (ABBA), so
-    that what drifts falls on all alike."""
+    that over an even number of turns what drifts falls on all alike."""
     places = list(range(count))
     return places if number % 2 == 0 else places[::-1]
 

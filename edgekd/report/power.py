@@ -21,9 +21,11 @@ import pydantic
 from edgekd.contracts.schema import Document
 from edgekd.telemetry.energy import (
     GUARD_LAGS,
+    LEAST_REPEATS,
     Estimate,
     energy_j,
     faults,
+    half_of_repeats,
     pooled_power_w,
 )
 from edgekd.telemetry.sampler import Samples
@@ -145,7 +147,8 @@ class WorkPower(Document):
         gross_j_per_tile, gross_j_per_mpx, gross_j_per_km2: energy over work; null where there is
             no such work.
         net_j_per_tile, net_j_per_mpx, net_j_per_km2: what the work added to idling.
-        tiles_per_j: 1 / gross_j_per_tile: the same as tiles per second per watt.
+        tiles_per_j: 1 / gross_j_per_tile: the same as tiles per second per watt; null where no
+            energy was drawn.
     """
 
     windows: int
@@ -164,7 +167,7 @@ class WorkPower(Document):
     net_j_per_tile: Figure | None
     net_j_per_mpx: Figure | None
     net_j_per_km2: Figure | None
-    tiles_per_j: float
+    tiles_per_j: float | None
 
 
 class Synchronised(Document):
@@ -239,6 +242,11 @@ class PowerRecord(Document):
                 raise ValueError(f"power.{name} does not follow from the samples")
         if self.without != figures.without:
             raise ValueError("power.without does not follow from the samples")
+        pause = float(np.median(np.diff(self.trace.at_s)))
+        if not math.isclose(self.interval_s, pause, rel_tol=1e-3, abs_tol=2e-6):
+            raise ValueError("power.interval_s does not follow from the samples")
+        if self.lag_known != (self.sensor.lag_s is not None):
+            raise ValueError("power.lag_known does not follow from the sensor's lag")
         if self.status != status_of(self.sensor.source):
             raise ValueError("power.status does not follow from the sensor's source")
         return self
@@ -348,6 +356,8 @@ def evaluate(trace: PowerTrace, phases: Sequence[Phase], resolution_w: float | N
     for kind in ("engine", "scene"):
         mine = [item for item in phases if item.kind == kind]
         why = _absent(at, mine)
+        if not why and not all(item.tiles for item in mine):
+            why = "a window holds no tile"
         if why:
             without[kind] = why
         found[kind] = None if why else _work(at, watts, mine, idle, resolution_w)
@@ -388,15 +398,19 @@ def _idle(
 
     def figure(items: list[Phase]) -> Figure | None:
         windows = [(item.start_s, item.end_s) for item in items]
-        return Figure.of(pooled_power_w(at, watts, windows, resolution_w)) if windows else None
+        if not windows:
+            return None
+        return Figure.of(pooled_power_w(at, watts, windows, resolution_w, between=False))
 
     both = figure(whole)
     assert both is not None
-    return Idle(
-        before_w=figure([item for item in whole if item.start_s < begin]),
-        after_w=figure([item for item in whole if item.start_s >= begin]),
-        mean_w=both,
-    )
+    before = figure([item for item in whole if item.start_s < begin])
+    after = figure([item for item in whole if item.start_s >= begin])
+    if before is not None and after is not None:
+        # where it lay in between, nobody knows: half of what it moved belongs to the interval
+        half = math.hypot(both.half, (after.value - before.value) / 2)
+        both = Figure(value=both.value, low=both.value - half, high=both.value + half)
+    return Idle(before_w=before, after_w=after, mean_w=both)
 
 
 def _work(
@@ -405,42 +419,59 @@ def _work(
 ) -> WorkPower:  # fmt: skip
     windows = [(item.start_s, item.end_s) for item in phases]
     power = pooled_power_w(at, watts, windows, resolution_w)
-    seconds = sum(end - start for start, end in windows)
-    tiles, pixels = sum(item.tiles for item in phases), sum(item.pixels for item in phases)
+    steady = pooled_power_w(at, watts, windows, resolution_w, between=False)
+    seconds = np.array([end - start for start, end in windows])
+    joules = np.array([energy_j(at, watts, start, end) for start, end in windows])
     areas = [item.area_m2 for item in phases if item.area_m2 is not None]
-    area = sum(areas) if len(areas) == len(phases) else None
+    tiles, pixels = sum(item.tiles for item in phases), sum(item.pixels for item in phases)
     within = np.concatenate([watts[(at >= start) & (at <= end)] for start, end in windows])
-    base = None
-    if idle is not None:
-        base = power.minus(Estimate(idle.mean_w.value, idle.mean_w.low, idle.mean_w.high, 1))
 
-    def per(estimate: Estimate | None, amount: float | None) -> Figure | None:
-        if estimate is None or not amount:
+    def per(amounts: list[float], net: bool) -> Figure | None:
+        """Energy over work. The interval is the wider of that of power within the windows, and of
+        that of the windows' own ratios: not only power differs from repeat to repeat."""
+        if not all(amounts) or (net and idle is None):
             return None
-        return Figure.of(estimate.scaled(seconds / amount))
+        base = idle.mean_w if net and idle is not None else None
+        work = np.array(amounts)
+        energy = joules if base is None else joules - base.value * seconds
+        scale = float(seconds.sum() / work.sum())
+        half = steady.half * scale
+        if len(work) >= LEAST_REPEATS:
+            half = max(half, half_of_repeats(energy / work, work))
+        if base is not None:
+            half = math.hypot(half, base.half * scale)
+        value = float(energy.sum() / work.sum())
+        return Figure(value=value, low=value - half, high=value + half)
 
-    gross = per(power, tiles)
-    assert gross is not None
-    mpx, km2 = pixels / _PX, None if area is None else area / _M2
+    per_tile = [float(item.tiles) for item in phases]
+    per_mpx = [item.pixels / _PX for item in phases]
+    per_km2 = [area / _M2 for area in areas] if len(areas) == len(phases) else [0.0]
+    gross = per(per_tile, net=False)
+    assert gross is not None  # every window holds tiles
     return WorkPower(
         windows=len(windows),
-        seconds=seconds,
+        seconds=float(seconds.sum()),
         tiles=tiles,
         pixels=pixels,
-        area_m2=area,
+        area_m2=sum(areas) if len(areas) == len(phases) else None,
         mean_w=Figure.of(power),
-        p50_w=float(np.percentile(within, 50)),
-        p95_w=float(np.percentile(within, 95)),
+        p50_w=_rank(within, 50),
+        p95_w=_rank(within, 95),
         max_w=float(within.max()),
-        joules=sum(energy_j(at, watts, start, end) for start, end in windows),
+        joules=float(joules.sum()),
         gross_j_per_tile=gross,
-        gross_j_per_mpx=per(power, mpx),
-        gross_j_per_km2=per(power, km2),
-        net_j_per_tile=per(base, tiles),
-        net_j_per_mpx=per(base, mpx),
-        net_j_per_km2=per(base, km2),
-        tiles_per_j=1 / gross.value if gross.value else math.inf,
+        gross_j_per_mpx=per(per_mpx, net=False),
+        gross_j_per_km2=per(per_km2, net=False),
+        net_j_per_tile=per(per_tile, net=True),
+        net_j_per_mpx=per(per_mpx, net=True),
+        net_j_per_km2=per(per_km2, net=True),
+        tiles_per_j=1 / gross.value if gross.value > 0 else None,
     )
+
+
+def _rank(values: FloatArray, percent: float) -> float:
+    """By nearest rank, as latencies."""
+    return float(np.percentile(values, percent, method="inverted_cdf"))
 
 
 def _hottest(readings: Sequence[Reading]) -> str | None:

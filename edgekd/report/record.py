@@ -1,9 +1,9 @@
 """A benchmark record: one measurement with its raw samples, provenance and verdicts.
 
 The file is JSON. Field names carry units (``_s`` seconds, ``_px`` pixels, ``_mib`` 2**20 bytes,
-``mpx`` 10**6 pixels, ``share`` and ``ratio`` 0-1). The figures of
-latency, throughput and validity are computed again from the raw samples when a record is read, so
-that one of them changed by hand is refused.
+``mpx`` 10**6 pixels, ``share`` and ``ratio`` 0-1). Figures and
+verdicts are made again from the raw samples when a record is read, so that one of them changed by
+hand is refused. What the samples do not tell (which sensor, which machine) is taken as written.
 """
 
 from __future__ import annotations
@@ -296,6 +296,30 @@ class Check(Document):
     detail: str
 
 
+class Golden(Document):
+    """The engine's outputs against those that the bundle stores.
+
+    Attributes:
+        error_logits, bound_logits: largest difference and what the bundle allows; a difference
+            that is no number is null.
+    """
+
+    error_logits: float | None
+    bound_logits: float
+
+
+class Clock(Document):
+    """The clock of all durations.
+
+    Attributes:
+        tick_s: its resolution, s.
+        monotonic: whether it can only go forward.
+    """
+
+    tick_s: float
+    monotonic: bool
+
+
 class Asked(Document):
     """What the caller asked for.
 
@@ -320,11 +344,13 @@ class Turns(Document):
     """Bundles that were measured in turns with this one.
 
     Attributes:
+        measurement: random; the same in all records of one measurement.
         order: of the turns, one letter each, e.g. ``ABBA``.
         letter: this bundle's.
         others: letter -> name and model sha256 of the others.
     """
 
+    measurement: str
     order: str
     letter: str
     others: dict[str, str]
@@ -386,6 +412,8 @@ class BenchmarkRecord(Document):
     scene: SceneWindow
     ratio: Ratio
     disturbance: Disturbance
+    golden: Golden
+    clock: Clock
     peak_rss_mib: float
     power: Power
     machine: Machine | None = None
@@ -397,6 +425,7 @@ class BenchmarkRecord(Document):
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> BenchmarkRecord:
+        self._verdicts_follow()
         if self.valid != all(check.status != "fail" for check in self.checks):
             raise ValueError("valid does not follow from the checks")
         tile_mpx = self.bundle.tile_px**2 / 1e6
@@ -417,6 +446,18 @@ class BenchmarkRecord(Document):
         if (at_once is None) != (expected is None) or not _close(at_once or 0, expected or 0):
             raise ValueError("end_to_end_over_streams does not follow from the windows")
         return self
+
+    def _verdicts_follow(self) -> None:
+        """Verdicts are made again from what the record holds."""
+        from edgekd.report.checks import judge
+
+        given = {check.name: check.status for check in self.checks}
+        for check in judge(self):
+            if given.get(check.name) != check.status:
+                raise ValueError(
+                    f"the verdict of {check.name} does not follow from the record: it is "
+                    f"{check.status!r}"
+                )
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready values with the keys as written in the file."""

@@ -40,7 +40,7 @@ Picture = tuple[str, bytes]
 
 
 @dataclass(frozen=True)
-class Tile:
+class Card:
     """A figure that is set large: name, value, what follows it smaller, unit, lines below."""
 
     name: str
@@ -109,7 +109,7 @@ def _view(record: BenchmarkRecord, label: str, markup: Callable[[str], str]) -> 
         "banner": banner(record),
         "foreign": sections.not_of_this_run(record),
         "no_power": why_no_power(record),
-        "tiles": _tiles(record),
+        "tiles": _cards(record),
         "timeline": markup(timeline(record)),
         "histogram": markup(charts.histogram(record)),
         "calls": record.engine.summary.n,
@@ -137,7 +137,7 @@ def _view(record: BenchmarkRecord, label: str, markup: Callable[[str], str]) -> 
     }
 
 
-def _tiles(record: BenchmarkRecord) -> list[Tile]:
+def _cards(record: BenchmarkRecord) -> list[Card]:
     """The few figures that matter."""
     engine, scene, power = record.engine, record.scene, record.power
     found = []
@@ -148,30 +148,30 @@ def _tiles(record: BenchmarkRecord) -> list[Tile]:
             below = [f"net of idle {interval(net)}"] if net else []
             if power.scene is not None:
                 below.append(f"end to end {interval(power.scene.gross_j_per_tile)}")
-            found.append(_tile(f"energy per tile{mark}", power.engine.gross_j_per_tile, "J/tile",
+            found.append(_card(f"energy per tile{mark}", power.engine.gross_j_per_tile, "J/tile",
                                below, "lead"))  # fmt: skip
             idle = [f"idle {interval(power.idle.mean_w)} W"] if power.idle else []
-            found.append(_tile(f"power{mark}", power.engine.mean_w, "W",
+            found.append(_card(f"power{mark}", power.engine.mean_w, "W",
                                [f"of the {power.sensor.scope}", *idle]))  # fmt: skip
         else:
             why = power.without["engine"]
-            found.append(Tile(f"energy per tile{mark}", "unavailable", "", "", [why], "word"))
+            found.append(Card(f"energy per tile{mark}", "unavailable", "", "", [why], "word"))
     found += [
-        Tile("throughput", figure(engine.tiles_per_s), "", "tiles/s",
+        Card("throughput", figure(engine.tiles_per_s), "", "tiles/s",
              ["bare engine", f"{figure(engine.mpx_per_s)} Mpx/s of tiles"]),
-        Tile("end to end", figure(scene.unique_mpx_per_s), "", "Mpx/s",
+        Card("end to end", figure(scene.unique_mpx_per_s), "", "Mpx/s",
              ["of the input", f"{figure(scene.tiles_per_s)} tiles/s"]),
-        Tile("latency", milliseconds(engine.summary.p50_s), "", "ms",
+        Card("latency", milliseconds(engine.summary.p50_s), "", "ms",
              ["median per tile", f"p99 {milliseconds(engine.summary.p99_s)} ms"]),
     ]  # fmt: skip
     if not isinstance(power, PowerRecord):
-        found.append(Tile("power", "unavailable", "", "", [power.reason], "word"))
+        found.append(Card("power", "unavailable", "", "", [power.reason], "word"))
     return found
 
 
-def _tile(name: str, value: Figure, unit: str, below: list[str], kind: str = "") -> Tile:
+def _card(name: str, value: Figure, unit: str, below: list[str], kind: str = "") -> Card:
     number, _, half = interval(value).partition(" ± ")
-    return Tile(name, number, f"± {half}" if half else "", unit, below, kind)
+    return Card(name, number, f"± {half}" if half else "", unit, below, kind)
 
 
 def _comparison(records: Sequence[BenchmarkRecord], markup: Callable[[str], str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from edgekd.report.compare import (
 )
 from edgekd.report.power import PowerRecord
 from edgekd.report.record import BenchmarkRecord
-from edgekd.report.words import device_name, figure, interval, milliseconds, power_mark
+from edgekd.report.words import device_name, figure, interval, milliseconds, per_joule, power_mark
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -91,7 +91,7 @@ def side_by_side(records: Sequence[BenchmarkRecord]) -> Table:
             if power.engine is not None:
                 watts = interval(power.engine.mean_w) + mark
                 joules = interval(power.engine.gross_j_per_tile) + mark
-                per_j = figure(power.engine.tiles_per_j) + mark
+                per_j = per_joule(power.engine) + mark
             if power.scene is not None and power.scene.gross_j_per_mpx is not None:
                 per_mpx = interval(power.scene.gross_j_per_mpx) + mark
         rows.append([
@@ -160,7 +160,7 @@ def energy_table(record: BenchmarkRecord) -> Table | None:
             continue
         for what, values, rest in (
             ("gross", (work.gross_j_per_tile, work.gross_j_per_mpx, work.gross_j_per_km2),
-             [interval(work.mean_w), figure(work.tiles_per_j)]),
+             [interval(work.mean_w), per_joule(work)]),
             ("net of idle", (work.net_j_per_tile, work.net_j_per_mpx, work.net_j_per_km2),
              ["–", "–"]),
         ):  # fmt: skip

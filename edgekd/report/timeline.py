@@ -7,13 +7,13 @@ shaded phases. Every panel carries its values on one grid of times for the page'
 from __future__ import annotations
 
 import html
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from edgekd.report.compare import block_edges
 from edgekd.report.plot import WIDTH as PLOT_WIDTH
 from edgekd.report.plot import FloatArray, Plot, Scale, padded
 from edgekd.report.power import Phase, PowerRecord
@@ -113,7 +113,7 @@ def shown_phases(record: BenchmarkRecord) -> list[Phase]:
     if isinstance(record.power, PowerRecord):
         return record.power.phases
     engine, found = record.engine, []
-    for first, last in _blocks(record):
+    for first, last in block_edges(record):
         end = engine.starts_s[last - 1] + engine.latencies_s[last - 1]
         found.append(Phase(kind="engine", start_s=engine.starts_s[first], end_s=end))
     stretches: list[list[float]] = []  # runs that follow each other are one phase
@@ -131,12 +131,6 @@ def top_ms(latencies_ms: Sequence[float], summary: LatencySummary) -> float:
     """Upper end of a latency axis: the largest, unless few rare ones would flatten all."""
     largest, p99 = max(latencies_ms), summary.p99_s * 1e3
     return largest if largest <= 2.5 * p99 else p99 * 1.5
-
-
-def _blocks(record: BenchmarkRecord) -> list[tuple[int, int]]:
-    """First call and the one behind the last of each block of the bare engine."""
-    edges = [0, *itertools.accumulate(record.engine.block_n)]
-    return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
 
 
 def _axis(record: BenchmarkRecord, phases: Sequence[Phase]) -> _Time:
@@ -224,7 +218,7 @@ def throughput(record: BenchmarkRecord) -> tuple[FloatArray, FloatArray]:
     engine = record.engine
     least = max(_COUNT_S, _COUNT_CALLS * engine.summary.mean_s)
     edges, rates = [], []
-    for first, last in _blocks(record):
+    for first, last in block_edges(record):
         starts = np.array(engine.starts_s[first:last])
         ends = starts + np.array(engine.latencies_s[first:last])
         count = max(int((ends[-1] - starts[0]) / least), 1)

@@ -236,8 +236,13 @@ def _work_rows(name: str, work: WorkPower) -> list[tuple[str, str]]:
         ("net of idle, per km², J", work.net_j_per_km2),
     )
     rows += [(f"{name}: {what}", interval(value)) for what, value in named if value is not None]
-    rows.append((f"{name}: tiles per J", figure(work.tiles_per_j)))
+    rows.append((f"{name}: tiles per J", per_joule(work)))
     return rows
+
+
+def per_joule(work: WorkPower) -> str:
+    """Tiles per joule, where any was drawn."""
+    return "no energy was drawn" if work.tiles_per_j is None else figure(work.tiles_per_j)
 
 
 def power_mark(power: PowerRecord | PowerPending | PowerUnavailable) -> str:

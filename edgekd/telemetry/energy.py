@@ -30,7 +30,7 @@ LEAST_COVERAGE = 0.95
 #: a window begins so many lags of the sensor behind a change of the load: exp(-5) is 0.7 %
 GUARD_LAGS = 5.0
 #: fewest windows whose means tell how far repeats are apart
-LEAST_REPEATS = 3
+LEAST_REPEATS = 2
 #: batches of a window, and how many times as long as power remembers itself each is
 _MOST_BATCHES, _FEWEST_BATCHES, _MEMORIES = 30, 5, 10.0
 #: Student's t, 97.5 %, by degrees of freedom from 1 (NIST/SEMATECH e-Handbook 1.3.6.7.2)
@@ -154,10 +154,11 @@ def pooled_power_w(
     watts: FloatArray,
     windows: Sequence[tuple[float, float]],
     resolution_w: float | None = None,
+    between: bool = True,
 ) -> Estimate:
     """Mean power over several windows of the same work, W: their energy over their time.
 
-    The interval is the wider of two: that of the batches within the windows, and from three windows
+    The interval is the wider of two: that of the batches within the windows, and from two windows
     on that of the windows' own means, since what differs from one repeat to the next (heat, what
     else the machine does) does not show within one.
 
@@ -165,6 +166,7 @@ def pooled_power_w(
         at_s, watts: see :func:`energy_j`.
         windows: ``(start_s, end_s)`` of each, at least one.
         resolution_w: see :func:`mean_power_w`.
+        between: whether the windows are repeats of the same; False leaves that of the batches.
 
     Raises:
         ValueError: see :func:`energy_j`.
@@ -183,11 +185,21 @@ def pooled_power_w(
     half = student_t(batches - len(parts)) * math.hypot(
         float(np.hypot.reduce(shares * errors)), step
     )
-    count = len(windows)
-    if count >= LEAST_REPEATS:
-        between = math.sqrt(float((shares * (means - value) ** 2).sum()) / (count - 1))
-        half = max(half, student_t(count - 1) * between)
+    if between and len(windows) >= LEAST_REPEATS:
+        half = max(half, half_of_repeats(means, shares))
     return Estimate(value, value - half, value + half, batches)
+
+
+def half_of_repeats(values: FloatArray, shares: FloatArray) -> float:
+    """Half the 95 % interval of a weighted mean of repeats, by Student's t over the repeats.
+
+    Args:
+        values: of each, at least two.
+        shares: weights; only their ratios count.
+    """
+    weights = shares / shares.sum()
+    apart = float((weights * (values - (weights * values).sum()) ** 2).sum())
+    return student_t(len(values) - 1) * math.sqrt(apart / (len(values) - 1))
 
 
 def student_t(freedom: int) -> float:

@@ -13,7 +13,7 @@ from edgekd.cli.main import main
 from edgekd.errors import EnvironmentLacksError
 from edgekd.report.record import BenchmarkRecord, read_record, write_record
 from tests.helpers.bundles import make_bundle
-from tests.helpers.records import make_evidence, make_record
+from tests.helpers.records import decide, make_evidence, make_golden, make_record
 
 pytest.importorskip("onnxruntime")
 FAST = ["--seconds", "0.05", "--warmup", "0"]
@@ -27,9 +27,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def valid_or_not(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Lets a test decide the verdict: this machine may be busy with other tests."""
-    from edgekd.report import measure
-
-    monkeypatch.setattr(measure, "run_checks", lambda evidence: make_record().checks)
+    decide(monkeypatch)
     return monkeypatch
 
 
@@ -64,10 +62,7 @@ def test_bench_of_an_invalid_measurement_keeps_the_record_and_ends_with_1(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from edgekd.report import measure
-
-    checks = make_record(make_evidence(golden_error=1.0)).checks
-    monkeypatch.setattr(measure, "run_checks", lambda evidence: checks)
+    decide(monkeypatch, make_evidence(golden=make_golden(1.0)))
     record = tmp_path / "record.json"
     assert main(["bench", str(bundle), "-o", str(record), *FAST]) == 1
     out, err = capsys.readouterr()

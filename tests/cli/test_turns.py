@@ -16,7 +16,7 @@ from edgekd.cli.main import main
 from edgekd.report.record import read_record
 from tests.helpers.bundles import make_bundle
 from tests.helpers.fake_nvpmodel import FakeNvpmodel
-from tests.helpers.records import make_record
+from tests.helpers.records import decide
 
 pytest.importorskip("onnxruntime")
 FAST = ["--seconds", "0.05", "--warmup", "0", "--power", "none"]
@@ -38,13 +38,13 @@ def nvpmodel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvpmodel:
 @pytest.fixture
 def modes(monkeypatch: pytest.MonkeyPatch) -> None:
     """nvpmodel.conf, which lists the modes, is not on this machine."""
-    from edgekd.report import measure, sweep
+    from edgekd.report import sweep
     from edgekd.telemetry.modes import Mode
 
     monkeypatch.setattr(
         sweep, "list_modes", lambda: [Mode(id=n, name=name) for n, name in enumerate(NAMES)]
     )
-    monkeypatch.setattr(measure, "run_checks", lambda evidence: make_record().checks)
+    decide(monkeypatch)
 
 
 def test_a_sweep_measures_in_each_mode_and_puts_the_old_one_back(

@@ -22,8 +22,15 @@ TURN_S = 2 * (GUARD_S + BLOCK_S)
 REPEATS = 3
 
 
-def make_phases(tiles_per_s: float = 20.0, km2: bool = True) -> list[Phase]:
-    """Idle, warm-up, three turns of engine and scene, idle; the first call is at 0 s."""
+def make_phases(
+    tiles_per_s: float = 20.0, km2: bool = True, spread: float = 0.0, seed: int = 0
+) -> list[Phase]:
+    """Idle, warm-up, three turns of engine and scene, idle; the first call is at 0 s.
+
+    Args:
+        spread: standard deviation of tiles per second from turn to turn, as a share.
+    """
+    rates = tiles_per_s * (1 + spread * np.random.default_rng(seed).standard_normal(REPEATS))
     phases = [
         Phase(kind="guard", start_s=-WARM_S - IDLE_S - GUARD_S, end_s=-WARM_S - IDLE_S),
         Phase(kind="idle", start_s=-WARM_S - IDLE_S, end_s=-WARM_S),
@@ -34,7 +41,7 @@ def make_phases(tiles_per_s: float = 20.0, km2: bool = True) -> list[Phase]:
         phases += [
             Phase(kind="guard", start_s=at, end_s=at + GUARD_S),
             Phase(kind="engine", start_s=at + GUARD_S, end_s=at + GUARD_S + BLOCK_S,
-                  tiles=int(BLOCK_S * tiles_per_s), pixels=int(BLOCK_S * tiles_per_s) * 10**6),
+                  tiles=int(BLOCK_S * rates[turn]), pixels=int(BLOCK_S * rates[turn]) * 10**6),
         ]  # fmt: skip
         at += GUARD_S + BLOCK_S
         phases += [

@@ -6,6 +6,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from edgekd.contracts.artifacts import sha256_bytes
 from edgekd.report.checks import Evidence, check_power, run_checks
 from edgekd.report.power import PowerRecord
@@ -13,8 +15,10 @@ from edgekd.report.record import (
     Asked,
     BenchmarkRecord,
     BundleIdentity,
+    Clock,
     Disturbance,
     EngineWindow,
+    Golden,
     InputUsed,
     LatencySummary,
     Machine,
@@ -53,15 +57,27 @@ def make_evidence(latencies_s: list[float] | None = None, **changes: Any) -> Evi
             absent={},
         ),
         "machine": make_machine(),
-        "tick_s": 1e-9,
-        "monotonic": True,
+        "clock": Clock(tick_s=1e-9, monotonic=True),
         "target": "x86-cpu",
         "target_arch": "x86_64",
         "arch": "x86_64",
-        "golden_error": 1e-5,
-        "golden_bound": 1e-3,
+        "golden": make_golden(1e-5),
     }
     return Evidence(**(parts | changes))
+
+
+def decide(monkeypatch: pytest.MonkeyPatch, evidence: Evidence | None = None) -> None:
+    """Lets a test decide the verdicts of what is measured: this machine may be busy."""
+    from edgekd.report import checks, measure
+
+    found = run_checks(evidence or make_evidence())
+    for module in (measure, checks):
+        monkeypatch.setattr(module, "run_checks", lambda _: list(found))
+
+
+def make_golden(error: float | None) -> Golden:
+    """Outputs that differ by so much where 0.001 is allowed."""
+    return Golden(error_logits=error, bound_logits=1e-3)
 
 
 def make_machine(**found: list[str]) -> Machine:
@@ -145,7 +161,7 @@ def make_record(
             gates={"parity": True},
             built_utc="2026-01-01T00:00:00Z",
         ),
-        environment=read_environment(root),
+        environment=read_environment(root).model_copy(update={"arch": evidence.arch}),
         input=InputUsed(
             kind="file",
             name="scene.tif",
@@ -166,6 +182,8 @@ def make_record(
             tiles_over_engine=ratio * 1.25,
         ),
         disturbance=evidence.disturbance,
+        golden=evidence.golden,
+        clock=evidence.clock,
         peak_rss_mib=123.4,
         power=power,
         machine=evidence.machine,

@@ -30,7 +30,7 @@ from edgekd.report.timeline import shown_phases, throughput, timeline
 from edgekd.telemetry.power import PowerUnavailable
 from edgekd.telemetry.sensors._base import SensorInfo
 from tests.helpers.powers import make_phases, make_power_record, make_powered, make_samples
-from tests.helpers.records import make_engine, make_evidence, make_record, make_scene
+from tests.helpers.records import make_engine, make_evidence, make_golden, make_record, make_scene
 
 REPLAY = SensorInfo("replay", "module", ("VDD_IN",), "replay: x.log", 0.04, 0.45)
 ESTIMATE = SensorInfo("pmic", "board", ("sum",), "estimate: sum of rails", None, None)
@@ -313,7 +313,7 @@ def test_energy_has_a_dot_and_a_whisker_per_figure(powered: BenchmarkRecord) -> 
 
 
 def test_what_is_not_valid_is_hollow_and_says_so(powered: BenchmarkRecord) -> None:
-    bad = make_powered(golden_error=1.0)
+    bad = make_powered(golden=make_golden(1.0))
     assert not bad.valid
     assert "NOT VALID" in timeline(bad) and "NOT VALID" not in timeline(powered)
     html = charts.energy(power_of(bad), bad.valid)

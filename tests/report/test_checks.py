@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edgekd.report.checks import CHECKS, POWER_CHECKS, Evidence, check_power, run_checks
-from edgekd.report.record import Asked, Disturbance, EngineWindow, Machine, WarmUp
+from edgekd.report.record import Asked, Clock, Disturbance, EngineWindow, Machine, WarmUp
 from edgekd.telemetry.sampler import Samples
 from tests.helpers.powers import (
     GUARD_S,
@@ -19,7 +19,7 @@ from tests.helpers.powers import (
     make_power_record,
     make_samples,
 )
-from tests.helpers.records import make_evidence, make_machine, make_record, make_scene
+from tests.helpers.records import make_evidence, make_golden, make_machine, make_record, make_scene
 
 
 def disturbance(share: float | None = 0.0, clocks: list[float] | None = None) -> Disturbance:
@@ -55,7 +55,7 @@ def overlapping() -> EngineWindow:
 
 
 FAULTS: list[tuple[str, dict[str, Any]]] = [
-    ("outputs_right", {"golden_error": 0.0011}),
+    ("outputs_right", {"golden": make_golden(0.0011)}),
     ("device_fits", {"arch": "aarch64"}),
     ("enough_samples", {"latencies_s": [0.1] * 29}),
     ("enough_samples", {"asked": Asked(duration_s=3.5, warmup_s=1, repeats=3)}),
@@ -78,8 +78,8 @@ FAULTS: list[tuple[str, dict[str, Any]]] = [
     ("mode_unchanged", {"machine": make_machine(mode_changed=["from 15W to 25W"])}),
     ("clocks_unchanged", {"machine": make_machine(clocks_changed=["governor"])}),
     ("frequency_stable", {"disturbance": gpu([1000.0, 800.0])}),
-    ("clock_sound", {"monotonic": False}),
-    ("clock_sound", {"tick_s": 0.001}),
+    ("clock_sound", {"clock": Clock(tick_s=1e-9, monotonic=False)}),
+    ("clock_sound", {"clock": Clock(tick_s=0.001, monotonic=True)}),
     ("clock_sound", {"engine": overlapping()}),
 ]
 
@@ -198,4 +198,4 @@ def test_a_lag_that_nobody_measured_is_told() -> None:
 
 
 def test_a_nan_golden_error_fails() -> None:
-    assert verdicts(make_evidence(golden_error=float("nan")))["outputs_right"] == "fail"
+    assert verdicts(make_evidence(golden=make_golden(None)))["outputs_right"] == "fail"

@@ -22,7 +22,7 @@ from edgekd.telemetry.energy import Estimate
 from edgekd.telemetry.power import PowerUnavailable
 from edgekd.telemetry.sensors._base import SensorInfo
 from tests.helpers.powers import make_phases, make_power_record, make_powered, make_samples
-from tests.helpers.records import make_engine, make_evidence, make_record
+from tests.helpers.records import make_engine, make_evidence, make_golden, make_record
 
 BOARD = SensorInfo("pmic", "board", ("sum",), "measured", 0.04, 0.45)
 REPLAY = SensorInfo("replay", "module", ("VDD_IN",), "replay: x.log", 0.04, 0.45)
@@ -139,12 +139,40 @@ def test_power_of_another_kind_is_not_compared_and_the_rest_is(
 
 def test_a_replay_against_a_replay_carries_the_word() -> None:
     found = by_name(compare(powered(info=REPLAY), powered(info=REPLAY, engine_w=12.0)))
-    assert found["power (replay)"].verdict == "real"
+    assert found["power (replay)"].verdict == "not compared"
+    assert found["power (replay)"].why == "a replay says nothing about this work"
     assert "energy per tile (replay)" in found and "throughput" in found
 
 
+def test_power_of_a_card_and_of_a_processor_are_different_things() -> None:
+    card = SensorInfo("nvml", "module", ("GPU 0",), "measured", 0.04, 0.45)
+    processor = SensorInfo("rapl", "module", ("package-0",), "measured", 0.04, 0.45)
+    found = by_name(compare(powered(info=card), powered(info=processor)))
+    assert found["power"].verdict == "not compared"
+    assert found["power"].why == "power of the card and of the processor are different things"
+    assert (
+        by_name(compare(powered(info=card), powered(info=card)))["power"].verdict != "not compared"
+    )
+
+
+def test_tiles_that_vary_from_turn_to_turn_are_in_the_verdict() -> None:
+    """Equal bundles whose tiles per second differ by 2 % from one turn to the next: with the
+    interval of power alone two of three pairs were called different."""
+    real = 0
+    for seed in range(30):
+        pair = [
+            make_powered(seed=2 * seed + half, power=make_power_record(
+                make_samples(seed=2 * seed + half),
+                make_phases(20 / 1.005, spread=0.02, seed=2 * seed + half),
+            ))
+            for half in range(2)
+        ]  # fmt: skip
+        real += by_name(compare(*pair))["energy per tile"].verdict == "real"
+    assert real <= 4
+
+
 def test_what_is_not_valid_is_never_part_of_a_verdict() -> None:
-    bad = powered(0.06, golden_error=1.0)
+    bad = powered(0.06, golden=make_golden(1.0))
     assert not bad.valid
     for pair in ((powered(), bad), (bad, powered())):
         for item in compare(*pair):
@@ -166,10 +194,15 @@ def test_tiles_of_another_size_are_compared_per_mpx() -> None:
 def test_what_an_interval_does_not_hold_is_said() -> None:
     first, other = powered(), powered(name="other")
     assert "not measured in turns" in caution(first, other)
-    turns = Turns(order="ABBA", letter="A", others={"B": f"other {other.bundle.model_sha256}"})
-    together = first.model_copy(update={"turns": turns})
-    assert caution(together, other) == ""
-    assert caution(together, powered(name="other", info=BOARD)) == (
+
+    def turned(record: BenchmarkRecord, measurement: str, letter: str) -> BenchmarkRecord:
+        turns = Turns(measurement=measurement, order="ABBA", letter=letter, others={})
+        return record.model_copy(update={"turns": turns})
+
+    together = turned(first, "m1", "A")
+    assert caution(together, turned(other, "m1", "B")) == ""
+    assert "not measured in turns" in caution(together, turned(other, "m2", "B"))
+    assert caution(together, turned(powered(name="other", info=BOARD), "m1", "B")) == (
         "another sensor, whose accuracy is not part of the interval"
     )
 

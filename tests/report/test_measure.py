@@ -26,7 +26,7 @@ from edgekd.runtime.session import Session
 from edgekd.telemetry.power import PowerUnavailable
 from edgekd.telemetry.sampler import Samples
 from edgekd.telemetry.sensors._base import Polled, Reading, SensorInfo, SensorLost
-from edgekd.telemetry.trace import read_trace
+from edgekd.telemetry.trace import Trace
 from tests.helpers.bundles import make_bundle
 
 pytest.importorskip("onnxruntime")
@@ -225,6 +225,7 @@ def test_power_and_throughput_come_from_one_run(
 ) -> None:
     sensor = LoadSensor(loaded)
     kinds: list[str] = []
+    traces: list[Trace] = []
 
     class Told(Silent):
         def phase(self, kind: Kind, seconds: float | None = None) -> None:
@@ -234,7 +235,7 @@ def test_power_and_throughput_come_from_one_run(
     with edgekd.load(bundle) as session:
         record = measure_in_turns(
             [session], scene, plan=POWERED, sensor=sensor, observer=Told(), command="x",
-            trace=tmp_path / "trace.csv",
+            traces=traces,
         )[0]  # fmt: skip
     power = record.power
     assert isinstance(power, PowerRecord)
@@ -271,7 +272,7 @@ def test_power_and_throughput_come_from_one_run(
     assert "power went from" in record.warm_up.detail
     write_record(record, tmp_path / "r.json")
     assert read_record(tmp_path / "r.json") == record
-    trace = read_trace(tmp_path / "trace.csv")
+    trace = traces[0]
     _, watts = trace.samples.power()
     assert np.allclose(watts, power.trace.watts, atol=1e-4) and trace.whole
     begins = [at_s for at_s, name in trace.marks if name == "engine"]

@@ -23,6 +23,7 @@ from tests.helpers.powers import (
     make_powered,
     make_samples,
 )
+from tests.helpers.records import make_golden
 
 REPLAY = SensorInfo("replay", "module", ("VDD_IN",), "replay: x.log", 0.04, 0.45)
 NARROW_PX, WIDE_PX = 400, 1400
@@ -109,14 +110,14 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for seed, (latency, watts) in enumerate([(0.042, 19.5), (0.05, 16.0), (0.085, 10.4)])
     ]
     replay = make_power_record(make_samples(info=REPLAY))
-    bad = make_powered(power=replay, golden_error=1.0, name="bad")
+    bad = make_powered(power=replay, golden=make_golden(1.0), name="bad")
     # turns that differ by far more than their mean: whiskers from end to end of the chart
     steps = make_samples(info=REPLAY)
     steps.readings = [
         replace(item, watts=4.0 if (item.at_s - ORIGIN_S) < TURN_S else 19.0)
         for item in steps.readings
     ]
-    wide = make_powered(power=make_power_record(steps), golden_error=1.0)
+    wide = make_powered(power=make_power_record(steps), golden=make_golden(1.0))
     none = make_powered(power=PowerUnavailable(reason="no sensor", sensors={}))
     found = {
         "powered": [make_powered()],

@@ -12,7 +12,16 @@ import pytest
 
 from edgekd.contracts.artifacts import write_json
 from edgekd.errors import InputError
-from edgekd.report.power import Phase, PowerRecord, guard_s, make_power, make_trace
+from edgekd.report.blocks import guard_phase
+from edgekd.report.power import (
+    Phase,
+    PowerRecord,
+    PowerTrace,
+    evaluate,
+    guard_s,
+    make_power,
+    make_trace,
+)
 from edgekd.report.record import BenchmarkRecord, read_record, write_record
 from edgekd.report.words import banner, interval, power_rows
 from edgekd.telemetry.sampler import Samples
@@ -24,6 +33,7 @@ from tests.helpers.powers import (
     ORIN,
     REPEATS,
     TURN_S,
+    WARM_S,
     make_phases,
     make_power_record,
     make_powered,
@@ -94,6 +104,56 @@ def test_repeats_that_differ_widen_the_interval() -> None:
     assert apart.mean_w.half == pytest.approx(4.303 * np.sqrt(2 / 3 / 2), rel=0.05)
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.01, 0.03])
+def test_joules_per_tile_cover_the_truth_when_speed_varies(spread: float) -> None:
+    """400 random records of three windows, 15 W at 40 tiles/s on average: gross and net."""
+    rng = np.random.default_rng(int(spread * 100))
+    at = np.arange(-40.0, 90.0, 0.1)
+    held = {"gross": 0, "net": 0}
+    count = 400
+    for seed in range(count):
+        working = (at >= -WARM_S) & (at < REPEATS * TURN_S)
+        watts = np.where(working, 15.0, 5.0) + 0.2 * rng.standard_normal(len(at))
+        trace = PowerTrace(at_s=at.tolist(), watts=watts.tolist())
+        phases = make_phases(40.0, spread=spread, seed=seed)
+        found = evaluate(trace, [p for p in phases if p.kind != "scene"], None).engine
+        assert found is not None and found.net_j_per_tile is not None
+        gross, net = found.gross_j_per_tile, found.net_j_per_tile
+        held["gross"] += gross.low <= 15 / 40 <= gross.high
+        held["net"] += net.low <= 10 / 40 <= net.high
+    for share in held.values():
+        assert share / count >= 0.93, held
+
+
+def test_what_idle_moved_is_in_the_interval_of_net() -> None:
+    found = make_samples(noise_w=0.05)
+    end = REPEATS * TURN_S
+    found.readings = [
+        replace(item, watts=(item.watts or 0) + (0.4 if item.at_s - ORIGIN_S > end else 0))
+        for item in found.readings
+    ]
+    idle = make_power_record(found).idle
+    assert idle is not None and idle.before_w is not None and idle.after_w is not None
+    assert idle.after_w.value - idle.before_w.value == pytest.approx(0.4, abs=0.02)
+    assert idle.mean_w.half >= 0.19
+    assert idle.mean_w.low <= idle.before_w.value and idle.after_w.value <= idle.mean_w.high
+
+
+def test_a_window_without_energy_or_tiles() -> None:
+    nothing = make_samples(idle_w=0.0, engine_w=0.0, scene_w=0.0, noise_w=0.0)
+    engine = make_power_record(nothing).engine
+    assert engine is not None and engine.tiles_per_j is None
+    empty = [p.model_copy(update={"tiles": 0}) if p.kind == "engine" else p for p in make_phases()]
+    found = make_power_record(phases=empty)
+    assert found.engine is None and found.without == {"engine": "a window holds no tile"}
+
+
+def test_a_guard_shorter_than_a_millisecond_is_no_phase() -> None:
+    """It would begin and end at the same microsecond."""
+    assert guard_phase(1.0, 1.0000004) == [] == guard_phase(1.0, 1.0)
+    assert len(guard_phase(1.0, 1.01)) == 1
+
+
 @pytest.mark.parametrize(
     ("source", "status"),
     [
@@ -160,6 +220,10 @@ def changed(record: BenchmarkRecord, path: str, value: Any) -> dict[str, Any]:
         ("power.trace.watts.400", 90.0, "does not follow from the samples"),
         ("power.status", "measured", "status does not follow"),
         ("power.engine", None, "power.engine does not follow"),
+        ("power.interval_s", 0.05, "interval_s does not follow"),
+        ("power.lag_known", False, "lag_known does not follow"),
+        ("power.faults", ["lost"], "verdict of power_sampled does not follow"),
+        ("checks.12.status", "fail", "verdict of power_sampled does not follow"),
         ("power.without", {"engine": "x"}, "without does not follow"),
         ("power.trace.watts", [1.0, 2.0], "differ in number"),
         ("power.phases.0.end_s", -1e6, "ends before it begins"),

@@ -66,7 +66,7 @@ def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_fields_with_a_quantity_carry_their_unit() -> None:
-    units = ("_s", "_ms", "_mib", "_px", "_mhz", "_w", "_j", "_cores", "_1min")
+    units = ("_s", "_ms", "_mib", "_px", "_mhz", "_w", "_j", "_logits", "_cores", "_1min")
     dimensionless = ("share", "over_engine", "over_streams", "redundancy")
     counts = {"n", "iterations", "tiles", "schema", "windows_run", "windows_skipped", "repeats"}
     counts |= {"streams"}
@@ -103,7 +103,12 @@ def _set(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
         (_set("schema", value=99), "record of schema 99"),
         (_set("schema", value="1"), "record of schema '1'"),
         (_set("valid", value=False), "valid does not follow"),
-        (_set("checks", 0, "status", value="fail"), "valid does not follow"),
+        (_set("checks", 0, "status", value="fail"), "verdict of outputs_right does not follow"),
+        (_set("checks", value=[]), "checks"),
+        (_set("golden", "error_logits", value=1.0), "verdict of outputs_right"),
+        (_set("warm_up", "steady", value=False), "verdict of warm_up_steady"),
+        (_set("disturbance", "other_cpu_share", value=0.9), "verdict of not_disturbed"),
+        (_set("bundle", "target_arch", value="riscv"), "verdict of device_fits"),
         (_set("engine", "summary", "p50_s", value=0.001), "p50_s does not follow"),
         (_set("engine", "latencies_s", 0, value=0.04), "does not follow"),
         (_set("engine", "latencies_s", value=[]), "latencies_s"),

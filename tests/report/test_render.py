@@ -24,7 +24,7 @@ from edgekd.report.words import quality_tables
 from edgekd.telemetry.sensors._base import SensorInfo
 from edgekd.telemetry.state import read_state
 from tests.helpers.powers import make_phases, make_power_record, make_powered, make_samples
-from tests.helpers.records import make_evidence, make_record
+from tests.helpers.records import make_evidence, make_golden, make_record
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"rest"
 EVIL = '</script><script>alert(1)</script>"&|`*'
@@ -135,7 +135,7 @@ def test_the_large_figures_are_those_of_the_record(powered: BenchmarkRecord) -> 
 def test_an_invalid_record_says_so_everywhere_and_a_valid_one_does_not(
     show: Render, powered: BenchmarkRecord
 ) -> None:
-    invalid = make_powered(golden_error=1.0)
+    invalid = make_powered(golden=make_golden(1.0))
     text = show([invalid])
     assert text.index("NOT VALID") < text.index("50.3")
     assert "golden outputs differ" in text and "Build the bundle again" in text
@@ -183,7 +183,7 @@ def test_unknown_checks_are_named_beside_valid() -> None:
 
 
 def test_failed_checks_come_first_and_each_check_has_its_advice() -> None:
-    record = make_record(make_evidence(golden_error=1.0))
+    record = make_record(make_evidence(golden=make_golden(1.0)))
     states = [check.status for check in ordered(record)]
     assert states == sorted(states, key=["fail", "unknown", "pass"].index)
     assert next_steps(record) == [ADVICE["outputs_right"]]
