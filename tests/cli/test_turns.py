@@ -141,6 +141,8 @@ def test_two_bundles_in_turns_leave_two_records_and_a_report(
         (["--interleave", "BUNDLE"], "-o FOLDER"),
         (["--sweep", "power-modes", "--interleave", "BUNDLE", "-o", "x"], "give one"),
         (["--interleave", "nowhere", "-o", "OUT"], "is not a bundle"),
+        (["--interleave", "BUNDLE", "--repeats", "3", "-o", "OUT"], "even number of repeats"),
+        (["--power", "none", "--trace", "t.csv"], "--trace needs a power sensor"),
         (["--power", "nosuch"], "sensor 'nosuch'"),
         (["--power", "replay:nowhere.log"], "does not exist"),
         (["--idle", "0"], "idling above 0 s"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,20 @@ def test_a_replay_that_is_too_short_is_one_line(
     assert out == "" and err.count("error:") == 1
     assert "replay: short.csv holds 3.0 s and this measurement takes at least" in err
     assert not (tmp_path / "r.json").exists()
+
+
+def test_a_trace_that_cannot_be_written_is_found_before_the_work(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = write_replay(tmp_path / "orin.csv")
+    (tmp_path / "folder.csv").mkdir()
+    words = ["bench", str(bundle), "--power", f"replay:{trace}", *FAST]
+    words += ["-o", str(tmp_path / "r.json"), "--trace", str(tmp_path / "folder.csv")]
+    begin = time.monotonic()
+    assert main(words) == 2
+    assert time.monotonic() - begin < 5
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("error:") == 1 and not (tmp_path / "r.json").exists()
 
 
 def test_a_real_log_is_replayed_in_a_run_and_its_trace_is_read_back(
