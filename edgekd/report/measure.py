@@ -24,19 +24,16 @@ from edgekd.contracts.windows import axis_starts
 from edgekd.errors import EnvironmentLacksError
 from edgekd.report.blocks import (
     EngineBlocks,
-    FloatArray,
     Observer,
     Pace,
     SceneBlocks,
     Silent,
     StreamBlocks,
     Watch,
-    file_tiles,
-    synthetic_image,
-    synthetic_tiles,
     warm_up,
 )
 from edgekd.report.checks import MIN_TILES, Evidence, check_power, run_checks
+from edgekd.report.inputs import FloatArray, file_tiles, synthetic_image, synthetic_tiles
 from edgekd.report.plan import DEFAULT_PLAN, External, Plan, flatness, require_length, turn_order
 from edgekd.report.power import (
     Phase,

@@ -18,6 +18,7 @@ from edgekd.errors import ImageError, InputError
 from edgekd.report import blocks as module
 from edgekd.report import measure as measuring
 from edgekd.report.blocks import Silent
+from edgekd.report.inputs import synthetic_image
 from edgekd.report.measure import measure, measure_in_turns
 from edgekd.report.plan import External, Plan, flatness, turn_order
 from edgekd.report.power import Kind, PowerPending, PowerRecord
@@ -110,7 +111,7 @@ def test_synthetic_pixels_are_said_to_be_synthetic_and_are_the_same_each_time(
     assert "synthetic" in record.input.name
     assert (record.input.width_px, record.input.bands, record.input.sha256) == (128, None, None)
     assert record.ratio.redundancy == 1.0
-    assert np.array_equal(module.synthetic_image(8, 3), module.synthetic_image(8, 3))
+    assert np.array_equal(synthetic_image(8, 3), synthetic_image(8, 3))
 
 
 def test_an_engine_of_known_speed_is_measured_at_that_speed(
