@@ -103,7 +103,7 @@ def command(
     fails; the record is written all the same and says why.
     """
     from edgekd.contracts.artifacts import publish_file
-    from edgekd.errors import InputError
+    from edgekd.errors import InputError, OutputError
     from edgekd.report.measure import measure_in_turns
     from edgekd.report.plan import External, Plan
     from edgekd.runtime.session import load
@@ -131,6 +131,8 @@ def command(
     asked = _Asked(bundle, source, bands, plan, interleave, output, provider or [], any_device)
     if sweep is not None or interleave is not None:
         _require_folder(output)
+    elif output is not None and output.suffix != ".json":
+        raise OutputError(f"a record ends in .json, received {output}")
     if sweep is not None:
         _sweep(asked, sensor, provider, any_device, signer, as_json)
         return
@@ -138,6 +140,8 @@ def command(
     with contextlib.ExitStack() as outer:
         # opened first: a place that cannot be written is found before the work, not after it
         kept = None if trace is None else outer.enter_context(publish_file(trace))
+        if kept is not None:
+            kept.touch()
         with contextlib.ExitStack() as stack:
             parts = asked.open(stack)
             sessions = [
@@ -191,9 +195,13 @@ class _Asked:
 
         if self.output is None:
             return []
-        if self.interleave is None:
-            return [stack.enter_context(publish_file(self.output))]
-        return [stack.enter_context(publish_file(self.output / f"{n}.json")) for n in "AB"]
+        places = [self.output]
+        if self.interleave is not None:
+            places = [self.output / f"{letter}.json" for letter in "AB"]
+        parts = [stack.enter_context(publish_file(place)) for place in places]
+        for part in parts:
+            part.touch()
+        return parts
 
     def command(self, sweep: bool = False) -> str:
         """How to do this again; names without their folders, since a record is shown to others."""
@@ -241,6 +249,7 @@ def _write(part: Path, record: BenchmarkRecord) -> None:
 
 def _tell(record: BenchmarkRecord, asked: _Asked, as_json: bool) -> None:
     from edgekd.errors import GateError
+    from edgekd.report.advice import next_steps
     from edgekd.report.words import banner, check_rows, result_rows
 
     output, source = asked.output, asked.source
@@ -267,8 +276,7 @@ def _tell(record: BenchmarkRecord, asked: _Asked, as_json: bool) -> None:
         failed = ", ".join(check.name for check in record.failed())
         kept = f"; {output} says so too" if output is not None else ""
         raise GateError(
-            f"the measurement is not valid (failed: {failed}){kept}; stop other programs or "
-            "measure longer with --seconds, then run it again"
+            f"the measurement is not valid (failed: {failed}){kept}. {' '.join(next_steps(record))}"
         )
 
 

@@ -129,12 +129,14 @@ def _scatter(records: Sequence[BenchmarkRecord], names: Sequence[str], mark: str
         assert isinstance(record.power, PowerRecord) and record.power.engine is not None
         joules, found = record.power.engine.gross_j_per_tile, tiles_per_s(record)
         low, high = (
-            (record.engine.tiles_per_s,) * 2 if isinstance(found, str) else (found.low, found.high)
-        )
+            (0.0, 0.0) if isinstance(found, str)
+            else (found.low - found.value, found.high - found.value)
+        )  # fmt: skip
+        rate = record.power.engine.tiles_per_s  # of the same seconds as the joules
         state = "" if record.valid else " NOT VALID"
         keys.append(f"{number}: {name}{mark}{state}")
         text = f"{number if numbered else name}{mark}{state}"
-        points.append((record.engine.tiles_per_s, joules, low, high, text, record.valid))
+        points.append((rate, joules, rate + low, rate + high, text, record.valid))
     rates = [value for p in points for value in (p[0], p[2], p[3])]
     energies = [value for p in points for value in (p[1].value, p[1].low, p[1].high)]
     x, y = (padded(values, 0.3 * max(values)) for values in (rates, energies))

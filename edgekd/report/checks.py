@@ -215,9 +215,15 @@ def _held(e: Evidence, name: str, key: str, well: str) -> Check:
 
 def power_sampled(power: PowerRecord) -> Check | None:
     """The sensor was there the whole time: not lost, not stalled, not begun again."""
+    wrong = [
+        f"{name} power is {value.mean_w.value:.3g} W, and no whole draws less than nothing"
+        for name, value in (("idle", power.idle), ("engine", power.engine), ("scene", power.scene))
+        if value is not None and value.mean_w.value < 0
+    ]
+    wrong = [*power.faults, *wrong]
     pause = f"{power.interval_s:.3g} s apart (asked {power.interval_asked_s:g} s)"
-    detail = "; ".join(power.faults) or f"{len(power.trace.at_s)} samples, {pause}"
-    return _verdict("power_sampled", not power.faults, detail)
+    detail = "; ".join(wrong) or f"{len(power.trace.at_s)} samples, {pause}"
+    return _verdict("power_sampled", not wrong, detail)
 
 
 def power_windows(power: PowerRecord) -> Check | None:
@@ -233,10 +239,10 @@ def power_windows(power: PowerRecord) -> Check | None:
     lag_s = power.sensor.lag_s
     if lag_s is not None and power.guard_s < 0.99 * GUARD_LAGS * lag_s:
         found.append(
-            f"the guard of {power.guard_s:.2g} s is shorter than five times the lag of {lag_s:g} s"
+            f"the guard of {power.guard_s:.3g} s is shorter than five times the lag of {lag_s:g} s"
         )
     lag = "the sensor's lag" if power.lag_known else "a lag that was not measured,"
-    well = f"windows begin {power.guard_s:.2g} s behind a change, five times {lag}"
+    well = f"windows begin {power.guard_s:.3g} s behind a change, five times {lag}"
     if not power.lag_known:
         well = f"{well} taken as {power.guard_s / 5:.2g} s"
     return _verdict("power_windows", not found, "; ".join(found) or well)
@@ -295,7 +301,10 @@ def synchronised(power: PowerRecord) -> Check | None:
         detail += ", no more than idle: it reads something else, or its clock is off"
     if power.synchronised is not None:
         found = power.synchronised
-        detail += f"; the meter's clock by {found.offset_s:+.2f} s, correlation {found.score:.2f}"
+        detail += (
+            f"; the first call lies {found.offset_s:.2f} s behind the meter's first sample, "
+            f"correlation {found.score:.2f}"
+        )
         if found.drift_s is not None:
             detail += f", drifting by {found.drift_s:+.2f} s (allowed {METER_DRIFT_S:g} s)"
             passed = passed and abs(found.drift_s) <= METER_DRIFT_S

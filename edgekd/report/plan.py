@@ -20,6 +20,10 @@ FLAT_S = 10.0
 METER_GUARD_S = 5.0
 
 
+#: of any part of a measurement, s, and of turns
+LONGEST_S, MOST_REPEATS = 86_400.0, 1000
+
+
 @dataclass(frozen=True)
 class External:
     """A meter that records by itself; its file is added to the record later."""
@@ -65,6 +69,13 @@ class Plan:
             raise InputError(
                 f"bundles in turns (ABBA) need an even number of repeats, received {self.repeats}: "
                 "otherwise what drifts falls on one of them"
+            )
+        times = (self.duration_s, self.warmup_s, self.idle_s)
+        if not all(value <= LONGEST_S for value in times) or self.repeats > MOST_REPEATS:
+            raise InputError(
+                f"expected times up to {LONGEST_S:g} s and at most {MOST_REPEATS} repeats, "
+                f"received {self.duration_s:g} s, a warm-up of {self.warmup_s:g} s, idling of "
+                f"{self.idle_s:g} s and {self.repeats} repeats"
             )
         if self.duration_s <= 0 or self.warmup_s < 0 or self.repeats < 1 or self.idle_s <= 0:
             raise InputError(

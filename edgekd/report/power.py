@@ -142,6 +142,8 @@ class WorkPower(Document):
     Attributes:
         windows, seconds: how many, and their time, s.
         tiles, pixels, area_m2: work done in them, see :class:`Phase`.
+        tiles_per_s: tiles over seconds: of the same time as the watts, so that this times joules
+            per tile is the power. The record's other rates are of all calls, guards included.
         mean_w: with its interval; p50_w, p95_w, max_w: of the samples.
         joules: energy of the windows.
         gross_j_per_tile, gross_j_per_mpx, gross_j_per_km2: energy over work; null where there is
@@ -156,6 +158,7 @@ class WorkPower(Document):
     tiles: int
     pixels: int
     area_m2: float | None
+    tiles_per_s: float
     mean_w: Figure
     p50_w: float
     p95_w: float
@@ -454,6 +457,7 @@ def _work(
         tiles=tiles,
         pixels=pixels,
         area_m2=sum(areas) if len(areas) == len(phases) else None,
+        tiles_per_s=tiles / float(seconds.sum()),
         mean_w=Figure.of(power),
         p50_w=_rank(within, 50),
         p95_w=_rank(within, 95),

@@ -226,6 +226,7 @@ def _work_rows(name: str, work: WorkPower) -> list[tuple[str, str]]:
     spread = f"p50 {work.p50_w:.4g}, p95 {work.p95_w:.4g}, max {work.max_w:.4g}"
     rows = [
         (f"{name}: power, W", f"{interval(work.mean_w)}; {spread}"),
+        (f"{name}: tiles/s in the windows of power", figure(work.tiles_per_s)),
         (f"{name}: energy per tile, J", interval(work.gross_j_per_tile)),
     ]
     named = (
@@ -255,6 +256,8 @@ def sensor_words(power: PowerRecord) -> str:
     sensor = power.sensor
     step = "unknown" if sensor.resolution_w is None else f"{sensor.resolution_w:g} W"
     lag = "unknown" if sensor.lag_s is None else f"{sensor.lag_s:g} s"
+    if sensor.lag_s is not None and "lag" in sensor.config:
+        lag += f" ({sensor.config['lag']})"
     return (
         f"{sensor.name}, {sensor.source}, scope {sensor.scope}: {' + '.join(sensor.total)}; "
         f"step {step}, lag {lag}, a sample every {power.interval_s:.3g} s"

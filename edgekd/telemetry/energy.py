@@ -140,7 +140,8 @@ def mean_power_w(
 
     Args:
         at_s, watts, start_s, end_s: see :func:`energy_j`.
-        resolution_w: least step of the sensor. A reading is anywhere within it, with a standard
+        resolution_w: least step of the sensor; where nobody knows it, that of the readings. A
+            reading is anywhere within it, with a standard
             deviation of step / sqrt(12) that no number of samples makes smaller.
 
     Raises:
@@ -181,13 +182,24 @@ def pooled_power_w(
     value = float((shares * means).sum())
     errors = np.array([part.std(ddof=1) / math.sqrt(len(part)) for part in parts])
     batches = sum(len(part) for part in parts)
-    step = (resolution_w or 0.0) / math.sqrt(12)
+    step = (step_of(watts) if resolution_w is None else resolution_w) / math.sqrt(12)
     half = student_t(batches - len(parts)) * math.hypot(
         float(np.hypot.reduce(shares * errors)), step
     )
     if between and len(windows) >= LEAST_REPEATS:
         half = max(half, half_of_repeats(means, shares))
     return Estimate(value, value - half, value + half, batches)
+
+
+def step_of(watts: FloatArray) -> float:
+    """Step of readings whose sensor does not tell its own, W: the last decimal that any of them
+    uses (to 0.1 mW), or where values come again and again the least difference between two."""
+    digits = next(n for n in range(5) if n == 4 or np.allclose(watts, watts.round(n), atol=1e-9))
+    values = np.unique(watts.round(digits))
+    step = 10.0**-digits
+    if 1 < len(values) < len(watts) / 2:
+        step = max(step, float(np.diff(values).min()))
+    return step
 
 
 def half_of_repeats(values: FloatArray, shares: FloatArray) -> float:

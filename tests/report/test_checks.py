@@ -165,6 +165,11 @@ POWER_FAULTS: list[tuple[set[str], Samples, str]] = [
     ({"power_sampled"}, samples(stalls=[(1.0, 3.0)]), "said nothing for 2 s"),
     ({"power_sampled"}, samples(restarts=1), "began again"),
     ({"power_sampled"}, samples(without={"needs root": 3}), "3 readings without power"),
+    (
+        {"power_sampled", "synchronised"},
+        make_samples(idle_w=-1.0, engine_w=-3.0, scene_w=-2.0),
+        "engine power is -3 W, and no whole draws less than nothing",
+    ),
     ({"power_windows"}, without(4.0, 4.5), "engine window 1: a gap of 0."),
     ({"power_windows"}, without(-30.0, -29.0), "idle window 1: a gap of 1"),
     ({"power_windows"}, make_samples(spacing_s=0.9), "samples, at least 20"),

@@ -92,7 +92,7 @@ def test_a_lag_that_is_longer_than_the_guard_allows_is_told(tmp_path: Path) -> N
     meter = write_meter(tmp_path / "meter.csv", 10.0, 2.0)
     found = add_meter(pending(), read_power_file(meter, scope="wall"), "meter.csv")
     failed = {check.name: check.detail for check in found.failed()}
-    assert "the guard of 2.2 s is shorter than five times the lag" in failed["power_windows"]
+    assert "the guard of 2.25 s is shorter than five times the lag" in failed["power_windows"]
     assert not found.valid
 
 

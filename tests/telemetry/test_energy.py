@@ -18,6 +18,7 @@ from edgekd.telemetry.energy import (
     faults,
     mean_power_w,
     pooled_power_w,
+    step_of,
 )
 from edgekd.telemetry.rails import find_total
 from edgekd.telemetry.tegrastats import Reader
@@ -164,7 +165,26 @@ def test_no_interval_is_narrower_than_the_sensors_step(step: float) -> None:
     at = np.arange(0, 60, 0.1)
     found = mean_power_w(at, np.full(len(at), 5.2), 1, 59, step)
     assert found.value == pytest.approx(5.2) and found.half >= 1.96 * step / np.sqrt(12)
-    assert mean_power_w(at, np.full(len(at), 5.2), 1, 59).half == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("watts", "step"),
+    [
+        ([15.0] * 30, 1.0),
+        ([15.0, 16.0, 17.0] * 10, 1.0),
+        ([5.2] * 30, 0.1),
+        ([5.0, 5.04, 5.08, 5.16] * 10, 0.04),
+        ([5.123, 5.2], 0.001),
+        (list(5 + 0.3 * np.random.default_rng(0).standard_normal(100)), 1e-4),
+    ],
+)
+def test_a_step_that_nobody_told_is_that_of_the_readings(watts: list[float], step: float) -> None:
+    """So that a meter of whole watts has no interval of zero width."""
+    assert step_of(np.array(watts)) == pytest.approx(step)
+    at = np.arange(len(watts)) * 0.1
+    if len(watts) > 20:
+        found = mean_power_w(at, np.array(watts), at[0], at[-1])
+        assert found.half >= 1.96 * step / np.sqrt(12)
 
 
 def test_figures_are_scaled_and_compared() -> None:
@@ -249,7 +269,7 @@ def test_intervals_over_repeats_cover_the_truth(apart_w: float) -> None:
         watts = 12 + 0.3 * values + np.repeat(apart_w * rng.standard_normal(5), 120)
         found = pooled_power_w(at, watts, windows)
         held += found.low <= 12 <= found.high
-        one = pooled_power_w(at, watts, windows[:2])
+        one = pooled_power_w(at, watts, windows, between=False)
         alone += one.low <= 12 <= one.high
     assert 0.94 <= held / count <= 0.99, held / count  # the wider of two is a little too wide
     assert alone / count < 0.8 if apart_w else alone / count > 0.9
