@@ -19,6 +19,7 @@ from edgekd.report.compare import (
 from edgekd.report.power import PowerRecord
 from edgekd.report.record import BenchmarkRecord
 from edgekd.report.words import device_name, figure, interval, milliseconds, per_joule, power_mark
+from edgekd.telemetry.state import State
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -216,12 +217,18 @@ def machine_tables(record: BenchmarkRecord) -> list[tuple[str, Table]]:
     machine = record.machine
     if machine is None:
         return []
-    before = _flat(machine.before.model_dump(mode="json"))
-    after = _flat(machine.after.model_dump(mode="json"))
+    before, after = _state(machine.before), _state(machine.after)
     rows = [[key, before.get(key, "–"), after.get(key, "–")] for key in {**before, **after}]
     found = [[name, "; ".join(what) or "nothing"] for name, what in machine.found.items()]
     tables = [("State of the machine", (["", "before", "behind"], rows))]
     return [*tables, ("Found meanwhile", (["", ""], found))] if found else tables
+
+
+def _state(state: State) -> dict[str, str]:
+    """Fields in words; one that is absent has its reason in its place."""
+    plain = state.model_dump(mode="json", exclude={"absent", "at_s"})
+    told = {key: state.absent.get(key) if value is None else value for key, value in plain.items()}
+    return {key.replace("_", " "): value for key, value in _flat(told).items()}
 
 
 def _flat(value: Any, name: str = "") -> dict[str, str]:
