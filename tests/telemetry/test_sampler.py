@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -11,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgekd.telemetry.rails import Total
 from edgekd.telemetry.sampler import Sampler, Samples
 from edgekd.telemetry.sensors import tegrastats
 from edgekd.telemetry.sensors._base import Polled, Reading, SensorInfo, Unavailable
 from tests.helpers.fake_tegrastats import make_tegrastats
 
 INFO = SensorInfo("made-up", "board", ("VIN",))
+TOTAL = Total(("VDD_IN",), "module")
 
 
 def line(now: int, mean: int) -> str:
@@ -30,13 +33,21 @@ LINES = [line(6000 + 10 * n, round(6000 + 5 * n)) for n in range(400)]
 def run(tmp_path: Path, seconds: float, interval_s: float = 0.02, **faults: object) -> Samples:
     make_tegrastats(tmp_path / "usr/bin", faults.pop("lines", LINES), **faults)  # type: ignore[arg-type]
     program = str(tmp_path / "usr/bin/tegrastats")
-    sensor = tegrastats._Tegrastats(program, INFO)
+    sensor = tegrastats._Tegrastats(program, TOTAL)
     with Sampler(sensor, interval_s) as sampler:
         end = time.monotonic() + 20  # an emulated Python takes seconds to begin
         while not (sampler.samples.readings or sampler.samples.lost) and time.monotonic() < end:
             time.sleep(0.01)
         time.sleep(seconds)
     return sampler.samples
+
+
+def gone(tmp_path: Path) -> bool:
+    """Whether all of a made-up tegrastats ends within some seconds: a kill takes its time."""
+    end = time.monotonic() + 10
+    while running(tmp_path) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not running(tmp_path)
 
 
 def running(tmp_path: Path) -> bool:
@@ -112,16 +123,40 @@ def test_what_goes_wrong_is_told(tmp_path: Path, faults: dict[str, object], word
     assert not running(tmp_path)
 
 
-def test_a_process_that_does_not_listen_is_ended_with_its_children(tmp_path: Path) -> None:
+@pytest.mark.parametrize("listens", [False, True])
+def test_who_does_not_listen_is_ended(tmp_path: Path, listens: bool) -> None:
+    """The child never does, and has a name of its own; the parent may, and be gone before it."""
+    child = shutil.copy(shutil.which("sleep") or "", tmp_path / "sleep")
     setup = (
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "import subprocess; subprocess.Popen(['sleep', '77', " + repr(str(tmp_path)) + "][:2])"
+        "import subprocess; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"subprocess.Popen([{str(child)!r}, '77'])\n"
+        + ("signal.signal(signal.SIGTERM, signal.SIG_DFL)" if listens else "")
     )
     samples = run(tmp_path, 0.3, setup=setup)
     assert samples.readings
-    assert not running(tmp_path)
-    said = subprocess.run(["pgrep", "-f", "sleep 77"], capture_output=True, text=True, check=False)
-    assert not said.stdout.strip()
+    assert gone(tmp_path)
+
+
+def test_a_group_that_may_not_be_ended_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrapper that became sudo belongs to root; it ends when it writes to nobody."""
+
+    def refuse(group: int, number: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(tegrastats.os, "killpg", refuse)
+    assert run(tmp_path, 0.1).readings
+    assert gone(tmp_path)
+
+
+def test_a_process_that_closes_its_output_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tegrastats, "_END_S", 0.3)
+    samples = run(tmp_path, 1.0, each="if number == 10: os.close(1); time.sleep(77)")
+    assert samples.lost.endswith("closed its output and did not end")
+    assert gone(tmp_path)
 
 
 class Made:
@@ -179,7 +214,7 @@ def test_the_sampler_takes_little_of_a_core(tmp_path: Path) -> None:
     emulated processor is ten times slower."""
     bound = 0.1 if os.environ.get("EDGEKD_EMULATED") else 0.01
     make_tegrastats(tmp_path / "usr/bin", LINES)
-    sensor = tegrastats._Tegrastats(str(tmp_path / "usr/bin/tegrastats"), INFO)
+    sensor = tegrastats._Tegrastats(str(tmp_path / "usr/bin/tegrastats"), TOTAL)
     shares = []
     with Sampler(sensor, 0.1) as sampler:
         time.sleep(0.5)

@@ -100,7 +100,29 @@ def test_ina3221_of_an_agx_orin_has_two_chips_and_no_total_rail(tmp_path: Path) 
     reading = take(sensor)[0]
     assert reading.watts == 4 + 2 + 4.5, "VDDQ is behind VIN_SYS_5V0"
     assert "NC" not in reading.rails_w and reading.rails_w["VDDQ_VDD2_1V8AO"] == 0.5
-    assert sensor.info.lag_s is None and sensor.info.resolution_w == 0.4
+    assert sensor.info.lag_s is None and "lag" not in sensor.info.config
+    assert sensor.info.resolution_w == pytest.approx((0.4**2 + 0.4**2 + 0.1**2) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("setting", "text", "words"),
+    [
+        ("samples", "4", "1-0040.samples is 4, and it was measured with 64"),
+        ("update_interval", "1596", "1-0040.update_interval is 1596 ms, and it was measured with"),
+        ("update_interval", "?", "update_interval is ? ms"),
+    ],
+)
+def test_another_averaging_has_another_lag(
+    tmp_path: Path, setting: str, text: str, words: str
+) -> None:
+    rails = {1: ("VDD_IN", 5000, 1200), 2: ("VDD_CPU_GPU_CV", 5000, 300), 3: ("VDD_SOC", 5000, 400)}
+    write(hwmon(tmp_path, "1-0040", 3, rails), setting, f"{text}\n")
+    sensor = ina3221.find(tmp_path)
+    assert not isinstance(sensor, Unavailable)
+    assert sensor.info.lag_s is None and sensor.info.resolution_w == 0.04
+    assert (
+        sensor.info.config["lag"].startswith("not known: ") and words in sensor.info.config["lag"]
+    )
 
 
 def test_ina3221_of_jetpack_4(tmp_path: Path) -> None:
@@ -130,10 +152,23 @@ def test_ina3221_that_gives_no_total(tmp_path: Path, rails: dict, words: str) ->
     assert isinstance(found, Unavailable) and words in found.reason
 
 
-def test_ina238_of_thors_carrier(tmp_path: Path) -> None:
+THOR = {1: ("VDD_GPU", 12040, 640), 2: ("VDD_CPU_SOC_MSS", 12040, 960),
+        3: ("VIN_SYS_5V0", 5088, 1740)}  # fmt: skip
+
+
+@pytest.mark.parametrize("told_by", ["rails", "device tree"])
+def test_ina238_of_thors_carrier(tmp_path: Path, told_by: str) -> None:
     assert "no INA238" in ina238.find(tmp_path).reason  # type: ignore[union-attr]
     write(tmp_path, "sys/class/hwmon/hwmon2/name", "ina238\n")
     write(tmp_path, "sys/class/hwmon/hwmon2/power1_input", "16800000\n")
+    sensor = ina238.find(tmp_path)
+    assert isinstance(sensor, Unavailable), "it may be on a HAT, or in a power supply"
+    assert sensor.reason.startswith("there is an INA238 (hwmon2), but this is no Jetson Thor")
+    if told_by == "rails":
+        hwmon(tmp_path, "1-0040", 1, THOR)
+    else:
+        names = "nvidia,p4071-0000+p3834-0008\0nvidia,p3834-0008\0nvidia,tegra264\0"
+        write(tmp_path, "proc/device-tree/compatible", names)
     sensor = ina238.find(tmp_path)
     assert not isinstance(sensor, Unavailable)
     assert sensor.info.scope == "board" and take(sensor)[0].watts == pytest.approx(16.8)
@@ -258,6 +293,26 @@ def test_tegrastats_as_a_process(tmp_path: Path) -> None:
     assert found[0].at_s < found[1].at_s < found[2].at_s
 
 
+THOR_LINE = (
+    "RAM 5/128000MB (lfb 61x4MB) CPU [1%@972] VDD_GPU 1000mW/1000mW VDD_CPU_SOC_MSS 4000mW/4000mW "
+    "VIN_SYS_5V0 5600mW/5600mW VIN 16800mW/16800mW"
+)
+
+
+def test_a_total_rail_that_is_lost_leaves_no_power(tmp_path: Path) -> None:
+    """The module's rails are still there; their sum is no power of the board."""
+    lines = [THOR_LINE] * 3 + [THOR_LINE.partition(" VIN ")[0] + " tj@40C"] * 50
+    make_tegrastats(tmp_path / "usr/bin", lines)
+    sensor = tegrastats.find(tmp_path)
+    assert not isinstance(sensor, Unavailable)
+    assert (sensor.info.total, sensor.info.scope) == (("VIN",), "board")
+    found = take(sensor, 6)
+    assert [item.watts for item in found[:3]] == [16.8] * 3
+    assert {item.watts for item in found[3:]} == {None}
+    assert {item.why for item in found[3:]} == {"rail VIN is missing"}
+    assert found[-1].rails_w["VDD_CPU_SOC_MSS"] == 4.0
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
@@ -281,12 +336,7 @@ def test_what_reads_the_board_is_preferred_and_the_rest_is_explained(tmp_path: P
     found = find_power(tmp_path)
     assert isinstance(found, PowerUnavailable) and "tegrastats" in found.sensors
     make_tegrastats(tmp_path / "usr/bin", [LINE] * 50)
-    rails = {
-        1: ("VDD_GPU", 12040, 640),
-        2: ("VDD_CPU_SOC_MSS", 12040, 960),
-        3: ("VIN_SYS_5V0", 5088, 1740),
-    }
-    hwmon(tmp_path, "1-0040", 1, rails)
+    hwmon(tmp_path, "1-0040", 1, THOR)
     write(tmp_path, "sys/class/hwmon/hwmon2/name", "ina238\n")
     write(tmp_path, "sys/class/hwmon/hwmon2/power1_input", "16800000\n")
     sensors, reasons = find_sensors(tmp_path)
