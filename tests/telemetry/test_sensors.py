@@ -11,14 +11,16 @@ from edgekd.telemetry.sensors import ina238, ina3221, pmic, rapl, tegrastats
 from edgekd.telemetry.sensors._base import Reading, SensorLost, Unavailable
 from tests.helpers.fake_tegrastats import make_tegrastats
 
-ADC = """ 3V7_WL_SW_A current(0)=0.00000000A
-   3V3_SYS_A current(1)=0.06245952A
-  VDD_CORE_A current(7)=10.87674000A
- 3V7_WL_SW_V volt(8)=3.79999600V
-   3V3_SYS_V volt(9)=3.30632200V
-  VDD_CORE_V volt(15)=0.89745940V
-     EXT5V_V volt(24)=5.06788000V
-"""
+SUPPLIES = ("3V7_WL_SW", "3V3_SYS", "1V8_SYS", "DDR_VDD2", "DDR_VDDQ", "1V1_SYS", "0V8_SW",
+            "VDD_CORE", "3V3_DAC", "3V3_ADC", "0V8_AON", "HDMI")  # fmt: skip
+
+
+def adc_text(*without: str) -> str:
+    """Supply n draws n + 1 A at 2 V; what the chip does not tell of those ``without``."""
+    kept = [(n, name) for n, name in enumerate(SUPPLIES) if name not in without]
+    rows = [f" {name}_A current({n})={n + 1}.00000000A" for n, name in kept]
+    rows += [f" {name}_V volt({n + 12})=2.00000000V" for n, name in kept]
+    return "\n".join([*rows, "     EXT5V_V volt(24)=5.06788000V", ""])
 
 
 def write(root: Path, name: str, text: str) -> Path:
@@ -236,18 +238,49 @@ def test_rapl_without_permission_says_so(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_pmic_is_an_estimate_and_keeps_its_sum(tmp_path: Path) -> None:
-    adc = write(tmp_path, "adc", ADC)
+    adc = write(tmp_path, "adc", adc_text())
     executable(tmp_path, "vcgencmd", f'[ "$1" = pmic_read_adc ] && cat {adc}')
     sensor = pmic.find(tmp_path)
     assert not isinstance(sensor, Unavailable)
     assert sensor.info.source == "estimate" and sensor.info.scope == "board"
-    total = 0.06245952 * 3.306322 + 10.87674 * 0.8974594
+    total = 2 * sum(range(1, 13))
     reading = take(sensor)[0]
     assert reading.rails_w["pmic_sum"] == pytest.approx(total)
     assert reading.watts == pytest.approx(1.1327 * total + 0.6444)
-    assert set(reading.rails_w) == {"3V7_WL_SW", "3V3_SYS", "VDD_CORE", "pmic_sum"}
+    assert set(reading.rails_w) == {*SUPPLIES, "pmic_sum"}
+    write(tmp_path, "adc", adc_text("HDMI", "VDD_CORE"))
+    reading = take(sensor)[0]
+    assert reading.watts is None, "a lost supply lowers no estimate"
+    assert reading.why == "the power chip does not tell VDD_CORE, HDMI"
+    assert "pmic_sum" not in reading.rails_w
     adc.unlink()
-    with pytest.raises(SensorLost):
+    with pytest.raises(SensorLost, match="ended with 1: .*adc"):
+        take(sensor)
+
+
+def test_pmic_that_lacks_a_supply_from_the_first(tmp_path: Path) -> None:
+    adc = write(tmp_path, "adc", adc_text("VDD_CORE"))
+    executable(tmp_path, "vcgencmd", f"cat {adc}")
+    found = pmic.find(tmp_path)
+    assert isinstance(found, Unavailable)
+    assert found.reason == (
+        "the power chip does not tell VDD_CORE, and the estimate is of all 12 supplies"
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("cat {adc}; echo mailbox >&2; exit 3", "ended with 3: 'mailbox'"),
+        ("echo 'error=1 error_msg=\"busy\"'; cat {adc}", "error=1 error_msg="),
+    ],
+)
+def test_an_answer_with_an_error_is_none(tmp_path: Path, answer: str, words: str) -> None:
+    adc = write(tmp_path, "adc", adc_text())
+    executable(tmp_path, "vcgencmd", f"cat {adc}")
+    sensor = pmic.find(tmp_path)
+    executable(tmp_path, "vcgencmd", answer.format(adc=adc))
+    with pytest.raises(SensorLost, match=words):
         take(sensor)
 
 
