@@ -108,6 +108,13 @@ def test_a_total_is_chosen_once_for_a_log(tmp_path: Path) -> None:
     assert trace.samples.faults() == ["2 readings without power: rail VIN is missing"]
 
 
+def test_a_restart_in_a_log_has_its_time(tmp_path: Path) -> None:
+    rows = [line(mw, f"{1750866191 + n}.5::") for n, mw in enumerate([5000, 5000, 9000, 9000])]
+    rows = [row.replace(" 9mW/9mW", f" {9 + n}mW/{9 + n}mW") for n, row in enumerate(rows)]
+    samples = read_power_file(put(tmp_path, *rows)).samples
+    assert samples.restarts == len(samples.restarted_s) and 2.0 in samples.restarted_s
+
+
 def test_a_log_without_rails_has_no_power(tmp_path: Path) -> None:
     path = put(tmp_path, *(line(0, f"{1750866191 + n}.5::", rails=False) for n in range(4)))
     trace = read_power_file(path)
@@ -367,3 +374,12 @@ def test_damage_anywhere_gives_one_line_or_finite_numbers(
 def test_a_meter_is_no_sensor_of_a_machine() -> None:
     found = meter_csv.find(Path("/"))
     assert isinstance(found, Unavailable) and "edgekd power import METER.csv" in found.reason
+
+
+def test_a_carriage_return_in_the_midst_of_a_line_is_no_traceback(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no power file"):
+        read_power_file(put(tmp_path, "\rimestamp power_w", "1 2"))
+    rows = ["time,power_w", *(f"{n},{n % 3}" for n in range(9)), "9\r5,1", "10,1"]
+    trace = read_power_file(put(tmp_path, *rows), scope="wall")
+    assert len(trace.samples.readings) == 10 and trace.counts is not None
+    assert trace.counts.damaged == {"cut": 1}
