@@ -83,6 +83,21 @@ def list_modes(root: Path = Path("/")) -> list[Mode]:
     return parse_modes(read_small(root, "etc/nvpmodel.conf"))
 
 
+def known_modes(root: Path = Path("/")) -> list[Mode]:
+    """As :func:`list_modes`, for who cannot go on without.
+
+    Raises:
+        EnvironmentLacksError: they cannot be told; says what was looked for and what to do.
+    """
+    try:
+        return list_modes(root)
+    except Absent as err:
+        raise EnvironmentLacksError(
+            f"the power modes of this machine cannot be told: {err}; they stand in "
+            "/etc/nvpmodel.conf, which belongs to a Jetson with JetPack. In a container, mount it"
+        ) from err
+
+
 def parse_modes(text: str) -> list[Mode]:
     """Modes of a configuration, by number; its attributes come in any order.
 
