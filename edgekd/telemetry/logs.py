@@ -218,8 +218,12 @@ def _read_tegrastats(path: Path, content: bytes, interval_s: float | None) -> Tr
         info = SensorInfo("tegrastats", "module", (), source)
     else:
         info = total.info("tegrastats", source, {})
+    restarted = [
+        reading.at_s for line, reading in zip(lines, readings, strict=True) if line.restarted
+    ]
     samples = Samples(
-        info, interval_s or _median(times), readings, restarts=counts.restarts
+        info, interval_s or _median(times), readings, restarts=counts.restarts,
+        restarted_s=restarted,
     )  # fmt: skip
     for reading in readings:
         if reading.watts is None:

@@ -207,6 +207,7 @@ def test_rapl_adds_packages_and_memory_and_survives_the_wrap(
     two.write_text("30\n")
     second = sensor.ask()
     assert second.energy_j == pytest.approx(240e-6) and second.watts == pytest.approx(120e-6)
+    assert (second.at_s, second.over_s) == (11.0, 2.0), "a mean is that of its middle"
     assert second.rails_w["package-0"] == pytest.approx(100e-6)
     two.unlink()
     with pytest.raises(SensorLost, match="package-1 cannot be read"):
