@@ -92,7 +92,7 @@ class Total:
                 them where they can be read: under others than those of the measurement the lag is
                 not known.
         """
-        step = None if self.step_mw is None else self.step_mw / 1000
+        step = None if self.step_mw is None else round(self.step_mw / 1000, 4)
         lag, note = self.lag_s, {}
         if lag is not None:
             differs = _other_averaging(config)
