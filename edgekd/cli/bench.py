@@ -234,11 +234,9 @@ def _require_folder(output: Path | None) -> None:
 
 def _view(title: str, sensor: Sensor) -> LiveView:
     from edgekd.cli._live import LiveView
-    from edgekd.report.power import status_of
     from edgekd.telemetry.sensors._base import PowerSensor
 
-    status = status_of(sensor.info.source) if isinstance(sensor, PowerSensor) else "measured"
-    return LiveView(title, "" if status == "measured" else f" ({status})")
+    return LiveView(title, sensor.info.word if isinstance(sensor, PowerSensor) else "")
 
 
 def _write(part: Path, record: BenchmarkRecord) -> None:

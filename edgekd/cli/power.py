@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 #: how often the live line appears, s
 _LIVE_S = 1.0
-#: before and behind a command, lags of the sensor; and at least so many s
-_GUARD_LAGS, _GUARD_LEAST_S = 5.0, 1.0
+#: before and behind a command, the sensor's guard; and at least so many s
+_GUARD_LEAST_S = 1.0
 
 
 @click.group("power", epilog="Each takes --json and --debug.")
@@ -68,11 +68,13 @@ def record(
         raise EnvironmentLacksError(f"there is nothing to record: {reason_of(sensor)}")
     ended: dict[str, Any] = {}
     with stop_on_signals() as asked, Recorder(output, sensor, interval) as recorder:
+        _need(recorder)
         note(f"recording {sensor.info.name} ({sensor.info.scope}, {sensor.info.source})")
         if program:
             ended = _run(program, recorder, asked, as_json)
         else:
             _wait(recorder, asked, seconds)
+    _need(recorder)
     trace = recorder.trace
     start_s, end_s = ended.get("begin_s"), ended.get("end_s")
     found = figures(trace, start_s, end_s)
@@ -93,11 +95,23 @@ def record(
         raise GateError("; ".join(wrong))
 
 
+def _need(recorder: Recorder) -> None:
+    """A sensor that was lost before it said anything: there is nothing that could be recorded."""
+    from edgekd.errors import EnvironmentLacksError
+
+    samples = recorder.samples
+    if samples.lost and not samples.readings:
+        raise EnvironmentLacksError(
+            f"power sensor {samples.info.name} gives no reading: {samples.lost}; edgekd doctor "
+            "tells which can be read"
+        )
+
+
 def _wait(recorder: Recorder, asked: Asked, seconds: float | None) -> None:
-    """Until somebody stops it, the time is over, or the sensor is lost."""
+    """Until somebody stops it, the time is over, or there is nothing more to record."""
     end_s = None if seconds is None else recorder.start_s + seconds
     told = recorder.start_s
-    while not asked.is_set() and not recorder.samples.lost:
+    while not (asked.is_set() or recorder.samples.lost or recorder.failure):
         now = time.monotonic()
         if end_s is not None and now >= end_s:
             return
@@ -115,11 +129,14 @@ def _live(recorder: Recorder) -> None:
         return
     about = [*last.temperatures_c.items()]
     warm = f"  {max(value for _, value in about):.1f} °C" if about else ""
-    note(f"{last.at_s - recorder.start_s:8.1f} s  {last.watts:8.3f} W{warm}")
+    word = recorder.samples.info.word
+    note(f"{last.at_s - recorder.start_s:8.1f} s  {last.watts:8.3f} W{word}{warm}")
 
 
 def _guard(recorder: Recorder) -> float:
-    return max(_GUARD_LAGS * (recorder.samples.info.lag_s or 0.0), _GUARD_LEAST_S)
+    from edgekd.telemetry.energy import guard_s
+
+    return max(guard_s(recorder.samples.info), _GUARD_LEAST_S)
 
 
 def _run(
@@ -154,7 +171,7 @@ def _run(
         raise
     end = recorder.mark("end")
     rest = time.monotonic() + _guard(recorder)
-    while time.monotonic() < rest and not recorder.samples.lost:
+    while time.monotonic() < rest and not (recorder.samples.lost or recorder.failure):
         time.sleep(0.05)
     return {
         "argv": list(program), "exit_code": process.returncode,
@@ -164,13 +181,13 @@ def _run(
 
 def _guard_notes(trace: Trace, found: Figures) -> list[str]:
     """What the sensor's lag does to a window that is cut where the load is."""
-    from edgekd.telemetry.energy import energy_j
+    from edgekd.telemetry.energy import energy_j, guard_s
 
     lag = trace.samples.info.lag_s
     if lag is None:
         return ["the sensor's lag is not known: of a short command a part may lie behind its end"]
     at_s, power = trace.samples.power()
-    tail = min(found.end_s + _GUARD_LAGS * lag, float(at_s[-1]))
+    tail = min(found.end_s + guard_s(trace.samples.info), float(at_s[-1]))
     if tail <= found.end_s:
         return [f"the sensor lags by {lag:g} s and nothing was recorded behind the command"]
     after = (at_s > tail - lag) & (at_s <= tail)
@@ -233,7 +250,8 @@ def import_(
         first, last = float(at_s[0]), float(at_s[-1])
         mean = energy_j(at_s, power, first, last) / (last - first)
     value = {
-        "trace": str(output), "source": info.source, "scope": info.scope, "total": list(info.total),
+        "trace": str(output), "status": info.status, "source": info.source,
+        "scope": info.scope, "total": list(info.total),
         "readings": len(trace.samples.readings), "with_power": len(at_s),
         "started": trace.started_utc, "duration_s": float(at_s[-1] - at_s[0]) if len(at_s) else 0.0,
         "mean_w": mean, "faults": trace.faults(),
@@ -250,7 +268,7 @@ def import_(
             aside = ", ".join(f"{name} {count}" for name, count in counts.aside.items())
             rows.append(f"tokens    {counts.understood} understood, set aside: {aside or 'none'}")
     rows.append(f"samples   {len(at_s)} with power over {value['duration_s']:.3f} s")
-    rows += [] if mean is None else [f"power     {mean:.4g} W mean"]
+    rows += [] if mean is None else [f"power{info.word}".ljust(9) + f" {mean:.4g} W mean"]
     rows += [f"note      {fault}" for fault in trace.faults()]
     emit(value, [*rows, f"trace     {output}"], as_json)
     if not as_json:

@@ -169,8 +169,11 @@ def _logged(recorder: Recorder | None, path: Path | None) -> tuple[dict[str, Any
         value["power"] = {"status": "unavailable", "reason": reason}
         lines.append(f"power unavailable: {reason}; {trace.tiles_done} tiles were counted")
     else:
-        value["power"] = {"status": "available", **found.plain()}
-        lines += ["power of this run (not a benchmark: no idle, no warm-up)", *found.lines()]
+        value["power"] = found.plain()
+        lines += [
+            f"power{found.info.word} of this run (not a benchmark: no idle, no warm-up)",
+            *found.lines(),
+        ]
     return {"trace": value}, lines
 
 

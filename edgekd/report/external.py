@@ -56,13 +56,7 @@ def add_meter(record: BenchmarkRecord, trace: Trace, name: str) -> BenchmarkReco
     info = trace.samples.info
     if info.lag_s is None:
         info = replace(info, lag_s=found.lag_s)
-    samples = replace(
-        trace.samples,
-        info=info,
-        readings=[
-            replace(item, at_s=item.at_s - found.offset_s) for item in trace.samples.readings
-        ],
-    )
+    samples = replace(trace.samples.since(found.offset_s), info=info)
     synchronised = Synchronised(
         offset_s=found.offset_s, lag_s=found.lag_s, score=found.score, margin=found.margin,
         drift_s=found.drift_s,

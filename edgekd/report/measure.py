@@ -15,7 +15,6 @@ import statistics
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from edgekd.contracts.imageio import UInt8Array
@@ -39,7 +38,6 @@ from edgekd.report.power import (
     Phase,
     PowerPending,
     PowerRecord,
-    guard_s,
     make_power,
     round_phases,
 )
@@ -57,6 +55,7 @@ from edgekd.report.record import (
     WarmUp,
 )
 from edgekd.runtime.session import Session
+from edgekd.telemetry.energy import guard_s
 from edgekd.telemetry.environment import Environment, read_environment
 from edgekd.telemetry.power import PowerUnavailable
 from edgekd.telemetry.process import peak_rss_mib
@@ -422,13 +421,8 @@ def _whole_trace(samples: Samples, ends: Sequence[Phase], benches: Sequence[_Ben
         for letter, bench in zip(letters, benches, strict=True)
         for phase in bench.phases
     ]
-    moved = replace(
-        samples,
-        readings=[replace(item, at_s=item.at_s - origin) for item in samples.readings],
-        stalls=[(start - origin, end - origin) for start, end in samples.stalls],
-    )
     return Trace(
-        moved,
+        samples.since(origin),
         started_utc=started.isoformat(timespec="milliseconds"),
         marks=[(at_s - origin, name) for at_s, name in sorted(named)],
     )

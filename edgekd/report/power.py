@@ -20,24 +20,21 @@ import pydantic
 
 from edgekd.contracts.schema import Document
 from edgekd.telemetry.energy import (
-    GUARD_LAGS,
     LEAST_REPEATS,
     Estimate,
     energy_j,
     faults,
+    guard_s,
     half_of_repeats,
     pooled_power_w,
 )
 from edgekd.telemetry.sampler import Samples
-from edgekd.telemetry.sensors._base import Reading, Scope, SensorInfo
+from edgekd.telemetry.sensors._base import Reading, Scope, SensorInfo, Status
 
 FloatArray = npt.NDArray[np.float64]
 Kind = Literal["idle", "pulse", "warm_up", "guard", "engine", "streams", "scene", "other"]
 Work = Literal["engine", "scene"]
-Status = Literal["measured", "estimate", "replay"]
 
-#: taken for a sensor whose lag nobody measured, s
-UNKNOWN_LAG_S = 0.5
 #: samples of a window below which it gives no figure; faults begin far above
 LEAST_FOR_FIGURES = 4
 #: m² in a km², and px in a Mpx
@@ -214,6 +211,7 @@ class PowerRecord(Document):
         interval_asked_s, interval_s: between samples: asked for, and their median.
         guard_s: left out behind each change of the load.
         lag_known: False where the guard rests on a lag that nobody measured.
+        dropped: lines of the sensor's source that were none of its own whole ones, by kind.
         faults: of the sampling as a whole; see :meth:`edgekd.telemetry.sampler.Samples.faults`.
         idle: null where no idle window was taken.
         engine, scene: null where a window has too few samples for any figure.
@@ -228,6 +226,7 @@ class PowerRecord(Document):
     guard_s: float
     lag_known: bool
     phases: list[Phase]
+    dropped: dict[str, int]
     faults: list[str]
     idle: Idle | None
     engine: WorkPower | None
@@ -250,7 +249,8 @@ class PowerRecord(Document):
             raise ValueError("power.interval_s does not follow from the samples")
         if self.lag_known != (self.sensor.lag_s is not None):
             raise ValueError("power.lag_known does not follow from the sensor's lag")
-        if self.status != status_of(self.sensor.source):
+        s = self.sensor
+        if self.status != SensorInfo(s.name, s.scope, tuple(s.total), s.source).status:
             raise ValueError("power.status does not follow from the sensor's source")
         return self
 
@@ -263,18 +263,6 @@ class Figures:
     engine: WorkPower | None
     scene: WorkPower | None
     without: dict[str, str]
-
-
-def status_of(source: str) -> Status:
-    """As the sensor's source says: what was neither replayed nor estimated is measured."""
-    if source.startswith("replay"):
-        return "replay"
-    return "estimate" if source.startswith("estimate") else "measured"
-
-
-def guard_s(info: SensorInfo) -> float:
-    """What is left out behind a change of the load, s."""
-    return GUARD_LAGS * (UNKNOWN_LAG_S if info.lag_s is None else info.lag_s)
 
 
 def make_power(
@@ -303,7 +291,7 @@ def make_power(
     info = samples.info
     figures = evaluate(trace, rounded, info.resolution_w)
     return PowerRecord(
-        status=status_of(info.source),
+        status=info.status,
         sensor=SensorUsed(
             name=info.name, scope=info.scope, total=list(info.total), source=info.source,
             resolution_w=info.resolution_w, lag_s=info.lag_s, config=info.config,
@@ -313,6 +301,7 @@ def make_power(
         guard_s=guard_s(info) if guard is None else guard,
         lag_known=info.lag_s is not None,
         phases=rounded,
+        dropped=samples.dropped,
         faults=samples.faults(),
         idle=figures.idle,
         engine=figures.engine,

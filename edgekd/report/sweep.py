@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from edgekd.errors import EnvironmentLacksError
 from edgekd.report.record import BenchmarkRecord
-from edgekd.telemetry.modes import Mode, list_modes, restored_mode, set_mode
+from edgekd.telemetry.modes import Mode, known_modes, restored_mode, set_mode
 
 
 @dataclass
@@ -39,7 +39,7 @@ def sweep_modes(
     """
     found = Sweep()
     with restored_mode() as old:
-        modes = list_modes()
+        modes = known_modes()
         for number, mode in enumerate(modes, 1):
             say(f"mode {mode.name} ({number} of {len(modes)}; {old.name} is put back at the end)")
             try:

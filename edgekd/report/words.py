@@ -258,9 +258,11 @@ def sensor_words(power: PowerRecord) -> str:
     lag = "unknown" if sensor.lag_s is None else f"{sensor.lag_s:g} s"
     if sensor.lag_s is not None and "lag" in sensor.config:
         lag += f" ({sensor.config['lag']})"
+    dropped = ", ".join(f"{count} {kind}" for kind, count in power.dropped.items())
     return (
         f"{sensor.name}, {sensor.source}, scope {sensor.scope}: {' + '.join(sensor.total)}; "
         f"step {step}, lag {lag}, a sample every {power.interval_s:.3g} s"
+        + (f"; lines dropped: {dropped}" if dropped else "")
     )
 
 

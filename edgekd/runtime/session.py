@@ -137,7 +137,8 @@ class Session:
                 session.run_scene("scene.tif", "map.tif")
 
         What goes wrong with the sensor or the disk does not stop the work: it stands in the trace,
-        and a file that could not be written to its end is an error when the block is left.
+        also where the sensor is gone when the block begins, and a file that could not be written
+        to its end is an error when the block is left.
 
         Args:
             path: ``.csv``, or ``.parquet`` (extra ``parquet``).

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgekd.telemetry.sensors._base import SensorInfo
+
 FloatArray = npt.NDArray[np.float64]
 
 #: fewest samples in a window
@@ -29,6 +31,8 @@ LONGEST_GAP = 3.0
 LEAST_COVERAGE = 0.95
 #: a window begins so many lags of the sensor behind a change of the load: exp(-5) is 0.7 %
 GUARD_LAGS = 5.0
+#: lag that is assumed of a sensor whose lag is not known, s: a little above the longest measured
+UNKNOWN_LAG_S = 0.5
 #: fewest windows whose means tell how far repeats are apart
 LEAST_REPEATS = 2
 #: batches of a window, and how many times as long as power remembers itself each is
@@ -68,6 +72,11 @@ class Estimate:
         """The difference of two figures that know nothing of each other."""
         value, half = self.value - other.value, math.hypot(self.half, other.half)
         return Estimate(value, value - half, value + half, min(self.batches, other.batches))
+
+
+def guard_s(info: SensorInfo) -> float:
+    """What is left out behind a change of the load, s."""
+    return GUARD_LAGS * (UNKNOWN_LAG_S if info.lag_s is None else info.lag_s)
 
 
 def energy_j(at_s: FloatArray, watts: FloatArray, start_s: float, end_s: float) -> float:
@@ -241,11 +250,12 @@ def _memory_s(at_s: FloatArray, watts: FloatArray, start_s: float, end_s: float)
         return 0.0
     grid = np.linspace(start_s, end_s, count)
     values = np.interp(grid, at_s, watts)
-    values -= values.mean()
+    mean = float(values.mean())
+    values -= mean
     spectrum = np.abs(np.fft.rfft(values, 2 * count)) ** 2
     covariance = np.fft.irfft(spectrum)[:count]
-    if covariance[0] <= 0:
-        return 0.0
+    if covariance[0] <= np.finfo(np.float64).eps * mean**2:
+        return 0.0  # constant: what is left of it is rounding, which remembers itself anyhow
     correlation = covariance / covariance[0]
     pairs = correlation[: count // 2 * 2].reshape(-1, 2).sum(axis=1)
     ends = np.flatnonzero(pairs <= 0)

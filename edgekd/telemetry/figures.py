@@ -7,6 +7,8 @@ part of the trace that was. What is wrong stands beside the figures, which are t
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +31,10 @@ class Figures:
         achieved_s: median pause between them.
         mean_w: mean power with its 95 % interval; None where there are too few samples.
         energy_j: over the window.
-        p50_w, p95_w, max_w: of samples, nearest rank.
+        p50_w, p95_w, max_w: of samples, by nearest rank: ``sorted[ceil(p * n) - 1]``.
         idle_w, net_w, net_j: mean of the idle part; what is above it. None without one.
         tiles: done in the window; None where none were counted.
+        dropped: lines of the source that were none of its own whole ones, by kind.
         faults: why none of it is valid; empty where it is.
     """
 
@@ -49,6 +52,7 @@ class Figures:
     net_w: Estimate | None = None
     net_j: Estimate | None = None
     tiles: float | None = None
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
     faults: tuple[str, ...] = ()
 
     @property
@@ -69,14 +73,14 @@ class Figures:
         sensor = value.pop("info")
         value["faults"] = list(self.faults)
         return {
-            "valid": not self.faults, "sensor": sensor["name"],
+            "valid": not self.faults, "status": self.info.status, "sensor": sensor["name"],
             **{key: sensor[key] for key in ("scope", "source", "total", "resolution_w", "lag_s")},
             "duration_s": self.duration_s, **value, "gross_j_per_tile": self.gross_j_per_tile,
         }  # fmt: skip
 
     def lines(self) -> list[str]:
         """For a person."""
-        total = " + ".join(self.info.total)
+        word, total = self.info.word, " + ".join(self.info.total)
         known = [f"scope {self.info.scope}", f"source {self.info.source}", f"total {total}"]
         known += [] if self.info.lag_s is None else [f"lag {self.info.lag_s:g} s"]
         if self.info.resolution_w is not None:
@@ -87,24 +91,34 @@ class Figures:
             f"window    {self.start_s:.3f} to {self.end_s:.3f} s = {self.duration_s:.3f} s, "
             f"{self.samples} samples{pause}"
         )
+        if self.dropped:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self.dropped.items())
+            rows.append(f"dropped   {kinds} lines")
         if self.mean_w is not None and self.energy_j is not None:
-            rows.append(f"power     {watts(self.mean_w)}; energy {self.energy_j:.4g} J")
             rows.append(
-                f"samples   p50 {self.p50_w:.4g} W, p95 {self.p95_w:.4g} W, max {self.max_w:.4g} W"
+                f"{_name('power', word)}{watts(self.mean_w)}; energy{word} {self.energy_j:.4g} J"
+            )
+            rows.append(
+                f"{_name('samples', word)}p50 {self.p50_w:.4g} W, p95 {self.p95_w:.4g} W, "
+                f"max {self.max_w:.4g} W"
             )
         if self.idle_w is not None and self.net_w is not None and self.net_j is not None:
             rows.append(
-                f"net       {watts(self.net_w)} above an idle of {watts(self.idle_w)}; "
+                f"{_name('net', word)}{watts(self.net_w)} above an idle of {watts(self.idle_w)}; "
                 f"{self.net_j.value:.4g} J"
             )
         if self.tiles is not None:
             each = self.gross_j_per_tile
-            said = "" if each is None else f", {each:.4g} J per tile gross"
+            said = "" if each is None else f", {each:.4g} J per tile gross{word}"
             rate = self.tiles / self.duration_s if self.duration_s > 0 else 0.0
             rows.append(f"tiles     {self.tiles:.6g}, {rate:.4g} tiles/s{said}")
         if self.faults:
             rows.append(f"NOT VALID {'; '.join(self.faults)}")
         return rows
+
+
+def _name(text: str, word: str) -> str:
+    return f"{text}{word}".ljust(9) + " "
 
 
 def watts(estimate: Estimate) -> str:
@@ -134,25 +148,50 @@ def figures(
         raise InputError(f"the trace holds no power that could be added up: {why}")
     first, last = _window(at_s, start_s, end_s)
     inside = (at_s >= first) & (at_s <= last)
-    found = [*trace.faults(), *faults(at_s, first, last)]
+    found = [*_trace_faults(trace, first, last), *faults(at_s, first, last)]
     resolution = trace.samples.info.resolution_w
     mean = mean_power_w(at_s, power, first, last, resolution)
+    if mean.value < 0:
+        found.append(f"the mean is {mean.value:.3g} W, and no whole draws less than nothing")
     values = power[inside] if inside.any() else np.interp([first, last], at_s, power)
     idle_w = net_w = net_j = None
     if idle is not None:
         quiet = _window(at_s, *idle)
-        found += [f"idle: {fault}" for fault in faults(at_s, *quiet)]
+        found += [
+            f"idle: {fault}" for fault in (*_trace_faults(trace, *quiet), *faults(at_s, *quiet))
+        ]
         idle_w = mean_power_w(at_s, power, *quiet, resolution)
         net_w = mean.minus(idle_w)
         net_j = net_w.scaled(last - first)
     pauses = np.diff(at_s[inside])
-    p50, p95 = np.percentile(values, [50, 95], method="inverted_cdf")
+    ordered = np.sort(values)
+    p50, p95 = (ordered[math.ceil(percent * len(ordered) / 100) - 1] for percent in (50, 95))
     return Figures(
         trace.samples.info, first, last, int(inside.sum()),
         float(np.median(pauses)) if len(pauses) else None,
         mean, energy_j(at_s, power, first, last), float(p50), float(p95), float(values.max()),
-        idle_w, net_w, net_j, _tiles(trace, first, last), tuple(dict.fromkeys(found)),
+        idle_w, net_w, net_j, _tiles(trace, first, last), trace.dropped(),
+        tuple(dict.fromkeys(found)),
     )  # fmt: skip
+
+
+def _trace_faults(trace: Trace, start_s: float, end_s: float) -> list[str]:
+    """What went wrong with the sensor within a window. One that was lost, or whose writer was
+    killed, was so behind the last sample: a window that ends before that has all that it needs."""
+    samples, stalls = trace.samples, trace.samples.stalls
+    inside = [item for item in samples.readings if start_s <= item.at_s <= end_s]
+    known = samples.readings[0].at_s, samples.readings[-1].at_s
+    times = [at_s for at_s in samples.restarted_s if known[0] <= at_s <= known[1]]
+    timeless = samples.restarts - len(times)
+    cut = end_s >= float(samples.power()[0][-1])
+    part = dataclasses.replace(
+        samples,
+        lost=samples.lost if cut else "",
+        stalls=[(first, last) for first, last in stalls if first < end_s and last > start_s],
+        restarts=timeless + sum(start_s < at_s <= end_s for at_s in times),
+        without=dict(Counter(item.why for item in inside if item.watts is None)),
+    )
+    return dataclasses.replace(trace, samples=part, whole=trace.whole or not cut).faults()
 
 
 def _window(at_s: Any, start_s: float | None, end_s: float | None) -> tuple[float, float]:

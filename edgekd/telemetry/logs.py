@@ -209,15 +209,21 @@ def _read_tegrastats(path: Path, content: bytes, interval_s: float | None) -> Tr
         said = ", ".join(f"{count} {what}" for what, count in counts.damaged.items())
         raise InputError(f"{path} holds no whole line of tegrastats: {said or 'nothing'}")
     lines, times, started = _times(path, lines, interval_s, counts.damaged)
-    readings = [to_reading(line, at_s - times[0]) for line, at_s in zip(lines, times, strict=True)]
     total = next((found for line in lines if (found := find_total(line.rails))), None)
+    readings = [
+        to_reading(line, at_s - times[0], total) for line, at_s in zip(lines, times, strict=True)
+    ]
     source = f"replay: {path.name}"
     if total is None:
         info = SensorInfo("tegrastats", "module", (), source)
     else:
         info = total.info("tegrastats", source, {})
+    restarted = [
+        reading.at_s for line, reading in zip(lines, readings, strict=True) if line.restarted
+    ]
     samples = Samples(
-        info, interval_s or _median(times), readings, restarts=counts.restarts
+        info, interval_s or _median(times), readings, restarts=counts.restarts,
+        restarted_s=restarted,
     )  # fmt: skip
     for reading in readings:
         if reading.watts is None:

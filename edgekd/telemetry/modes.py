@@ -37,6 +37,7 @@ _ASK_S, _SET_S = 10.0, 60.0
 _END_S = 2.0
 #: the guard tries three times and asks between
 _GUARD_LIMITS = 8
+_TOLD = re.compile(r"POWER_MODEL: ID=([0-9]{1,6}) NAME=(\S+)")
 _GUARD = Path(__file__).with_name("_mode_guard.py")
 
 
@@ -75,12 +76,38 @@ def read_mode(root: Path = Path("/")) -> Mode:
 
 
 def list_modes(root: Path = Path("/")) -> list[Mode]:
-    """The modes that ``/etc/nvpmodel.conf`` declares, by number.
+    """The modes that ``/etc/nvpmodel.conf`` declares, by number; on this machine, where there is no
+    such file, those that ``nvpmodel -p --verbose`` tells (it may read another file).
 
     Raises:
-        Absent: there is no such file, or no mode in it.
+        Absent: neither tells any.
     """
-    return parse_modes(read_small(root, "etc/nvpmodel.conf"))
+    try:
+        return parse_modes(read_small(root, "etc/nvpmodel.conf"))
+    except Absent:
+        program = _program() if root == Path("/") else None
+        if program is None:
+            raise
+        said, code = _run([program, "-p", "--verbose"], _ASK_S)
+        found = {int(match[1]): match[2] for match in _TOLD.finditer(said)}
+        if code is None or not found:
+            raise
+        return [Mode(id=number, name=found[number]) for number in sorted(found)]
+
+
+def known_modes(root: Path = Path("/")) -> list[Mode]:
+    """As :func:`list_modes`, for who cannot go on without.
+
+    Raises:
+        EnvironmentLacksError: they cannot be told; says what was looked for and what to do.
+    """
+    try:
+        return list_modes(root)
+    except Absent as err:
+        raise EnvironmentLacksError(
+            f"the power modes of this machine cannot be told: {err}; they stand in "
+            "/etc/nvpmodel.conf, which belongs to a Jetson with JetPack. In a container, mount it"
+        ) from err
 
 
 def parse_modes(text: str) -> list[Mode]:

@@ -22,6 +22,7 @@ forum for AGX Orin (217088, 223111) and Xavier NX (200883), design guide DG-0984
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -35,11 +36,19 @@ _ADD_UP: tuple[tuple[tuple[str, ...], Scope], ...] = (
     (("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"), "module"),
     (("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"), "module"),
 )
-#: least step of a reading, mW, by the total's rails: 8 mA of an INA3221 behind 5 mOhm at 5 V, and
-#: AGX Orin's 20 V rails
-_STEP_MW = {("VDD_IN",): 40, ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"): 400}
-#: time constant of the chip's averaging, s: 0.40 to 0.48 on ``VDD_IN`` of an Orin Nano
-_LAG_S: dict[tuple[str, ...], float] = {("VDD_IN",): 0.45}
+#: rails of Xavier NX, Orin NX and Orin Nano; the ``VDD_IN`` of a TX1 or TX2 has others beside it
+#: and nothing is known of its step and lag
+_SMALL = ("VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC")
+_AGX_ORIN = ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
+#: least step of a rail's reading, mW, by the rails that tell the board: 8 mA of an INA3221 behind
+#: 5 mOhm at 5 V; AGX Orin's rails of 20 V and of 5 V
+_STEPS_MW: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
+    (_SMALL, {"VDD_IN": 40}),
+    (_AGX_ORIN, {"VDD_GPU_SOC": 400, "VDD_CPU_CV": 400, "VIN_SYS_5V0": 100}),
+)
+#: time constant of the chip's averaging, s: 0.40 to 0.48 on an Orin Nano, whose chip takes the mean
+#: of 64 samples, each of three channels with two conversions of 1.1 ms
+_LAG_S, _SAMPLES, _INTERVAL_MS = 0.45, 64, 422.4
 _LAG_NOTE = "measured on an Orin Nano with JetPack 6 alone"
 
 
@@ -50,13 +59,14 @@ class Total:
     Attributes:
         rails: that are added.
         scope: of the sum.
-        step_mw: least difference between two readings where it is known.
+        step_mw: least difference between two readings where it is known; of a sum the root of the
+            sum of its rails' squares, since they step each for itself.
         lag_s: time constant of its filter, s, where it is known.
     """
 
     rails: tuple[str, ...]
     scope: Scope
-    step_mw: int | None = None
+    step_mw: float | None = None
     lag_s: float | None = None
 
     def watts(self, rails_mw: Mapping[str, float]) -> float | None:
@@ -65,18 +75,63 @@ class Total:
             return None
         return sum(rails_mw[name] for name in self.rails) / 1000
 
+    def lacks(self, names: Collection[str]) -> str:
+        """Why there is no sum; empty where there is one."""
+        missing = [name for name in self.rails if name not in names]
+        if not missing:
+            return ""
+        one = len(missing) == 1
+        return f"rail{'' if one else 's'} {', '.join(missing)} {'is' if one else 'are'} missing"
+
     def info(self, sensor: str, source: str, config: Mapping[str, str]) -> SensorInfo:
-        """What must stand beside a figure of a sensor that reads these rails."""
-        step = None if self.step_mw is None else self.step_mw / 1000
-        note = {} if self.lag_s is None else {"lag": _LAG_NOTE}
-        return SensorInfo(
-            sensor, self.scope, self.rails, source, step, self.lag_s, {**config, **note}
-        )
+        """What must stand beside a figure of a sensor that reads these rails.
+
+        Args:
+            sensor, source: see :class:`SensorInfo`.
+            config: settings of the chips, ``CHIP.samples`` and ``CHIP.update_interval`` (ms) among
+                them where they can be read: under others than those of the measurement the lag is
+                not known.
+        """
+        step = None if self.step_mw is None else round(self.step_mw / 1000, 4)
+        lag, note = self.lag_s, {}
+        if lag is not None:
+            differs = _other_averaging(config)
+            lag = None if differs else lag
+            note = {"lag": f"not known: {differs}" if differs else _LAG_NOTE}
+        return SensorInfo(sensor, self.scope, self.rails, source, step, lag, {**config, **note})
+
+
+def _other_averaging(config: Mapping[str, str]) -> str:
+    """How the chips average otherwise than where the lag was measured; empty where they do not."""
+    for key, text in config.items():
+        setting = key.rpartition(".")[2]
+        if setting == "samples" and text != str(_SAMPLES):
+            return f"{key} is {text}, and it was measured with {_SAMPLES}"
+        if setting == "update_interval":
+            try:
+                near = 0.8 < float(text) / _INTERVAL_MS < 1.25
+            except ValueError:
+                near = False
+            if not near:
+                return f"{key} is {text} ms, and it was measured with {_INTERVAL_MS:.0f}"
+    return ""
 
 
 def find_total(names: Collection[str]) -> Total | None:
-    """The rails that add up to the whole, or None where nobody knows."""
+    """The rails that add up to the whole, or None where nobody knows. It is chosen once, of all
+    rails that there are: of the rest of a board that lost one, another total would be found."""
     for rails, scope in _ADD_UP:
         if all(name in names for name in rails):
-            return Total(rails, scope, _STEP_MW.get(rails), _LAG_S.get(rails))
+            return Total(rails, scope, _step_mw(rails, names), _lag_s(names))
     return None
+
+
+def _step_mw(rails: tuple[str, ...], names: Collection[str]) -> float | None:
+    for board, steps in _STEPS_MW:
+        if all(name in names for name in board) and all(name in steps for name in rails):
+            return math.hypot(*(steps[name] for name in rails))
+    return None
+
+
+def _lag_s(names: Collection[str]) -> float | None:
+    return _LAG_S if all(name in names for name in _SMALL) else None

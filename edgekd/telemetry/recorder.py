@@ -1,8 +1,9 @@
 """Records power and tiles beside ordinary work: a sampler with a trace that is written meanwhile.
 
 Whatever happens to the sensor or the disk, the work that is observed goes on. A sensor that is lost
-stands in the trace; a disk that is full ends the file, not the samples, and is an error when the
-block is left, so that nobody takes half a file for the whole.
+stands in the trace, also one that was gone before its first reading; a disk that is full ends the
+file, not the samples, and is an error when the block is left, so that nobody takes half a file for
+the whole.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ import numpy as np
 from edgekd.errors import InputError, OutputError
 from edgekd.telemetry.power import PowerUnavailable
 from edgekd.telemetry.sampler import Sampler, Samples
-from edgekd.telemetry.sensors._base import Polled, PowerSensor, Reading, SensorInfo
+from edgekd.telemetry.sensors._base import (
+    Polled,
+    PowerSensor,
+    Reading,
+    SensorInfo,
+    SensorLost,
+)
 from edgekd.telemetry.trace import Trace, TraceWriter, utc_now
 
 
@@ -59,7 +66,6 @@ class Recorder:
         InputError: an interval that is none.
         OutputError, EnvironmentLacksError: on entering: the trace cannot be written; on leaving: it
             could not be written to its end. An error of the block itself comes first.
-        SensorLost: on entering: the sensor is not there any more.
     """
 
     def __init__(
@@ -85,6 +91,7 @@ class Recorder:
         self._ended_s: float | None = None
         self._tiles_done: int | None = None
         self._sampler = Sampler(self._sensor, interval_s, self._each)
+        self._begun = False
         self.start_s, self.started_utc = 0.0, ""
 
     @property
@@ -93,17 +100,19 @@ class Recorder:
         return self._sampler.samples
 
     @property
+    def failure(self) -> Exception | None:
+        """What counting tiles raised; nothing is recorded from then on. Raised again on leaving."""
+        return self._sampler.failure
+
+    @property
     def trace(self) -> Trace:
         """What was recorded so far, as it is read from the file: times are s since the start."""
-        start, samples = self.start_s, self.samples
-        readings = [
-            dataclasses.replace(item, at_s=item.at_s - start) for item in list(samples.readings)
-        ]
+        start = self.start_s
+        readings = list(self.samples.readings)
         if self._count is not None:  # of the last one the tiles may still be asked for
             readings = readings[: len(self._tiles)]
-        stalls = [(first - start, last - start) for first, last in samples.stalls]
         return Trace(
-            dataclasses.replace(samples, readings=readings, stalls=stalls),
+            dataclasses.replace(self.samples, readings=readings).since(start),
             tiles=None if self._count is None else np.array(self._tiles[: len(readings)], np.int64),
             started_utc=self.started_utc, whole=True, unavailable=self._unavailable,
             marks=[(at_s - start, name) for at_s, name in self._marks],
@@ -129,6 +138,9 @@ class Recorder:
             )  # fmt: skip
         try:
             self._sampler.__enter__()
+            self._begun = True
+        except SensorLost as err:
+            self.samples.lost = str(err)
         except BaseException:
             if self._writer is not None:
                 self._writer.abandon()
@@ -145,7 +157,8 @@ class Recorder:
         if self._count is not None:
             self._tiles_done = self._count() - self._tiles_before
         try:
-            self._sampler.__exit__(kind, error, trace)
+            if self._begun:
+                self._sampler.__exit__(kind, error, trace)
         finally:
             self._finish()
         if self._failure is not None and error is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -30,7 +30,9 @@ class Samples:
         lost: why the sensor ended by itself; empty while it did not.
         stalls: ``(from, to)`` of pauses in which it said nothing, s.
         restarts: how often its source began again.
+        restarted_s: when, where that is known: the readings behind it, s.
         without: readings that had no total, by reason.
+        dropped: lines of a source that were none of its own whole ones, by kind.
     """
 
     info: SensorInfo
@@ -39,13 +41,26 @@ class Samples:
     lost: str = ""
     stalls: list[tuple[float, float]] = field(default_factory=list)
     restarts: int = 0
+    restarted_s: list[float] = field(default_factory=list)
     without: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
 
     def power(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Times, s, and total power, W, of the readings that have one."""
         pairs = [(item.at_s, item.watts) for item in self.readings if item.watts is not None]
         values = np.array(pairs, np.float64).reshape(-1, 2)
         return values[:, 0], values[:, 1]
+
+    def since(self, origin_s: float) -> Samples:
+        """The same on a clock that begins at a moment of theirs."""
+        return dataclasses.replace(
+            self,
+            readings=[
+                dataclasses.replace(item, at_s=item.at_s - origin_s) for item in self.readings
+            ],
+            stalls=[(start - origin_s, end - origin_s) for start, end in self.stalls],
+            restarted_s=[at_s - origin_s for at_s in self.restarted_s],
+        )
 
     @property
     def achieved_s(self) -> float | None:
@@ -76,6 +91,10 @@ class Sampler:
 
     Attributes:
         samples: so far; whole when the block was left.
+        failure: what ``each`` raised, as soon as it did; there are no more samples then.
+
+    Raises:
+        SensorLost: on entering: the sensor is not there any more.
     """
 
     def __init__(
@@ -87,7 +106,7 @@ class Sampler:
         self.samples = Samples(sensor.info, interval_s)
         self._sensor, self._interval, self._each = sensor, interval_s, each
         self._stop = threading.Event()
-        self._failure: Exception | None = None
+        self.failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="edgekd-power", daemon=True)
 
     def __enter__(self) -> Sampler:
@@ -104,8 +123,8 @@ class Sampler:
         self._stop.set()
         self._thread.join()
         self._stream.close()
-        if self._failure is not None and error is None:
-            raise self._failure
+        if self.failure is not None and error is None:
+            raise self.failure
 
     def _run(self) -> None:
         try:
@@ -113,10 +132,11 @@ class Sampler:
         except SensorLost as err:
             self.samples.lost = str(err)
         except Exception as err:  # noqa: BLE001 (raised again when the block is left)
-            self._failure = err
+            self.failure = err
         finally:
-            with contextlib.suppress(AttributeError):
-                self.samples.restarts = self._stream.restarts
+            counts = getattr(self._stream, "counts", None)
+            if counts is not None:
+                self.samples.dropped = dict(counts.damaged)
 
     def _sample(self) -> None:
         samples = self.samples
@@ -125,13 +145,20 @@ class Sampler:
         patience = max(STALL_INTERVALS * interval, STALL_LEAST_S)
         heard = time.monotonic()
         while not self._stop.is_set():
-            found = self._stream.read(_WAIT_S)
+            try:
+                found = self._stream.read(_WAIT_S)
+            finally:
+                began = self._stream.restarts - samples.restarts
+                samples.restarts += began
+            if began and found:
+                samples.restarted_s += [found[-1].at_s] * began
             for reading in found:
                 if samples.readings and reading.at_s <= samples.readings[-1].at_s:
                     continue  # a clock that stood still: the same moment has one reading
-                if reading.at_s - heard > patience:
-                    samples.stalls.append((heard, reading.at_s))
-                heard = reading.at_s
+                ended = reading.at_s + reading.over_s / 2  # a mean is not told before its end
+                if ended - heard > patience:
+                    samples.stalls.append((heard, ended))
+                heard = ended
                 samples.readings.append(reading)
                 if reading.watts is None:
                     samples.without[reading.why] = samples.without.get(reading.why, 0) + 1

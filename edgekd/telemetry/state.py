@@ -217,16 +217,25 @@ def ask_pi(root: Path = Path("/")) -> int:
     return int(match[1], 16)
 
 
-def compare(before: State, after: State, during: Sequence[State] = ()) -> dict[str, list[str]]:
+def compare(
+    before: State, after: State, during: Sequence[State] = (), *, looked: bool = True
+) -> dict[str, list[str]]:
     """What happened, by the name of a check: ``throttled``, ``mode_changed``, ``clocks_changed``.
 
     An empty list is nothing; a name that is not there cannot be told on this machine. Clocks are
     their limits and the governor: that a governor moves a clock is its work. What a Raspberry Pi
     keeps since boot counts when it is new; where it was kept before already, and nothing else
-    tells, "nothing" would be a guess. Alarms that were on before are not counted: they may be old.
+    tells, "nothing" would be a guess. Alerts and alarms tell of the moment of a look and keep
+    nothing: one that is on holds the machine back then, whatever was before.
+
+    Args:
+        before, after: whole states.
+        during: looks in between.
+        looked: False where the looks ended before their time: what they did not see may have
+            been.
     """
     told: dict[str, list[str]] = {}
-    throttled = _throttled(before, after, during)
+    throttled = _throttled(before, after, during, looked)
     if throttled is not None:
         told["throttled"] = throttled
     if before.power_mode is not None and after.power_mode is not None:
@@ -239,7 +248,9 @@ def compare(before: State, after: State, during: Sequence[State] = ()) -> dict[s
     return told
 
 
-def _throttled(before: State, after: State, during: Sequence[State]) -> list[str] | None:
+def _throttled(
+    before: State, after: State, during: Sequence[State], looked: bool
+) -> list[str] | None:
     looks = [state for state in (*during, after) if state.throttling is not None]
     moments: dict[str, list[float]] = {}
     for state in looks:
@@ -249,7 +260,7 @@ def _throttled(before: State, after: State, during: Sequence[State]) -> list[str
         f"{text}: in {len(times)} of {len(looks)} looks, first after {times[0]:.0f} s"
         for text, times in moments.items()
     ]
-    knows = bool(looks)
+    knows = bool(looks) and looked
     old, new = before.throttle_counts, after.throttle_counts
     if old is not None and new is not None:
         knows = True
@@ -304,6 +315,7 @@ class StateWatch:
         before: whole state at the beginning.
         during: what changes fast, each ``interval_s``.
         after: whole state at the end; None until then.
+        failure: why the looks ended before their time; empty where they did not.
     """
 
     before: State
@@ -314,6 +326,7 @@ class StateWatch:
         self._thread = threading.Thread(target=self._look, name="edgekd-state", daemon=True)
         self.during: list[State] = []
         self.after: State | None = None
+        self.failure = ""
 
     def __enter__(self) -> StateWatch:
         self._reader = StateReader(self._root)
@@ -322,8 +335,11 @@ class StateWatch:
         return self
 
     def _look(self) -> None:
-        while not self._stop.wait(self._interval):
-            self.during.append(self._reader.read(whole=False))
+        try:
+            while not self._stop.wait(self._interval):
+                self.during.append(self._reader.read(whole=False))
+        except Exception as err:  # noqa: BLE001 (told by failure: the measurement goes on)
+            self.failure = f"the state could not be looked at: {type(err).__name__}: {err}"
 
     def __exit__(
         self, kind: type[BaseException] | None, err: BaseException | None, at: TracebackType | None
@@ -334,7 +350,8 @@ class StateWatch:
 
     def changes(self) -> dict[str, list[str]]:
         """See :func:`compare`; of what was seen so far while it still runs."""
-        return compare(self.before, self.after or self._reader.read(), list(self.during))
+        after = self.after or self._reader.read()
+        return compare(self.before, after, list(self.during), looked=not self.failure)
 
 
 def _text(path: Path | str) -> str | None:

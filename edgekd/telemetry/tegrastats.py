@@ -68,6 +68,7 @@ class Line:
         understood: tokens that were read.
         aside: names of those that were not.
         form: names of all tokens in order.
+        restarted: by the lines before, tegrastats began again with this one.
     """
 
     epoch_s: float | None = None
@@ -83,6 +84,7 @@ class Line:
     understood: int = 0
     aside: tuple[str, ...] = ()
     form: tuple[str, ...] = ()
+    restarted: bool = field(default=False, compare=False)
 
 
 class Damaged(Exception):
@@ -315,6 +317,7 @@ class Reader:
                 raise Damaged("cut")
         if jumped and all(rail.now_mw == rail.mean_mw for rail in line.rails.values()):
             self.counts.restarts += 1
+            line.restarted = True
 
 
 def _jumps(before: Rail, now: Rail) -> bool:

@@ -2,15 +2,16 @@
 
 A CSV begins with ``# edgekd.trace {json}`` (the sensor, the interval asked for, the start), then a
 header and a row per reading, and ends with ``# end {json}`` (what went wrong, the interval
-achieved). Times are s since the start, on the monotonic clock. Columns, those of the first reading:
+achieved). Times are s since the start, on the monotonic clock. Columns, those of all readings until
+the first that has power, at most of 20 or of 5 s:
 
 ``t_s, power_w [, energy_j] [, tiles, tiles_per_s]``, ``NAME_w`` per rail, ``NAME_c`` per zone,
 ``NAME_mhz`` and ``NAME_load`` per unit, and ``why`` where a reading has no power. A line
 ``# mark {json}`` names a moment.
 
-Rows are handed to the system one by one: a process that is killed leaves what it had, without the
-end. A name that ends in ``.parquet`` gives the same table as Parquet (extra ``parquet``), which is
-written whole when the trace ends: of a killed process nothing is left. Its header is in the
+Rows are then handed to the system one by one: a process that is killed leaves what it had, without
+the end. A name that ends in ``.parquet`` gives the same table as Parquet (extra ``parquet``), which
+is written whole when the trace ends: of a killed process nothing is left. Its header is in the
 schema's metadata.
 """
 
@@ -21,9 +22,11 @@ import csv
 import dataclasses
 import datetime as dt
 import io
+import itertools
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO, get_args
@@ -45,6 +48,8 @@ _MARK, _END = "# mark ", "# end "
 _MOST_TILES = 2**53  # what a float counts
 #: columns that may stand behind the first two; those of parts end otherwise
 _OPTIONAL = ("energy_j", "tiles", "tiles_per_s")
+#: readings without power that are kept back, until one tells which columns there are
+_MOST_HELD, _LONGEST_HELD_S = 20, 5.0
 
 
 @dataclass
@@ -71,6 +76,10 @@ class Trace:
     counts: Counts | None = None
     tiles_done: int | None = None
     ended_s: float | None = None
+
+    def dropped(self) -> dict[str, int]:
+        """Lines of its source that were none of its own whole ones, by kind."""
+        return dict(self.samples.dropped if self.counts is None else self.counts.damaged)
 
     def faults(self) -> list[str]:
         """Why it cannot be trusted as a whole; empty where it can."""
@@ -138,6 +147,7 @@ class TraceWriter:
             "counts": None if counts is None else vars(counts),
         }  # fmt: skip
         self._columns: _Columns | None = None
+        self._held: list[tuple[Reading, int | None]] = []
         self._marks: list[tuple[float, str]] = []
         self._table: list[list[str]] = []
         self._before: tuple[float, int] | None = None
@@ -157,15 +167,39 @@ class TraceWriter:
             OSError: the disk is full, or gone.
         """
         if self._columns is None:
-            self._columns = _Columns.of(reading, self._counting)
+            self._held.append((reading, tiles))
+            waited_s = reading.at_s - self._held[0][0].at_s
+            if (
+                reading.watts is not None
+                or self._unavailable
+                or len(self._held) >= _MOST_HELD
+                or waited_s >= _LONGEST_HELD_S
+            ):
+                self._let_go()
+            return
+        self._add(self._columns, reading, tiles)
+
+    def columns_of(self, readings: Sequence[Reading]) -> None:
+        """The columns are those of these readings, before any is written."""
+        if readings:
+            self._columns = _Columns.of(readings, self._counting)
             self._line(_row(self._columns.names()))
-        cells = self._columns.cells(reading, reading.at_s - self._start, bool(self._unavailable))
+
+    def _let_go(self) -> None:
+        """Write what was kept back."""
+        held, self._held = self._held, []
+        self.columns_of([reading for reading, _ in held])
+        for reading, tiles in held:
+            self.add(reading, tiles)
+
+    def _add(self, columns: _Columns, reading: Reading, tiles: int | None) -> None:
+        cells = columns.cells(reading, reading.at_s - self._start, bool(self._unavailable))
         if self._counting:
             done = tiles or 0
             before, self._before = self._before, (reading.at_s, done)
             pause = 0.0 if before is None else reading.at_s - before[0]
             rate = "" if before is None or pause <= 0 else _number((done - before[1]) / pause)
-            place = self._columns.tiles_at
+            place = columns.tiles_at
             cells[place : place + 2] = [str(done), rate]
         self.rows += 1
         if self._stream is None:
@@ -192,17 +226,21 @@ class TraceWriter:
         """
         end = None if not whole else {
             "lost": samples.lost, "restarts": samples.restarts, "without": samples.without,
+            "dropped": samples.dropped,
+            "restarted": [at_s - self._start for at_s in samples.restarted_s],
             "stalls": [[a - self._start, b - self._start] for a, b in samples.stalls],
             "achieved_s": samples.achieved_s, "tiles": tiles_done,
             "t_s": None if ended_s is None else ended_s - self._start,
         }  # fmt: skip
         if self._stream is not None:
             try:
+                self._let_go()
                 if end is not None:
                     self._line(_END + json.dumps(end, allow_nan=False))
             finally:
                 self.abandon()
             return
+        self._let_go()
         names = [] if self._columns is None else self._columns.names()
         content = self._header | {"columns": names, "marks": self._marks, "end": end}
         parquet.write_table(self.path, names, self._table, json.dumps(content, allow_nan=False))
@@ -246,9 +284,12 @@ class _Columns:
     loads: list[str]
 
     @classmethod
-    def of(cls, first: Reading, counting: bool) -> _Columns:
-        kinds = first.rails_w, first.temperatures_c, first.clocks_mhz, first.loads
-        return cls(first.energy_j is not None, counting, *(list(kind) for kind in kinds))
+    def of(cls, readings: Sequence[Reading], counting: bool) -> _Columns:
+        """Of all of them, in the order in which they appear."""
+        energy = any(item.energy_j is not None for item in readings)
+        kinds = [(r.rails_w, r.temperatures_c, r.clocks_mhz, r.loads) for r in readings]
+        names = (list(dict.fromkeys(itertools.chain(*kind))) for kind in zip(*kinds, strict=True))
+        return cls(energy, counting, *names)
 
     @property
     def tiles_at(self) -> int:
@@ -290,6 +331,7 @@ def write_trace(path: Path, trace: Trace) -> None:
         counts=trace.counts,
     )  # fmt: skip
     try:
+        writer.columns_of(trace.samples.readings)
         for place, reading in enumerate(trace.samples.readings):
             writer.add(reading, None if trace.tiles is None else int(trace.tiles[place]))
         for at_s, name in trace.marks:
@@ -333,7 +375,12 @@ def read_trace(path: Path) -> Trace:
         elif line.startswith(_END):
             end = _json(path, number, line[len(_END) :])
         else:
-            rows.append((number, next(csv.reader([line]), [])))
+            try:
+                rows.append((number, next(csv.reader([line]), [])))
+            except csv.Error as err:
+                raise InputError(
+                    f"{path} is damaged: line {number} is not what edgekd wrote"
+                ) from err
     return _make(path, header, rows, marks, end)
 
 
@@ -440,6 +487,8 @@ def _make(
             trace.counts = Counts(**counts, damaged=damaged, aside=aside)
         if end is not None:
             samples.lost, samples.restarts = str(end["lost"]), int(end["restarts"])
+            samples.dropped = {str(key): int(n) for key, n in end.get("dropped", {}).items()}
+            samples.restarted_s = [float(at_s) for at_s in end.get("restarted", [])]
             samples.stalls = [(float(start), float(stop)) for start, stop in end["stalls"]]
             trace.tiles_done = None if end["tiles"] is None else int(end["tiles"])
             trace.ended_s = None if end["t_s"] is None else float(end["t_s"])

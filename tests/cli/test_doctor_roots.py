@@ -25,7 +25,7 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "agx_orin": ("jetson", "Jetson AGX Orin 64GB", "6.0", "MODE_30W",
                  ["MAXN", "MODE_15W", "MODE_30W", "MODE_50W"],
                  [("ina3221", "module", ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"], "measured",
-                   0.4, None)]),
+                   0.5745, None)]),
     "xavier_nx": ("jetson", "Jetson Xavier NX", "5.1.2", "MODE_15W_6CORE",
                   ["MODE_15W_2CORE", "MODE_15W_4CORE", "MODE_15W_6CORE"],
                   [("ina3221", "module", ["VDD_IN"], "measured", 0.04, 0.45)]),

@@ -28,6 +28,11 @@ if sys.argv[1] == "-q":
     os.write(1, ("NV Power Mode: %s\\n%d\\n" % (names[mode], mode)).encode())
     say("NVPM ERROR: Error opening /sys/kernel/nvpmodel_emc_cap/emc_iso_cap: 13")
     sys.exit(0)
+if sys.argv[1] == "-p":
+    if fault != "silent":
+        for number, name in enumerate(names):
+            say("NVPM VERB: POWER_MODEL: ID=%d NAME=%s" % (number, name))
+    sys.exit(0)
 mode = int(sys.argv[2])
 if mode >= len(names):
     say("NVPM ERROR: request for bad power mode %d" % mode)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
+import math
 import re
 from pathlib import Path
 
@@ -13,14 +15,18 @@ from hypothesis import strategies as st
 
 from edgekd.telemetry.energy import (
     GUARD_LAGS,
+    UNKNOWN_LAG_S,
     Estimate,
     energy_j,
     faults,
+    guard_s,
     mean_power_w,
     pooled_power_w,
     step_of,
+    student_t,
 )
 from edgekd.telemetry.rails import find_total
+from edgekd.telemetry.sensors._base import SensorInfo
 from edgekd.telemetry.tegrastats import Reader
 
 
@@ -282,3 +288,19 @@ def test_windows_are_weighed_by_their_length() -> None:
     assert found.value == pytest.approx((5 * 15 + 8 * 5) / 20)
     with pytest.raises(ValueError, match="at least one window"):
         pooled_power_w(at, watts, [])
+
+
+@pytest.mark.parametrize("watts", [5.12, 5.04, 4.97, 0.1, 1e-3, 1234.567, 0.0, -0.398])
+def test_constant_power_is_as_certain_at_any_level(watts: float) -> None:
+    """What rounding leaves of it is no memory."""
+    at_s = np.arange(0, 60, 0.109)
+    found = mean_power_w(at_s, np.full(len(at_s), watts), 1.0, 58.0, 0.04)
+    assert found.value == pytest.approx(watts)
+    assert found.batches == 30
+    assert found.half == pytest.approx(student_t(29) * 0.04 / math.sqrt(12), rel=1e-6)
+
+
+def test_the_guard_of_a_lag() -> None:
+    known = SensorInfo("x", "module", ("VDD_IN",), lag_s=0.3)
+    assert guard_s(known) == pytest.approx(1.5)
+    assert guard_s(dataclasses.replace(known, lag_s=None)) == GUARD_LAGS * UNKNOWN_LAG_S == 2.5

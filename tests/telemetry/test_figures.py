@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 
 from edgekd.errors import InputError
+from edgekd.report.record import percentile
 from edgekd.telemetry.figures import figures
 from edgekd.telemetry.sampler import Samples
 from edgekd.telemetry.sensors._base import Reading, SensorInfo
@@ -60,10 +63,79 @@ def test_a_part_that_is_not_there(window: tuple[float, float]) -> None:
 
 
 def test_what_is_wrong_makes_it_invalid() -> None:
-    found = figures(trace("it fell off"), 50, 51, (0, 1))
+    found = figures(trace("it fell off"), 99, 99.95, (0, 1))
     assert found.faults == (
         "the sensor was lost: it fell off", "10 samples, at least 20 are needed",
         "idle: 10 samples, at least 20 are needed",
     )  # fmt: skip
     assert found.plain()["valid"] is False and found.lines()[-1].startswith("NOT VALID the sensor")
+
+
+def wrong(**faults: Any) -> Trace:
+    made = trace()
+    return dataclasses.replace(
+        made,
+        samples=dataclasses.replace(made.samples, **faults),
+    )
+
+
+GONE = {"readings": [Reading(n / 10, None if 500 <= n < 503 else 5.0, why="off" * (500 <= n < 503))
+                     for n in range(1000)], "without": {"off": 3}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("faults", "words", "windows", "harmless"),
+    [
+        ({"stalls": [(40.0, 42.0)]}, "said nothing for 2 s",
+         [(None, None), (35, 41), (41, 50), (40.5, 41.5)], [(10, 40), (42, 60)]),
+        ({"restarts": 1, "restarted_s": [50.05]}, "began again 1 times",
+         [(None, None), (40, 60)], [(10, 40), (60, 90)]),
+        ({"restarts": 1}, "began again 1 times", [(None, None), (10, 40), (60, 90)], []),
+        ({"restarts": 1, "restarted_s": [5e6]}, "began again 1 times", [(10, 40)], []),
+        ({"lost": "gone"}, "lost: gone", [(None, None), (40, 99.95)], [(10, 40), (60, 90)]),
+        (GONE, "3 readings without power: off", [(None, None), (40, 60)], [(10, 40), (60, 90)]),
+    ],
+)  # fmt: skip
+def test_what_went_wrong_elsewhere_does_no_harm(
+    faults: Any, words: str, windows: Any, harmless: Any
+) -> None:
+    made = wrong(**faults)
+    for window in windows:
+        assert any(words in fault for fault in figures(made, *window).faults), window
+    for window in harmless:
+        assert figures(made, *window).faults == (), window
+        if words != "lost: gone":
+            assert any(words in fault for fault in figures(made, *window, windows[0]).faults)
+
+
+def test_a_killed_writer_harms_the_end_alone() -> None:
+    made = dataclasses.replace(trace(), whole=False)
+    assert figures(made, 10, 40).faults == ()
+    assert "its writer was killed" in figures(made).faults[0]
+
+
+@pytest.mark.parametrize("count", [20, 21, 39, 40, 59, 60, 100, 140])
+def test_quantiles_are_those_of_the_rest_of_the_project(count: int) -> None:
+    readings = [Reading(float(n), float((n * 37) % count)) for n in range(count)]
+    found = figures(Trace(Samples(INFO, 1.0, readings)))
+    values = [item.watts or 0.0 for item in readings]
+    assert (found.p50_w, found.p95_w) == (percentile(values, 50), percentile(values, 95))
+
+
+@pytest.mark.parametrize(
+    ("source", "status"),
+    [("replay: x", "replay"), ("replay: x (of an estimate)", "replay"), ("estimate", "estimate"),
+     ("measured", "measured"), ("meter: csv", "measured")],
+)  # fmt: skip
+def test_every_figure_says_what_it_is(source: str, status: str) -> None:
+    made = wrong(info=dataclasses.replace(INFO, source=source))
+    found = figures(made, 35, 65, (0, 29))
+    assert found.plain()["status"] == status
+    rows = found.lines()[2:]
+    for row in rows:
+        held = f"({status})" in row
+        assert held == (status != "measured"), row
+    assert len(rows) == 4 and rows[0].startswith(
+        "power     " if status == "measured" else f"power ({status}) "
+    )
     assert figures(trace(), 50.01, 50.02).p50_w == 10.0, "between two samples"

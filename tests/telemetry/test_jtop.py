@@ -40,9 +40,16 @@ UNNAMED = ({"cur": 6000, "avg": 1}, {"VDD_CPU_GPU_CV": {"cur": 1500}, "VDD_SOC":
 
 
 def client(
-    monkeypatch: pytest.MonkeyPatch, power: Any, *, start: str = "", count: int = 10**9
-) -> None:
-    """A module ``jtop`` whose client sends ``power`` every interval, ``count`` times."""
+    monkeypatch: pytest.MonkeyPatch,
+    power: Any,
+    *,
+    start: str = "",
+    count: int = 10**9,
+    then: Any = None,
+) -> list[Any]:
+    """A module ``jtop`` whose client sends ``power`` every interval, ``count`` times, and ``then``
+    from the fourth on; returns the clients that were made."""
+    clients: list[Any] = []
 
     class JtopException(Exception):
         pass
@@ -53,7 +60,8 @@ def client(
         def __init__(self, interval: float) -> None:
             super().__init__(daemon=True)
             self.interval, self.observer, self.on = interval, None, True
-            self.power = power
+            self.power, self.closed = power, False
+            clients.append(self)
 
         def attach(self, observer: Any) -> None:
             self.observer = observer
@@ -64,9 +72,11 @@ def client(
             super().start()
 
         def run(self) -> None:
-            for _ in range(count):
+            for number in range(count):
                 if not self.on:
                     return
+                if then is not None and number >= 3:
+                    self.power = then
                 self.observer(self)  # type: ignore[misc]
                 time.sleep(self.interval)
 
@@ -74,11 +84,12 @@ def client(
             raise JtopException("Lost connection with jtop server")
 
         def close(self) -> None:
-            self.on = False
+            self.on, self.closed = False, True
 
     module = ModuleType("jtop")
     module.jtop, module.JtopException, module.__version__ = Client, JtopException, "4.3.1"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "jtop", module)
+    return clients
 
 
 def test_from_4_2_the_total_comes_back_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +119,30 @@ def test_rails_are_added_by_our_own_table(
     stream = found.open(0.02)
     assert stream.read(2.0)[0].watts == watts, "jtop's own total has parts and supplies in it"
     stream.close()
+
+
+def test_a_rail_that_goes_off_leaves_no_power(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without VIN the rest has a total, too: that of the module."""
+    parts = {name: {"power": 1000} for name in ("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0")}
+    on, off = ({"rail": {**parts, "VIN": {"power": 16800, "online": is_on}}, "tot": {}}
+               for is_on in (True, False))  # fmt: skip
+    client(monkeypatch, on, then=off)
+    found = sensor.find(ROOT)
+    assert not isinstance(found, Unavailable) and found.info.total == ("VIN",)
+    stream = found.open(0.01)
+    readings: list[Any] = []
+    while len(readings) < 6:
+        readings += stream.read(2.0)
+    stream.close()
+    assert [item.watts for item in readings[:3]] == [16.8] * 3
+    assert {(item.watts, item.why) for item in readings[3:]} == {(None, "rail VIN is missing")}
+
+
+def test_a_client_that_cannot_start_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clients = client(monkeypatch, NEW, start="no service")
+    with pytest.raises(SensorLost, match="no service"):
+        sensor.JtopStream(0.1)
+    assert [item.closed for item in clients] == [True]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from edgekd.telemetry.trace import read_trace, write_trace
 
 
 def line(now: int, stamp: str = "", rails: bool = True) -> str:
-    rail = f" VDD_IN {now}mW/{now}mW VDD_SOC 9mW/9mW" if rails else ""
+    rail = f" VDD_IN {now}mW/{now}mW VDD_CPU_GPU_CV 5mW/5mW VDD_SOC 9mW/9mW" if rails else ""
     return f"{stamp}RAM 519/7607MB (lfb 61x4MB) CPU [10%@1728] GR3D_FREQ 9%@[1018] tj@49.5C{rail}"
 
 
@@ -96,6 +96,23 @@ def test_without_times_the_interval_is_asked_for(tmp_path: Path) -> None:
     both = put(tmp_path, line(9, "1750866191.5::"), line(9, "1750866192.5::"), name="both.log")
     with pytest.raises(InputError, match="times of its own; leave --interval out"):
         read_power_file(both, 0.1)
+
+
+def test_a_total_is_chosen_once_for_a_log(tmp_path: Path) -> None:
+    parts = "RAM 5/9MB (lfb 1x4MB) VDD_GPU 1mW/1mW VDD_CPU_SOC_MSS 4mW/4mW VIN_SYS_5V0 5mW/5mW"
+    rows = [f"{1750866191 + n}.5::{parts} VIN 16800mW/16800mW" for n in range(4)]
+    rows[1:3] = [row.partition(" VIN ")[0] + " tj@40C" for row in rows[1:3]]
+    trace = read_power_file(put(tmp_path, *rows))
+    assert [item.watts for item in trace.samples.readings] == [16.8, None, None, 16.8]
+    assert trace.samples.info.total == ("VIN",)
+    assert trace.samples.faults() == ["2 readings without power: rail VIN is missing"]
+
+
+def test_a_restart_in_a_log_has_its_time(tmp_path: Path) -> None:
+    rows = [line(mw, f"{1750866191 + n}.5::") for n, mw in enumerate([5000, 5000, 9000, 9000])]
+    rows = [row.replace(" 9mW/9mW", f" {9 + n}mW/{9 + n}mW") for n, row in enumerate(rows)]
+    samples = read_power_file(put(tmp_path, *rows)).samples
+    assert samples.restarts == len(samples.restarted_s) and 2.0 in samples.restarted_s
 
 
 def test_a_log_without_rails_has_no_power(tmp_path: Path) -> None:
@@ -357,3 +374,12 @@ def test_damage_anywhere_gives_one_line_or_finite_numbers(
 def test_a_meter_is_no_sensor_of_a_machine() -> None:
     found = meter_csv.find(Path("/"))
     assert isinstance(found, Unavailable) and "edgekd power import METER.csv" in found.reason
+
+
+def test_a_carriage_return_in_the_midst_of_a_line_is_no_traceback(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no power file"):
+        read_power_file(put(tmp_path, "\rimestamp power_w", "1 2"))
+    rows = ["time,power_w", *(f"{n},{n % 3}" for n in range(9)), "9\r5,1", "10,1"]
+    trace = read_power_file(put(tmp_path, *rows), scope="wall")
+    assert len(trace.samples.readings) == 10 and trace.counts is not None
+    assert trace.counts.damaged == {"cut": 1}

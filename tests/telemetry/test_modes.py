@@ -20,6 +20,7 @@ from edgekd.errors import EnvironmentLacksError
 from edgekd.telemetry import modes
 from edgekd.telemetry.modes import (
     Mode,
+    known_modes,
     list_modes,
     parse_answer,
     parse_modes,
@@ -103,6 +104,7 @@ def test_a_root_tells_by_its_files_and_its_links_stay_inside(tmp_path: Path) -> 
     assert (tmp_path / "etc/nvpmodel.conf").readlink().is_absolute()
     assert read_mode(tmp_path) == Mode(id=2, name="MAXN_SUPER")
     assert [mode.name for mode in list_modes(tmp_path)] == ["15W", "25W", "MAXN_SUPER"]
+    assert known_modes(tmp_path) == list_modes(tmp_path)
     put(tmp_path, {"var/lib/nvpmodel/status": "pmode:0009"})
     with pytest.raises(Absent, match="mode 9 of .* is not in /etc/nvpmodel.conf"):
         read_mode(tmp_path)
@@ -305,3 +307,12 @@ def test_a_call_under_way_when_the_process_is_killed_is_undone_too(fake: FakeNvp
     assert wait_for(lambda: fake.mode == 2), "it was under way"
     assert wait_for(lambda: fake.mode == 0)
     assert fake.calls.count("-m 0") == 2
+
+
+@pytest.mark.parametrize("text", [None, "# nothing\n"])
+def test_modes_that_cannot_be_told_are_one_clear_line(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "etc").mkdir()
+        (tmp_path / "etc/nvpmodel.conf").write_text(text)
+    with pytest.raises(EnvironmentLacksError, match="/etc/nvpmodel.conf.*In a container, mount it"):
+        known_modes(tmp_path)

@@ -94,7 +94,10 @@ def test_the_counter_comes_first(board: Board) -> None:
     assert readings[0].temperatures_c == {"gpu": 45} and readings[0].loads == {"gpu": 98}
     assert readings[0].clocks_mhz == {}, "what it does not tell is absent"
     gained = (readings[-1].energy_j or 0) - (readings[0].energy_j or 0)
-    assert gained == pytest.approx(75 * (readings[-1].at_s - readings[0].at_s), rel=0.02)
+    ends = [item.at_s + item.over_s / 2 for item in readings]
+    assert gained == pytest.approx(75 * (ends[-1] - ends[0]), rel=0.02)
+    starts = [item.at_s - item.over_s / 2 for item in readings]
+    assert starts[1:] == pytest.approx(ends[:-1]), "each is the middle of what it is the mean over"
 
 
 def test_a_counter_that_stands_still_tells_no_0_watts(board: Board) -> None:

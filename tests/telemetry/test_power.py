@@ -83,6 +83,11 @@ def test_a_sensor_is_chosen_by_name_or_refused_with_its_reason(tmp_path: Path) -
     chip.mkdir(parents=True)
     (chip / "name").write_text("ina238\n")
     (chip / "power1_input").write_text("16800000\n")
+    with pytest.raises(EnvironmentLacksError, match="no Jetson Thor: nobody knows what it measur"):
+        power.choose_sensor("ina238", tmp_path)
+    tree = tmp_path / "proc/device-tree/compatible"
+    tree.parent.mkdir(parents=True)
+    tree.write_text("nvidia,p3834-0008\0nvidia,tegra264\0")
     for asked in ("auto", "ina238"):
         found = power.choose_sensor(asked, tmp_path)
         assert not isinstance(found, power.PowerUnavailable) and found.info.name == "ina238"

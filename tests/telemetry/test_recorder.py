@@ -31,6 +31,15 @@ class Made:
         return Polled(self._ask, interval_s)
 
 
+class Gone:
+    """Was found, and is not there when it is opened."""
+
+    info = INFO
+
+    def open(self, interval_s: float) -> Polled:
+        raise SensorLost("its plug was pulled")
+
+
 class Tiles:
     """40 a second; some were done before."""
 
@@ -45,24 +54,29 @@ def test_power_and_tiles_on_one_clock(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     with Recorder(path, Made(), 0.02, Tiles()) as recorder:
         time.sleep(0.5)
-        assert len(recorder.samples.readings) > 10, "can be read while it runs"
+        assert len(recorder.samples.readings) > 2, "can be read while it runs"
         recorder.mark("half")
         time.sleep(0.5)
     trace = read_trace(path)
-    assert trace.whole and trace.faults() == [] and trace.samples.info == INFO
+    assert trace.whole and not trace.samples.lost and trace.samples.info == INFO
     assert trace.tiles is not None and trace.tiles_done is not None and trace.ended_s is not None
-    assert abs(trace.tiles_done - 40) <= 3, "those before do not count"
+    assert 1.0 <= trace.ended_s < 60
+    assert trace.tiles_done == pytest.approx(40 * trace.ended_s, abs=20, rel=0.1), (
+        "those before, 4000 of them, do not count"
+    )
     at_s = np.array([item.at_s for item in trace.samples.readings])
-    assert len(at_s) >= 35 and 0 <= at_s[0] < 0.1
-    np.testing.assert_allclose(trace.tiles, at_s * 40, atol=3)
-    assert trace.marks[0][1] == "half" and trace.marks[0][0] == pytest.approx(0.5, abs=0.1)
-    assert trace.ended_s == pytest.approx(1.0, abs=0.15)
+    assert at_s[0] >= 0 and at_s[-1] <= trace.ended_s + 5 and (np.diff(trace.tiles) >= 0).all()
+    late = np.abs(trace.tiles - at_s * 40)  # a sample that waited was counted later
+    assert np.median(late) <= 3
+    assert trace.marks[0][1] == "half" and 0.5 <= trace.marks[0][0] <= trace.ended_s - 0.5
     live = recorder.trace
-    assert live.tiles_done == trace.tiles_done and live.faults() == []
+    assert live.tiles_done == trace.tiles_done and live.faults() == trace.faults()
     np.testing.assert_allclose(live.samples.power()[0], trace.samples.power()[0], atol=1e-6)
     found = figures(trace)
     assert found.mean_w is not None and found.mean_w.value == pytest.approx(5.0)
-    assert found.gross_j_per_tile == pytest.approx(5 / 40, rel=0.1) and not found.faults
+    assert found.gross_j_per_tile == pytest.approx(5 / 40, rel=0.5)
+    assert found.energy_j is not None and found.tiles is not None
+    assert found.gross_j_per_tile == pytest.approx(found.energy_j / found.tiles)
 
 
 def test_without_a_sensor_tiles_are_written_on_the_same_grid(tmp_path: Path) -> None:
@@ -71,7 +85,7 @@ def test_without_a_sensor_tiles_are_written_on_the_same_grid(tmp_path: Path) -> 
     trace = read_trace(tmp_path / "t.csv")
     reason = "no power sensor can be read here (rapl: needs root)"
     assert trace.unavailable == recorder.trace.unavailable == reason
-    assert trace.tiles is not None and len(trace.tiles) > 12 and trace.tiles[-1] > 10
+    assert trace.tiles is not None and len(trace.tiles) > 2 and trace.tiles[-1] > 0
     assert {item.watts for item in trace.samples.readings} == {None}, "never 0 W"
     with pytest.raises(InputError, match="power is unavailable: no power sensor"):
         figures(trace)
@@ -90,6 +104,31 @@ def test_a_sensor_that_is_lost_stands_in_the_trace(tmp_path: Path) -> None:
     assert read_trace(tmp_path / "t.csv").samples.faults() == [
         "the sensor was lost: rail VIN is gone"
     ]
+
+
+def test_a_sensor_that_is_gone_when_it_is_opened_does_not_stop_the_work(tmp_path: Path) -> None:
+    with Recorder(tmp_path / "t.csv", Gone(), 0.01, Tiles()) as recorder:
+        assert recorder.samples.lost == "its plug was pulled", "at once"
+        recorder.mark("work")
+        time.sleep(0.2)
+    for trace in (read_trace(tmp_path / "t.csv"), recorder.trace):
+        assert trace.whole and trace.faults() == ["the sensor was lost: its plug was pulled"]
+        assert trace.tiles_done and trace.marks[0][1] == "work"
+    with pytest.raises(InputError, match="holds no power .* its plug was pulled"):
+        figures(recorder.trace)
+
+
+def test_tiles_that_cannot_be_counted_are_seen_at_once(tmp_path: Path) -> None:
+    calls = iter([0, 1, 2])
+
+    def count() -> int:
+        return next(calls, None) or 1 // 0
+
+    with pytest.raises(ZeroDivisionError), Recorder(None, Made(), 0.01, count) as recorder:
+        end = time.monotonic() + 5
+        while recorder.failure is None and time.monotonic() < end:
+            time.sleep(0.01)
+        assert isinstance(recorder.failure, ZeroDivisionError)
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
@@ -115,7 +154,7 @@ def test_a_full_disk_does_not_stop_the_work(
     ):
         time.sleep(0.4)
         done.append("work")
-    assert done == ["work"] and len(recorder.samples.readings) > 20, "samples go on"
+    assert done == ["work"] and len(recorder.samples.readings) > 6, "samples go on"
     if name == "t.csv":
         assert not read_trace(tmp_path / name).whole
 

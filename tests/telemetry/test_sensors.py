@@ -11,14 +11,16 @@ from edgekd.telemetry.sensors import ina238, ina3221, pmic, rapl, tegrastats
 from edgekd.telemetry.sensors._base import Reading, SensorLost, Unavailable
 from tests.helpers.fake_tegrastats import make_tegrastats
 
-ADC = """ 3V7_WL_SW_A current(0)=0.00000000A
-   3V3_SYS_A current(1)=0.06245952A
-  VDD_CORE_A current(7)=10.87674000A
- 3V7_WL_SW_V volt(8)=3.79999600V
-   3V3_SYS_V volt(9)=3.30632200V
-  VDD_CORE_V volt(15)=0.89745940V
-     EXT5V_V volt(24)=5.06788000V
-"""
+SUPPLIES = ("3V7_WL_SW", "3V3_SYS", "1V8_SYS", "DDR_VDD2", "DDR_VDDQ", "1V1_SYS", "0V8_SW",
+            "VDD_CORE", "3V3_DAC", "3V3_ADC", "0V8_AON", "HDMI")  # fmt: skip
+
+
+def adc_text(*without: str) -> str:
+    """Supply n draws n + 1 A at 2 V; what the chip does not tell of those ``without``."""
+    kept = [(n, name) for n, name in enumerate(SUPPLIES) if name not in without]
+    rows = [f" {name}_A current({n})={n + 1}.00000000A" for n, name in kept]
+    rows += [f" {name}_V volt({n + 12})=2.00000000V" for n, name in kept]
+    return "\n".join([*rows, "     EXT5V_V volt(24)=5.06788000V", ""])
 
 
 def write(root: Path, name: str, text: str) -> Path:
@@ -100,7 +102,29 @@ def test_ina3221_of_an_agx_orin_has_two_chips_and_no_total_rail(tmp_path: Path) 
     reading = take(sensor)[0]
     assert reading.watts == 4 + 2 + 4.5, "VDDQ is behind VIN_SYS_5V0"
     assert "NC" not in reading.rails_w and reading.rails_w["VDDQ_VDD2_1V8AO"] == 0.5
-    assert sensor.info.lag_s is None and sensor.info.resolution_w == 0.4
+    assert sensor.info.lag_s is None and "lag" not in sensor.info.config
+    assert sensor.info.resolution_w == 0.5745, "0.4, 0.4 and 0.1 W in squares"
+
+
+@pytest.mark.parametrize(
+    ("setting", "text", "words"),
+    [
+        ("samples", "4", "1-0040.samples is 4, and it was measured with 64"),
+        ("update_interval", "1596", "1-0040.update_interval is 1596 ms, and it was measured with"),
+        ("update_interval", "?", "update_interval is ? ms"),
+    ],
+)
+def test_another_averaging_has_another_lag(
+    tmp_path: Path, setting: str, text: str, words: str
+) -> None:
+    rails = {1: ("VDD_IN", 5000, 1200), 2: ("VDD_CPU_GPU_CV", 5000, 300), 3: ("VDD_SOC", 5000, 400)}
+    write(hwmon(tmp_path, "1-0040", 3, rails), setting, f"{text}\n")
+    sensor = ina3221.find(tmp_path)
+    assert not isinstance(sensor, Unavailable)
+    assert sensor.info.lag_s is None and sensor.info.resolution_w == 0.04
+    assert (
+        sensor.info.config["lag"].startswith("not known: ") and words in sensor.info.config["lag"]
+    )
 
 
 def test_ina3221_of_jetpack_4(tmp_path: Path) -> None:
@@ -130,10 +154,23 @@ def test_ina3221_that_gives_no_total(tmp_path: Path, rails: dict, words: str) ->
     assert isinstance(found, Unavailable) and words in found.reason
 
 
-def test_ina238_of_thors_carrier(tmp_path: Path) -> None:
+THOR = {1: ("VDD_GPU", 12040, 640), 2: ("VDD_CPU_SOC_MSS", 12040, 960),
+        3: ("VIN_SYS_5V0", 5088, 1740)}  # fmt: skip
+
+
+@pytest.mark.parametrize("told_by", ["rails", "device tree"])
+def test_ina238_of_thors_carrier(tmp_path: Path, told_by: str) -> None:
     assert "no INA238" in ina238.find(tmp_path).reason  # type: ignore[union-attr]
     write(tmp_path, "sys/class/hwmon/hwmon2/name", "ina238\n")
     write(tmp_path, "sys/class/hwmon/hwmon2/power1_input", "16800000\n")
+    sensor = ina238.find(tmp_path)
+    assert isinstance(sensor, Unavailable), "it may be on a HAT, or in a power supply"
+    assert sensor.reason.startswith("there is an INA238 (hwmon2), but this is no Jetson Thor")
+    if told_by == "rails":
+        hwmon(tmp_path, "1-0040", 1, THOR)
+    else:
+        names = "nvidia,p4071-0000+p3834-0008\0nvidia,p3834-0008\0nvidia,tegra264\0"
+        write(tmp_path, "proc/device-tree/compatible", names)
     sensor = ina238.find(tmp_path)
     assert not isinstance(sensor, Unavailable)
     assert sensor.info.scope == "board" and take(sensor)[0].watts == pytest.approx(16.8)
@@ -170,6 +207,7 @@ def test_rapl_adds_packages_and_memory_and_survives_the_wrap(
     two.write_text("30\n")
     second = sensor.ask()
     assert second.energy_j == pytest.approx(240e-6) and second.watts == pytest.approx(120e-6)
+    assert (second.at_s, second.over_s) == (11.0, 2.0), "a mean is that of its middle"
     assert second.rails_w["package-0"] == pytest.approx(100e-6)
     two.unlink()
     with pytest.raises(SensorLost, match="package-1 cannot be read"):
@@ -201,18 +239,49 @@ def test_rapl_without_permission_says_so(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_pmic_is_an_estimate_and_keeps_its_sum(tmp_path: Path) -> None:
-    adc = write(tmp_path, "adc", ADC)
+    adc = write(tmp_path, "adc", adc_text())
     executable(tmp_path, "vcgencmd", f'[ "$1" = pmic_read_adc ] && cat {adc}')
     sensor = pmic.find(tmp_path)
     assert not isinstance(sensor, Unavailable)
     assert sensor.info.source == "estimate" and sensor.info.scope == "board"
-    total = 0.06245952 * 3.306322 + 10.87674 * 0.8974594
+    total = 2 * sum(range(1, 13))
     reading = take(sensor)[0]
     assert reading.rails_w["pmic_sum"] == pytest.approx(total)
     assert reading.watts == pytest.approx(1.1327 * total + 0.6444)
-    assert set(reading.rails_w) == {"3V7_WL_SW", "3V3_SYS", "VDD_CORE", "pmic_sum"}
+    assert set(reading.rails_w) == {*SUPPLIES, "pmic_sum"}
+    write(tmp_path, "adc", adc_text("HDMI", "VDD_CORE"))
+    reading = take(sensor)[0]
+    assert reading.watts is None, "a lost supply lowers no estimate"
+    assert reading.why == "the power chip does not tell VDD_CORE, HDMI"
+    assert "pmic_sum" not in reading.rails_w
     adc.unlink()
-    with pytest.raises(SensorLost):
+    with pytest.raises(SensorLost, match="ended with 1: .*adc"):
+        take(sensor)
+
+
+def test_pmic_that_lacks_a_supply_from_the_first(tmp_path: Path) -> None:
+    adc = write(tmp_path, "adc", adc_text("VDD_CORE"))
+    executable(tmp_path, "vcgencmd", f"cat {adc}")
+    found = pmic.find(tmp_path)
+    assert isinstance(found, Unavailable)
+    assert found.reason == (
+        "the power chip does not tell VDD_CORE, and the estimate is of all 12 supplies"
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("cat {adc}; echo mailbox >&2; exit 3", "ended with 3: 'mailbox'"),
+        ("echo 'error=1 error_msg=\"busy\"'; cat {adc}", "error=1 error_msg="),
+    ],
+)
+def test_an_answer_with_an_error_is_none(tmp_path: Path, answer: str, words: str) -> None:
+    adc = write(tmp_path, "adc", adc_text())
+    executable(tmp_path, "vcgencmd", f"cat {adc}")
+    sensor = pmic.find(tmp_path)
+    executable(tmp_path, "vcgencmd", answer.format(adc=adc))
+    with pytest.raises(SensorLost, match=words):
         take(sensor)
 
 
@@ -258,6 +327,26 @@ def test_tegrastats_as_a_process(tmp_path: Path) -> None:
     assert found[0].at_s < found[1].at_s < found[2].at_s
 
 
+THOR_LINE = (
+    "RAM 5/128000MB (lfb 61x4MB) CPU [1%@972] VDD_GPU 1000mW/1000mW VDD_CPU_SOC_MSS 4000mW/4000mW "
+    "VIN_SYS_5V0 5600mW/5600mW VIN 16800mW/16800mW"
+)
+
+
+def test_a_total_rail_that_is_lost_leaves_no_power(tmp_path: Path) -> None:
+    """The module's rails are still there; their sum is no power of the board."""
+    lines = [THOR_LINE] * 3 + [THOR_LINE.partition(" VIN ")[0] + " tj@40C"] * 50
+    make_tegrastats(tmp_path / "usr/bin", lines)
+    sensor = tegrastats.find(tmp_path)
+    assert not isinstance(sensor, Unavailable)
+    assert (sensor.info.total, sensor.info.scope) == (("VIN",), "board")
+    found = take(sensor, 6)
+    assert [item.watts for item in found[:3]] == [16.8] * 3
+    assert {item.watts for item in found[3:]} == {None}
+    assert {item.why for item in found[3:]} == {"rail VIN is missing"}
+    assert found[-1].rails_w["VDD_CPU_SOC_MSS"] == 4.0
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
@@ -281,12 +370,7 @@ def test_what_reads_the_board_is_preferred_and_the_rest_is_explained(tmp_path: P
     found = find_power(tmp_path)
     assert isinstance(found, PowerUnavailable) and "tegrastats" in found.sensors
     make_tegrastats(tmp_path / "usr/bin", [LINE] * 50)
-    rails = {
-        1: ("VDD_GPU", 12040, 640),
-        2: ("VDD_CPU_SOC_MSS", 12040, 960),
-        3: ("VIN_SYS_5V0", 5088, 1740),
-    }
-    hwmon(tmp_path, "1-0040", 1, rails)
+    hwmon(tmp_path, "1-0040", 1, THOR)
     write(tmp_path, "sys/class/hwmon/hwmon2/name", "ina238\n")
     write(tmp_path, "sys/class/hwmon/hwmon2/power1_input", "16800000\n")
     sensors, reasons = find_sensors(tmp_path)

@@ -243,3 +243,55 @@ def test_a_look_a_second_costs_less_than_half_a_percent_of_a_core(
             reader.read(whole=False)
         costs.append((time.thread_time() - start) / 10)
     assert min(costs) < 0.005 / 5, "a board is some five times as slow"
+
+
+def test_an_alarm_that_was_on_before_holds_the_machine_back_all_the_same(tmp_path: Path) -> None:
+    """Alarms tell of the moment: INA3221's flags and a throttle alert go off by themselves."""
+    roots.orin_nx(tmp_path)
+    put(tmp_path, {f"{INA}/curr1_crit_alarm": 1})
+    put_cooling(tmp_path, {"cpu-throttle-alert": 1})
+    reader = StateReader(tmp_path)
+    before, seen = reader.read(), [reader.read(whole=False)]
+    told = compare(before, reader.read(), seen)["throttled"]
+    assert [text.partition(": ")[2] for text in told] == ["in 2 of 2 looks, first after 0 s"] * 2
+    assert "alarms that were on before are not counted" not in (compare.__doc__ or "").lower()
+
+
+@pytest.mark.parametrize(("board", "knows"), [("orin_nx", False), ("x86", True)])
+def test_looks_that_ended_pass_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, board: str, knows: bool
+) -> None:
+    """Counters since boot still tell; without them nobody knows."""
+    BOARDS[board](tmp_path)
+    real = StateReader.read
+
+    def read(self: StateReader, *, whole: bool = True) -> State:
+        if not whole:
+            raise RuntimeError("mine")
+        return real(self, whole=whole)
+
+    monkeypatch.setattr(StateReader, "read", read)
+    with StateWatch(tmp_path, interval_s=0.01) as watch:
+        watch._thread.join(5)
+        assert "RuntimeError: mine" in watch.failure, "while it runs"
+    changes = watch.changes()
+    assert ("throttled" in changes) == knows
+    assert changes["clocks_changed"] == []
+
+
+def test_looks_that_ended_keep_what_they_saw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots.orin_nx(tmp_path)
+    put(tmp_path, {f"{INA}/curr1_crit_alarm": 1})
+    real, left = StateReader.read, iter(range(2))
+
+    def read(self: StateReader, *, whole: bool = True) -> State:
+        if not whole and next(left, None) is None:
+            raise RuntimeError("mine")
+        return real(self, whole=whole)
+
+    monkeypatch.setattr(StateReader, "read", read)
+    with StateWatch(tmp_path, interval_s=0.01) as watch:
+        watch._thread.join(5)
+    assert watch.failure and "VDD_IN over its critical" in watch.changes()["throttled"][0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -258,4 +259,27 @@ def test_totals(names: tuple[str, ...], rails: tuple[str, ...] | None, scope: st
     assert total is not None and total.rails == rails and total.scope == scope
     values = {name: 1000 * 2**place for place, name in enumerate(names)}
     assert total.watts(values) == sum(values[name] for name in rails) / 1000
-    assert total.watts({name: 1 for name in names if name != rails[-1]}) is None
+    rest = {name: 1 for name in names if name != rails[-1]}
+    assert total.watts(rest) is None and total.lacks(rest) == f"rail {rails[-1]} is missing"
+    assert total.lacks(names) == ""
+
+
+@pytest.mark.parametrize(
+    ("names", "step_mw", "lag_s"),
+    [
+        (("VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"), 40, 0.45),
+        (("VDD_IN", "VDD_SYS_GPU", "VDD_SYS_SOC", "VDD_SYS_CPU"), None, None),  # TX2
+        (("VDD_IN", "VDD_CPU_GPU", "VDD_SOC"), None, None),  # TX2 NX
+        (("VDD_IN",), None, None),
+        ((*ORIN, "VDDQ_VDD2_1V8AO"), math.sqrt(400**2 + 400**2 + 100**2), None),
+        (THOR, None, None),
+        (("POM_5V_IN", "POM_5V_GPU", "POM_5V_CPU"), None, None),
+        (XAVIER, None, None),
+    ],
+)  # fmt: skip
+def test_step_and_lag_are_those_of_the_board(
+    names: tuple[str, ...], step_mw: float | None, lag_s: float | None
+) -> None:
+    total = find_total(names)
+    assert total is not None and total.lag_s == lag_s
+    assert total.step_mw == (None if step_mw is None else pytest.approx(step_mw))

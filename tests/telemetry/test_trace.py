@@ -36,7 +36,9 @@ def some(count: int = 5, tiles: bool = True) -> Trace:
         for n in range(count)
     ]  # fmt: skip
     return Trace(
-        Samples(INFO, 0.1, readings, lost="it ended", stalls=[(0.1, 1.5)], restarts=2),
+        Samples(
+            INFO, 0.1, readings, lost="it ended", stalls=[(0.1, 1.5)], restarts=2, restarted_s=[0.3]
+        ),
         tiles=np.arange(count) * 3 if tiles else None,
         started_utc="2026-01-02T03:04:05.678+00:00",
         marks=[(0.2, "begin"), (0.3, "end")],
@@ -50,6 +52,7 @@ def same(one: Trace, other: Trace) -> None:
     assert one.samples.info == other.samples.info
     assert one.samples.interval_s == other.samples.interval_s
     assert one.samples.faults() == other.samples.faults()
+    assert one.samples.restarted_s == pytest.approx(other.samples.restarted_s)
     assert (one.started_utc, one.whole, one.unavailable, one.tiles_done, one.counts) == (
         other.started_utc, other.whole, other.unavailable, other.tiles_done, other.counts,
     )  # fmt: skip
@@ -202,6 +205,7 @@ def test_a_process_that_is_killed(tmp_path: Path) -> None:
         (lambda s: s.replace("0.110000,5.333333333", "0.110000,nan", 1), "line 4 holds 'nan'"),
         (lambda s: s.replace("# end {", "# end [", 1), "is not what edgekd wrote"),
         (lambda s: s.replace('"restarts": 2', '"restarts": "x"'), "no end of a trace"),
+        (lambda s: s.replace("\n0.110000,", "\n0.11\r0,", 1), "line 4 is not what edgekd wrote"),
         (lambda s: s + "9.0,1,2,3,4,5,6,7,8,9,\n", "follows the end"),
         (lambda s: s.replace('# mark {"t_s": 0.2', '# mark {"t_s": "soon"'), "holds 'soon'"),
     ],
@@ -291,7 +295,56 @@ def test_a_trace_that_is_not_whole_stays_so(tmp_path: Path) -> None:
     assert not read_trace(tmp_path / "t.csv").whole
 
 
-def test_columns_are_those_of_the_first_reading(tmp_path: Path) -> None:
+def test_a_first_reading_without_power_takes_no_rails_away(tmp_path: Path) -> None:
+    """Of a trace that is written whole the columns are those of all readings."""
+    readings = [
+        Reading(0.1, None, why="not yet"),
+        Reading(0.2, 5.0, {"A": 5.0}, clocks_mhz={"cpu": 1000.0}),
+        Reading(0.3, 6.0, {"A": 4.0, "B": 2.0}, energy_j=3.0, temperatures_c={"tj": 40.0}),
+    ]
+    made = Trace(Samples(INFO, 0.1, readings, without={"not yet": 1}))
+    write_trace(tmp_path / "t.csv", made)
+    same(read_trace(tmp_path / "t.csv"), dataclasses.replace(made))
+    found = read_trace(tmp_path / "t.csv").samples.readings
+    assert found[2].rails_w == {"A": 4.0, "B": 2.0} and found[2].energy_j == 3.0
+    assert found[1].rails_w == {"A": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("pause_s", "empty", "rows"),
+    [(0.1, 1, 0), (0.1, 19, 0), (0.1, 20, 20), (1.0, 5, 0), (1.0, 6, 6)],
+)
+def test_a_writer_waits_a_little_for_power(
+    tmp_path: Path, pause_s: float, empty: int, rows: int
+) -> None:
+    path = tmp_path / "t.csv"
+    writer = TraceWriter(path, INFO, 0.1, started_utc="", start_s=0.0, counting=True)
+    for n in range(empty):
+        writer.add(Reading(n * pause_s, None, loads={"cpu": 1.0}, why="not yet"), n)
+    writer.mark(0.05, "early")
+    assert len(read_trace(path).samples.readings) == rows, "what a kill would leave"
+    last = (empty + 1) * pause_s
+    writer.add(Reading(last, 5.0, {"A": 5.0}), 99)
+    assert len(read_trace(path).samples.readings) == empty + 1
+    writer.close(Samples(INFO, 0.1))
+    found = read_trace(path)
+    assert found.tiles is not None and list(found.tiles) == [*range(empty), 99]
+    assert found.samples.readings[0].loads == {"cpu": 1.0}
+    assert found.samples.readings[-1].rails_w == ({} if rows else {"A": 5.0})
+    assert found.marks == [(0.05, "early")]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_what_was_kept_back_is_written_at_the_end(tmp_path: Path, name: str) -> None:
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow.parquet")
+    writer = TraceWriter(tmp_path / name, INFO, 0.1, started_utc="", start_s=0.0)
+    writer.add(Reading(0.5, None, why="never"))
+    writer.close(Samples(INFO, 0.1))
+    assert [item.why for item in read_trace(tmp_path / name).samples.readings] == ["never"]
+
+
+def test_columns_do_not_change_later(tmp_path: Path) -> None:
     writer = TraceWriter(tmp_path / "t.csv", INFO, 0.1, started_utc="", start_s=100.0)
     writer.add(Reading(100.5, 1.0, {"A": 1.0}, temperatures_c={"cpu": 40.0}))
     writer.add(Reading(101.0, None, {"A": 2.0, "B": 3.0}, why="line\nbreak"))

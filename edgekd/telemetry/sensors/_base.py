@@ -16,6 +16,8 @@ from typing import Literal, Protocol, runtime_checkable
 #: what a reading includes: the compute module, the whole board, or the wall socket with the
 #: power supply's loss. Figures of different scope must not be compared.
 Scope = Literal["module", "board", "wall"]
+#: how a figure came to be; the first two stand beside every one of them
+Status = Literal["replay", "estimate", "measured"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class SensorInfo:
         name: the file's name.
         scope: see :data:`Scope`.
         total: the rails that are added, or the counter's name.
-        source: "measured"; "estimate" where power is derived by a formula; "replay: FILE".
+        source: "measured"; "estimate" where power is derived by a formula; "replay: FILE";
+            "meter: FORMAT".
         resolution_w: least step of a reading, W; None where it is not known.
         lag_s: time constant of its filter, s; None where it is not known.
         config: settings that decide about a reading, as the system tells them.
@@ -51,18 +54,33 @@ class SensorInfo:
     lag_s: float | None = None
     config: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def status(self) -> Status:
+        """As the source says: what was neither replayed nor estimated is measured."""
+        if self.source.startswith("replay"):
+            return "replay"
+        return "estimate" if self.source.startswith("estimate") else "measured"
+
+    @property
+    def word(self) -> str:
+        """What is put behind the name of a figure: `` (replay)``, `` (estimate)`` or nothing."""
+        return "" if self.status == "measured" else f" ({self.status})"
+
 
 @dataclass(frozen=True)
 class Reading:
     """A sample.
 
     Attributes:
-        at_s: when it arrived, monotonic clock, s.
+        at_s: the moment that ``watts`` is of, monotonic clock, s: when it arrived, or the middle of
+            what it is the mean over.
         watts: the total; None where it was not to be had at this moment.
         rails_w: everything that was read, W, parts and parents alike.
-        energy_j: a counter that only rises, where the sensor has one.
+        energy_j: a counter that only rises, where the sensor has one; as it was read, at the end of
+            what ``watts`` is the mean over.
         temperatures_c, clocks_mhz, loads: of zones and units by name; loads in percent.
         why: why ``watts`` is None.
+        over_s: how long ``watts`` is the mean over, s; 0 where it is of a moment.
     """
 
     at_s: float
@@ -73,6 +91,7 @@ class Reading:
     clocks_mhz: dict[str, float] = field(default_factory=dict)
     loads: dict[str, float] = field(default_factory=dict)
     why: str = ""
+    over_s: float = 0.0
 
 
 class Stream(Protocol):

@@ -22,7 +22,6 @@ from edgekd.telemetry.rails import Total, find_total
 from edgekd.telemetry.sensors._base import (
     PowerSensor,
     Reading,
-    SensorInfo,
     SensorLost,
     Unavailable,
 )
@@ -68,20 +67,24 @@ class JtopStream:
     """A connection to the service: what it sends is a reading when it arrives.
 
     Attributes:
+        total: what power is the sum of; where none was given, that of the first message that has
+            one.
         restarts: never told; the service is asked again by its own client.
     """
 
     restarts = 0
 
-    def __init__(self, interval_s: float) -> None:
+    def __init__(self, interval_s: float, total: Total | None = None) -> None:
         self._arrived: queue.SimpleQueue[Reading | Exception] = queue.SimpleQueue()
-        self.total: Total | None = None
+        self.total = total
         self.interval_s = interval_s
+        self._client: Any = None
         try:
             self._client = require("jtop", "jetson", "ask jetson-stats").jtop(interval=interval_s)
             self._client.attach(self._take)
             self._client.start()
         except Exception as err:
+            self.close()
             raise SensorLost(f"jtop: {' '.join(str(err).split())}") from err
 
     def _take(self, client: Any) -> None:
@@ -89,12 +92,12 @@ class JtopStream:
         now = time.monotonic()
         try:
             rails = read_rails(client.power)
-            total = self.total = find_total(list(rails))
+            total = self.total = self.total or find_total(rails)
             self._arrived.put(Reading(
                 now, None if total is None else total.watts(rails),
                 {name: value / 1000 for name, value in rails.items()},
                 temperatures_c=_temperatures(client.temperature),
-                why="" if total is not None else _why(rails),
+                why=total.lacks(rails) if total is not None and rails else _why(rails),
             ))  # fmt: skip
         except Exception as err:  # noqa: BLE001 (given to the thread that reads)
             self._arrived.put(err)
@@ -124,8 +127,9 @@ class JtopStream:
 
     def close(self) -> None:
         """End the connection."""
-        with contextlib.suppress(Exception):  # a service that is gone cannot be told
-            self._client.close()
+        if self._client is not None:
+            with contextlib.suppress(Exception):  # a service that is gone cannot be told
+                self._client.close()
 
 
 def _why(rails: dict[str, float]) -> str:
@@ -138,12 +142,13 @@ def _why(rails: dict[str, float]) -> str:
 
 
 class _Jtop:
-    def __init__(self, info: SensorInfo) -> None:
-        self.info = info
+    def __init__(self, total: Total, version: str) -> None:
+        self._total = total
+        self.info = total.info("jtop", "measured", {"jetson_stats": version})
 
     def open(self, interval_s: float) -> JtopStream:
         """See :class:`~edgekd.telemetry.sensors._base.PowerSensor`."""
-        return JtopStream(interval_s)
+        return JtopStream(interval_s, self._total)
 
 
 def find(root: Path) -> PowerSensor | Unavailable:
@@ -166,4 +171,4 @@ def find(root: Path) -> PowerSensor | Unavailable:
     total = stream.total
     if total is None or readings[-1].watts is None:
         return Unavailable(readings[-1].why)
-    return _Jtop(total.info("jtop", "measured", {"jetson_stats": version}))
+    return _Jtop(total, version)

@@ -281,9 +281,17 @@ _VOLTS = ("voltage_v", "voltage", "volts", "v")
 _AMPERES = ("current_a", "current", "amperes", "amps", "a")
 
 
+def _cells(line: str, delimiter: str) -> list[str]:
+    """Of a line; none where it is no CSV (a carriage return or NUL in its midst)."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:
+        return []
+
+
 def csv_columns(line: str) -> dict[str, int] | None:
     """Places of ``time`` and ``power``, or of ``volts`` and ``amperes``; None: no such header."""
-    cells = next(csv.reader([line], delimiter=_delimiter(line)), [])
+    cells = _cells(line, _delimiter(line))
     names = [re.sub(r"\W+", "_", cell.strip().lower()).strip("_") for cell in cells]
 
     def place(wanted: tuple[str, ...]) -> int | None:
@@ -311,7 +319,9 @@ def read_csv(path: Path, lines: list[str], scope: Scope | None) -> Meter:
             "supply's loss) or --scope board (at the board's input)"
         )
     found, started = _Found(), ""
-    for cells in csv.reader(lines[1:], delimiter=_delimiter(lines[0])):
+    delimiter = _delimiter(lines[0])
+    for line in lines[1:]:
+        cells = _cells(line, delimiter)
         if len(cells) <= max(columns.values()):
             found.drop("cut")
             continue

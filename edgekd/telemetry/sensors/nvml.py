@@ -92,7 +92,8 @@ class _Nvml:
         return bool(kind >= self._nvml.NVML_DEVICE_ARCH_AMPERE)
 
     def ask(self) -> Reading:
-        """One reading. A counter that did not move yet gives the last one again."""
+        """One reading; power out of a counter is that of the middle between two of its steps. A
+        counter that did not move yet gives the last one again."""
         nvml, handle = self._nvml, self._handle
         try:
             value = self._read()
@@ -100,7 +101,7 @@ class _Nvml:
             raise SensorLost(f"{self.info.total[0]} cannot be read: {err}") from err
         now = time.monotonic()
         watts: float | None = value
-        energy, why = None, ""
+        energy, why, over = None, "", 0.0
         if self.reading == "energy counter":
             before = self._counted
             if before is not None and value < before[1]:
@@ -108,10 +109,12 @@ class _Nvml:
             if before is not None and value == before[1] and self._last is not None:
                 return self._last
             self._counted, energy = (now, value), value
-            watts = None if before is None else (value - before[1]) / max(now - before[0], 1e-6)
-            why = "a counter tells power from its second" if watts is None else ""
+            watts, why = None, "a counter tells power from its second"
+            if before is not None:
+                over = max(now - before[0], 1e-6)
+                watts, why = (value - before[1]) / over, ""
         self._last = Reading(
-            now, watts, {}, energy, why=why,
+            now - over / 2, watts, {}, energy, why=why, over_s=over,
             temperatures_c=self._extra(
                 "gpu", lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)
             ),

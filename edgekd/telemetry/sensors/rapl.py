@@ -70,7 +70,8 @@ class _Rapl:
         self._last: tuple[float, float] | None = None
 
     def ask(self) -> Reading:
-        """Energy since the first reading, and the mean power since the one before."""
+        """Energy since the first reading, and the mean power since the one before, which is that of
+        the middle between them."""
         before = {item.name: item.energy_j for item in self._counters}
         for item in self._counters:
             try:
@@ -83,7 +84,8 @@ class _Rapl:
             return Reading(now, None, energy_j=energy, why="a counter tells power from its second")
         pause = now - last[0]
         rails = {item.name: (item.energy_j - before[item.name]) / pause for item in self._counters}
-        return Reading(now, (energy - last[1]) / pause, rails, energy)
+        watts = (energy - last[1]) / pause
+        return Reading(now - pause / 2, watts, rails, energy, over_s=pause)
 
     def open(self, interval_s: float) -> Polled:
         """See :class:`~edgekd.telemetry.sensors._base.PowerSensor`."""

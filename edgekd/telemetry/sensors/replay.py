@@ -7,6 +7,7 @@ not that of the work beside it.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 
@@ -23,14 +24,22 @@ class ReplayStream:
 
     Attributes:
         interval_s: median pause of the file's readings, as they are played.
-        restarts: how often the file's own source began again.
+        restarts: how often the file's own source began again until now.
     """
 
     def __init__(self, trace: Trace, speed: float) -> None:
         self._readings, self._speed, self._next = trace.samples.readings, speed, 0
         self._start = time.monotonic()
-        self.restarts = trace.samples.restarts
+        samples = trace.samples
+        self._restarted_s = samples.restarted_s
+        self._restarts = samples.restarts - len(samples.restarted_s)  # of which the time is unknown
         self.interval_s = (trace.samples.achieved_s or 0.0) / speed
+
+    @property
+    def restarts(self) -> int:
+        """See :class:`~edgekd.telemetry.sensors._base.Stream`."""
+        until = self._readings[self._next - 1].at_s if self._next else -math.inf
+        return self._restarts + sum(at_s <= until for at_s in self._restarted_s)
 
     def _due(self, place: int) -> float:
         passed = self._readings[place].at_s - self._readings[0].at_s
@@ -65,7 +74,7 @@ class Replay:
         self._trace, self._speed = trace, speed
         info, times = trace.samples.info, [item.at_s for item in trace.samples.readings]
         self.duration_s = (times[-1] - times[0]) / speed
-        original = ", an estimate" if "estimate" in info.source else ""
+        original = " (of an estimate)" if "estimate" in info.source else ""
         self.info: SensorInfo = dataclasses.replace(info, source=f"replay: {name}{original}")
 
     def open(self, interval_s: float) -> ReplayStream:

@@ -15,11 +15,10 @@ import subprocess
 import time
 from pathlib import Path
 
-from edgekd.telemetry.rails import find_total
+from edgekd.telemetry.rails import Total, find_total
 from edgekd.telemetry.sensors._base import (
     PowerSensor,
     Reading,
-    SensorInfo,
     SensorLost,
     Unavailable,
 )
@@ -31,9 +30,8 @@ _FIRST_S = 5.0
 _END_S = 2.0
 
 
-def to_reading(line: Line, at_s: float) -> Reading:
-    """A line as a sample."""
-    total = find_total(line.rails)
+def to_reading(line: Line, at_s: float, total: Total | None) -> Reading:
+    """A line as a sample; without one of the total's rails it has no power."""
     mw = {name: rail.now_mw for name, rail in line.rails.items()}
     clocks = {name.lower(): float(max(u.mhz)) for name, u in line.units.items() if u.mhz}
     cores = [core.mhz[0] for core in line.cores if core.mhz]
@@ -46,7 +44,7 @@ def to_reading(line: Line, at_s: float) -> Reading:
         temperatures_c=line.temperatures_c,
         clocks_mhz={**clocks, **({"cpu": float(max(cores))} if cores else {})},
         loads={**loads, **({"cpu": sum(busy) / len(busy)} if busy else {})},
-        why="" if total is not None else _why(line),
+        why=total.lacks(mw) if total is not None and mw else _why(line),
     )
 
 
@@ -60,14 +58,15 @@ class TegrastatsStream:
     """A running tegrastats.
 
     Attributes:
+        total: what power is the sum of; where none was given, that of the first line that has one.
         counts: what its lines were.
         restarts: how often it began again.
     """
 
-    def __init__(self, program: str, interval_s: float) -> None:
-        self._program = program
+    def __init__(self, program: str, interval_s: float, total: Total | None = None) -> None:
+        self._program, self.total = program, total
         self._reader = Reader()
-        self._last_s = time.monotonic()
+        self._last_s, self._closed = time.monotonic(), False
         try:
             # a group of its own, since under sudo or a wrapper the parent's end is not its end
             self._process = subprocess.Popen(
@@ -100,37 +99,56 @@ class TegrastatsStream:
         now = time.monotonic()
         if not data:
             self._reader.close()
-            code = self._process.wait()
-            raise SensorLost(f"{self._program} ended with {code}")
+            raise SensorLost(f"{self._program} {self._ended()}")
         lines = self._reader.feed(data)
         pause = (now - self._last_s) / max(len(lines), 1)
-        found = [
-            to_reading(line, now - pause * (len(lines) - 1 - place))
-            for place, line in enumerate(lines)
-        ]
+        found = []
+        for place, line in enumerate(lines):
+            self.total = self.total or find_total(line.rails)
+            found.append(to_reading(line, now - pause * (len(lines) - 1 - place), self.total))
         if lines:
             self._last_s = now
         return found
 
+    def _ended(self) -> str:
+        """What became of a process that says no more; it is over then."""
+        try:
+            said = f"ended with {self._process.wait(_END_S)}"
+        except subprocess.TimeoutExpired:
+            said = "closed its output and did not end"
+        self.close()
+        return said
+
     def close(self) -> None:
-        """End the process and what it started; one that does not listen is killed."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_END_S)
-                break
+        """End the process and all that it started. Who does not listen is killed, also where the
+        first of them did; what belongs to root (under sudo) ends when it writes to nobody."""
+        if self._closed:
+            return
+        self._closed = True
+        self._signal(signal.SIGTERM)
         if self._process.stdout is not None:
             self._process.stdout.close()
+        self._wait()
+        self._signal(signal.SIGKILL)
+        self._wait()
+
+    def _wait(self) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_S)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
 
 
 class _Tegrastats:
-    def __init__(self, program: str, info: SensorInfo) -> None:
-        self._program, self.info = program, info
+    def __init__(self, program: str, total: Total) -> None:
+        self._program, self._total = program, total
+        self.info = total.info("tegrastats", "measured", {})
 
     def open(self, interval_s: float) -> TegrastatsStream:
         """See :class:`~edgekd.telemetry.sensors._base.PowerSensor`."""
-        return TegrastatsStream(self._program, interval_s)
+        return TegrastatsStream(self._program, interval_s, self._total)
 
 
 def find(root: Path) -> PowerSensor | Unavailable:
@@ -161,8 +179,6 @@ def find(root: Path) -> PowerSensor | Unavailable:
         return Unavailable(
             f"{program} said nothing in {_FIRST_S:.0f} s" + (f" but {said} lines" if said else "")
         )
-    reading = readings[-1]
-    total = find_total(list(reading.rails_w))
-    if total is None or reading.watts is None:
-        return Unavailable(reading.why)
-    return _Tegrastats(program, total.info("tegrastats", "measured", {}))
+    if stream.total is None or readings[-1].watts is None:
+        return Unavailable(readings[-1].why)
+    return _Tegrastats(program, stream.total)
