@@ -64,7 +64,10 @@ def read_power_file(
     form = form or _tell(path, content)
     if form == "trace":
         _no_interval(path, interval_s, "a trace")
+        _no_scope(path, scope, "a trace")
         return read_trace(path)
+    if form != "csv":
+        _no_scope(path, scope, f"a file of {form}")
     if form == "tegrastats":
         return _read_tegrastats(path, content, interval_s)
     _no_interval(path, interval_s, "a meter's file")
@@ -86,6 +89,11 @@ def read_power_file(
 def _no_interval(path: Path, interval_s: float | None, what: str) -> None:
     if interval_s is not None:
         raise InputError(f"{path} is {what} with times of its own; leave --interval out")
+
+
+def _no_scope(path: Path, scope: Scope | None, what: str) -> None:
+    if scope is not None:
+        raise InputError(f"{path} is {what}, whose scope is known; leave --scope out")
 
 
 def _unknown(path: Path) -> InputError:

@@ -60,6 +60,8 @@ def find_power(root: Path = Path("/")) -> PowerSensor | PowerUnavailable:
 
 #: what ``--power`` takes beside a sensor's name
 REPLAY = "replay:"
+#: modules that are no sensor of a machine: nothing, and files
+_NOT_READ = ("null", "meter_csv", "replay")
 _WORDS = ("auto", "none", "replay:FILE")
 
 
@@ -86,8 +88,10 @@ def choose_sensor(
     if asked.startswith(REPLAY):
         from edgekd.telemetry.sensors.replay import open_replay
 
+        if asked == REPLAY:
+            raise InputError("replay: names no file; give one: replay:FILE")
         return open_replay(Path(asked[len(REPLAY) :]))
-    names = registry.module_names(_PACKAGE)
+    names = [name for name in registry.module_names(_PACKAGE) if name not in _NOT_READ]
     if asked not in names:
         valid = [*_WORDS, *also, *names]
         raise InputError(

@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekd import __version__
-from edgekd.contracts.artifacts import prepare_parent
+from edgekd.contracts.artifacts import prepare_parent, publish_file
 from edgekd.errors import InputError, OutputError
 from edgekd.telemetry import parquet
 from edgekd.telemetry.sampler import Samples
@@ -156,9 +156,12 @@ class TraceWriter:
             try:
                 # a line at a time, so that what was said is there if this process is killed
                 self._stream = path.open("w", encoding="utf-8", newline="", buffering=1)
+                self._line(MAGIC + json.dumps(self._header, allow_nan=False))
             except OSError as err:
+                if self._stream is not None:
+                    self.abandon()
+                    path.unlink(missing_ok=True)  # nothing is in it
                 raise OutputError(f"{path} cannot be written: {err.strerror or err}") from err
-            self._line(MAGIC + json.dumps(self._header, allow_nan=False))
 
     def add(self, reading: Reading, tiles: int | None = None) -> None:
         """Write a reading; ``tiles`` were done since the start.
@@ -320,11 +323,20 @@ class _Columns:
 
 
 def write_trace(path: Path, trace: Trace) -> None:
-    """Write a trace that is whole.
+    """Write a trace at once; it appears when it is whole.
 
     Raises:
         OutputError, EnvironmentLacksError: see :class:`TraceWriter`.
     """
+    check_suffix(path)
+    with publish_file(path) as part:
+        try:
+            _write_whole(part, trace)
+        except OutputError as err:
+            raise OutputError(str(err).replace(str(part), str(path))) from err
+
+
+def _write_whole(path: Path, trace: Trace) -> None:
     writer = TraceWriter(
         path, trace.samples.info, trace.samples.interval_s, started_utc=trace.started_utc,
         start_s=0.0, counting=trace.tiles is not None, unavailable=trace.unavailable,
@@ -337,8 +349,6 @@ def write_trace(path: Path, trace: Trace) -> None:
         for at_s, name in trace.marks:
             writer.mark(at_s, name)
         writer.close(trace.samples, trace.tiles_done, trace.ended_s, whole=trace.whole)
-    except OSError as err:
-        raise OutputError(f"{path} cannot be written: {err.strerror or err}") from err
     finally:
         writer.abandon()
 

@@ -42,6 +42,6 @@ POWER_ROWS: tuple[tuple[str, str, tuple[str, ...], int], ...] = (
      ("text.log is no power file",), 2),
     ("trace with another suffix", "run b in.tif -o m.tif --trace t.txt",
      (".csv or .parquet", "t.txt"), 2),
-    ("sensor that is not here", "power record --power null --seconds 1",
-     ("power sensor null cannot be read", "edgekd doctor"), 3),
+    ("sensor that is not here", "power record --power pmic --seconds 1",
+     ("power sensor pmic cannot be read", "edgekd doctor"), 3),
 )  # fmt: skip

@@ -101,8 +101,8 @@ def test_what_cannot_be_traced_is_told_before_the_work(bundle: Path, tmp_path: P
     with edgekd.load(bundle) as session:
         with pytest.raises(InputError, match="'tegrastat' does not exist; did you mean"):
             session.trace(tmp_path / "t.csv", "tegrastat")
-        with pytest.raises(EnvironmentLacksError, match="power sensor null cannot be read"):
-            session.trace(tmp_path / "t.csv", "null")
+        with pytest.raises(EnvironmentLacksError, match="power sensor pmic cannot be read"):
+            session.trace(tmp_path / "t.csv", "pmic")
         (tmp_path / "file").touch()
         with pytest.raises(OutputError, match="cannot be made"), \
                 session.trace(tmp_path / "file" / "t.csv", "none"):  # fmt: skip

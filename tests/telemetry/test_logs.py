@@ -341,9 +341,11 @@ def test_a_format_can_be_named(tmp_path: Path) -> None:
         read_power_file(path, form="fnirsy")
     for form in FORMATS:
         try:
-            read_power_file(path, form=form, scope="wall")
+            read_power_file(path, form=form, scope="wall" if form == "csv" else None)
         except EdgeKDError as err:
             assert form not in ("tasmota", "shelly") and "\n" not in str(err)
+    with pytest.raises(InputError, match="is a file of tasmota, whose scope is known"):
+        read_power_file(path, scope="board")
 
 
 @given(
