@@ -158,3 +158,11 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> No
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError):
         write_record(make_record(make_evidence()), tmp_path / "file" / "r.json")
+
+
+def test_records_that_are_committed_can_be_read() -> None:
+    kept = Path(__file__).parents[2] / "benchmarks" / "results"
+    found = [path for path in kept.rglob("*.json") if '"edgekd.benchmark"' in path.read_text()]
+    assert found
+    for path in found:
+        assert read_record(path).valid, path
