@@ -17,6 +17,7 @@ from edgekd.report.record import read_record
 from tests.helpers.bundles import make_bundle
 from tests.helpers.fake_nvpmodel import FakeNvpmodel
 from tests.helpers.records import decide
+from tests.helpers.signals import by_default
 
 pytest.importorskip("onnxruntime")
 FAST = ["--seconds", "0.05", "--warmup", "0", "--power", "none"]
@@ -96,6 +97,7 @@ def test_a_sweep_that_is_stopped_puts_the_mode_back(
         [sys.executable, "-m", "edgekd", *words],
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
+        preexec_fn=by_default,
     )
     end = time.monotonic() + 60
     while nvpmodel.mode != 0 and time.monotonic() < end:

@@ -30,6 +30,7 @@ from edgekd.telemetry.modes import (
 )
 from tests.helpers.fake_nvpmodel import FakeNvpmodel
 from tests.helpers.roots import put, put_modes, put_program
+from tests.helpers.signals import by_default
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -253,6 +254,7 @@ def start(how: str) -> subprocess.Popen[str]:
         [sys.executable, "-c", CHILD, how],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
+        preexec_fn=by_default,
     )  # fmt: skip
 
 
