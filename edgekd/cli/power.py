@@ -63,6 +63,9 @@ def record(
         raise InputError("--seconds ends a recording without COMMAND; leave one of them out")
     if program and shutil.which(program[0]) is None:
         raise InputError(f"the command '{program[0]}' is not found; is it on PATH?")
+    for name, given, most in (("--seconds", seconds, 604_800.0), ("--interval", interval, 3600.0)):
+        if given is not None and not 0.001 <= given <= most:
+            raise InputError(f"expected {name} of 0.001 to {most:g} s, received {given:g}")
     sensor = choose_sensor(power)
     if isinstance(sensor, PowerUnavailable):
         raise EnvironmentLacksError(f"there is nothing to record: {reason_of(sensor)}")

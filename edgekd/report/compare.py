@@ -133,6 +133,8 @@ def _of_power(name: str) -> Callable[[BenchmarkRecord], Estimate | str]:
             return f"no power: {power.reason}"
         if power.engine is None:
             return f"no power of the bare engine: {power.without['engine']}"
+        if power.engine.windows < LEAST_BLOCKS:
+            return "one window tells nothing of repeats; measure with --repeats 3 or more"
         found: Figure | None = getattr(power.engine, name)
         if found is None:
             return "no such figure"

@@ -85,11 +85,13 @@ def side_by_side(records: Sequence[BenchmarkRecord]) -> Table:
     for name, record in zip(labels(records), records, strict=True):
         power = record.power
         watts = joules = per_j = per_mpx = "–"
+        rate = record.engine.tiles_per_s
         of = "unavailable"
         if isinstance(power, PowerRecord):
             mark = power_mark(power)
             of = f"{power.sensor.scope}{mark or ' (measured)'}"
             if power.engine is not None:
+                rate = power.engine.tiles_per_s  # of the seconds of the watts beside it
                 watts = interval(power.engine.mean_w) + mark
                 joules = interval(power.engine.gross_j_per_tile) + mark
                 per_j = per_joule(power.engine) + mark
@@ -98,7 +100,7 @@ def side_by_side(records: Sequence[BenchmarkRecord]) -> Table:
         rows.append([
             name, "yes" if record.valid else "NOT VALID",
             milliseconds(record.engine.summary.p50_s),
-            milliseconds(record.engine.summary.p99_s), figure(record.engine.tiles_per_s), watts,
+            milliseconds(record.engine.summary.p99_s), figure(rate), watts,
             joules, per_j, figure(record.scene.unique_mpx_per_s), per_mpx,
             f"{record.peak_rss_mib:.0f}", of, "–" if one_device else device_name(record),
         ])  # fmt: skip

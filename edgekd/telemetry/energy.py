@@ -37,6 +37,8 @@ UNKNOWN_LAG_S = 0.5
 LEAST_REPEATS = 2
 #: batches of a window, and how many times as long as power remembers itself each is
 _MOST_BATCHES, _FEWEST_BATCHES, _MEMORIES = 30, 5, 10.0
+#: values from which on their differences tell a step
+_FEWEST_LEVELS = 4
 #: Student's t, 97.5 %, by degrees of freedom from 1 (NIST/SEMATECH e-Handbook 1.3.6.7.2)
 _T = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
@@ -191,10 +193,10 @@ def pooled_power_w(
     value = float((shares * means).sum())
     errors = np.array([part.std(ddof=1) / math.sqrt(len(part)) for part in parts])
     batches = sum(len(part) for part in parts)
-    step = (step_of(watts) if resolution_w is None else resolution_w) / math.sqrt(12)
-    half = student_t(batches - len(parts)) * math.hypot(
-        float(np.hypot.reduce(shares * errors)), step
-    )
+    # a reading is within half a step of the truth however often it is taken: no Student's t
+    step = 2 / math.sqrt(12) * (step_of(watts) if resolution_w is None else resolution_w)
+    within = student_t(batches - len(parts)) * float(np.hypot.reduce(shares * errors))
+    half = math.hypot(within, step)
     if between and len(windows) >= LEAST_REPEATS:
         half = max(half, half_of_repeats(means, shares))
     return Estimate(value, value - half, value + half, batches)
@@ -202,12 +204,12 @@ def pooled_power_w(
 
 def step_of(watts: FloatArray) -> float:
     """Step of readings whose sensor does not tell its own, W: the last decimal that any of them
-    uses (to 0.1 mW), or where values come again and again the least difference between two."""
+    uses (to 0.1 mW), or what the differences of values that come again have in common."""
     digits = next(n for n in range(5) if n == 4 or np.allclose(watts, watts.round(n), atol=1e-9))
-    values = np.unique(watts.round(digits))
+    units = np.unique((watts * 10**digits).round().astype(np.int64))
     step = 10.0**-digits
-    if 1 < len(values) < len(watts) / 2:
-        step = max(step, float(np.diff(values).min()))
+    if _FEWEST_LEVELS <= len(units) < len(watts) / 2:  # two levels may be two loads
+        step *= int(np.gcd.reduce(np.diff(units)))
     return step
 
 

@@ -151,6 +151,9 @@ def figures(
     found = [*_trace_faults(trace, first, last), *faults(at_s, first, last)]
     resolution = trace.samples.info.resolution_w
     mean = mean_power_w(at_s, power, first, last, resolution)
+    if start_s is None and end_s is None:  # the whole was asked for, and this is a part of it
+        found += [f"{count} readings without power: {why}"
+                  for why, count in trace.samples.without.items()]  # fmt: skip
     if mean.value < 0:
         found.append(f"the mean is {mean.value:.3g} W, and no whole draws less than nothing")
     values = power[inside] if inside.any() else np.interp([first, last], at_s, power)

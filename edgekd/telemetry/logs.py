@@ -159,18 +159,24 @@ def _later(stamps: Sequence[float], equal: bool) -> list[int]:
     return found
 
 
+#: a slower pace is that of the stamps themselves
+_SLOWEST_PACE_S = 0.5
+
+
 def spread(stamps: Sequence[float]) -> list[float]:
     """Times of samples whose stamps are whole seconds and do not fall, s since the first second.
 
-    Where one even pace explains all stamps to within a pause, that is it: tegrastats and plugs
-    keep theirs. Otherwise, samples of one second are spread evenly within it. The first and the
+    Where one even pace of several a second explains all stamps to within a tenth of a pause, that
+    is it: tegrastats keeps its own. A sample that is missing would stretch such a pace over all,
+    and at one a second or fewer it could not be told from a slower one. So otherwise,
+    samples of one second are spread evenly within it. The first and the
     last second were not seen whole: there samples keep the pause of the second beside them, at its
     end and at its start, so that the duration is right to a pause and not to a second.
     """
     groups = [(second - stamps[0], len(list(g))) for second, g in itertools.groupby(stamps)]
     if len(groups) > 1:
         pause, first, slack = _pace(groups)
-        if slack >= -pause:
+        if pause < _SLOWEST_PACE_S and slack >= -pause / 10:
             return [first + place * pause for place in range(len(stamps))]
     times: list[float] = []
     for place, (second, count) in enumerate(groups):
@@ -217,7 +223,7 @@ def _read_tegrastats(path: Path, content: bytes, interval_s: float | None) -> Tr
         said = ", ".join(f"{count} {what}" for what, count in counts.damaged.items())
         raise InputError(f"{path} holds no whole line of tegrastats: {said or 'nothing'}")
     lines, times, started = _times(path, lines, interval_s, counts.damaged)
-    total = next((found for line in lines if (found := find_total(line.rails))), None)
+    total = find_total({name for line in lines for name in line.rails})
     readings = [
         to_reading(line, at_s - times[0], total) for line, at_s in zip(lines, times, strict=True)
     ]

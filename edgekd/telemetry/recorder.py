@@ -128,6 +128,8 @@ class Recorder:
         return at_s
 
     def __enter__(self) -> Recorder:
+        if self.started_utc:
+            raise InputError("a trace is begun once; ask for another one")
         self.started_utc, self.start_s = utc_now(), time.monotonic()
         self._tiles_before = 0 if self._count is None else self._count()
         if self._path is not None:

@@ -42,6 +42,10 @@ POWER_ROWS: tuple[tuple[str, str, tuple[str, ...], int], ...] = (
      ("text.log is no power file",), 2),
     ("trace with another suffix", "run b in.tif -o m.tif --trace t.txt",
      (".csv or .parquet", "t.txt"), 2),
+    ("recording for no number", "power record --power replay:power.csv --seconds nan",
+     ("--seconds of 0.001 to 604800 s", "nan"), 2),
+    ("recording at no interval", "power record --power replay:power.csv --interval 1e300",
+     ("--interval of 0.001 to 3600 s",), 2),
     ("sensor that is not here", "power record --power pmic --seconds 1",
      ("power sensor pmic cannot be read", "edgekd doctor"), 3),
 )  # fmt: skip

@@ -17,6 +17,7 @@ from edgekd.report.compare import (
     over_blocks,
     tiles_per_s,
 )
+from edgekd.report.power import PowerRecord
 from edgekd.report.record import BenchmarkRecord, Turns
 from edgekd.telemetry.energy import Estimate
 from edgekd.telemetry.power import PowerUnavailable
@@ -153,6 +154,17 @@ def test_power_of_a_card_and_of_a_processor_are_different_things() -> None:
     assert (
         by_name(compare(powered(info=card), powered(info=card)))["power"].verdict != "not compared"
     )
+
+
+def test_one_window_tells_nothing_of_repeats() -> None:
+    first = make_powered()
+    assert isinstance(first.power, PowerRecord) and first.power.engine is not None
+    one = first.power.model_copy(
+        update={"engine": first.power.engine.model_copy(update={"windows": 1})}
+    )
+    single = first.model_copy(update={"power": one})
+    found = by_name(compare(single, powered(engine_w=30.0)))["energy per tile"]
+    assert found.verdict == "not compared" and "one window tells nothing of repeats" in found.why
 
 
 def test_tiles_that_vary_from_turn_to_turn_are_in_the_verdict() -> None:

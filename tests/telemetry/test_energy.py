@@ -23,7 +23,6 @@ from edgekd.telemetry.energy import (
     mean_power_w,
     pooled_power_w,
     step_of,
-    student_t,
 )
 from edgekd.telemetry.rails import find_total
 from edgekd.telemetry.sensors._base import SensorInfo
@@ -181,6 +180,7 @@ def test_no_interval_is_narrower_than_the_sensors_step(step: float) -> None:
         ([5.2] * 30, 0.1),
         ([5.0, 5.04, 5.08, 5.16] * 10, 0.04),
         ([5.123, 5.2], 0.001),
+        ([5.0] * 30 + [11.0] * 30, 1.0),  # two loads, no step of 6 W
         (list(5 + 0.3 * np.random.default_rng(0).standard_normal(100)), 1e-4),
     ],
 )
@@ -297,7 +297,7 @@ def test_constant_power_is_as_certain_at_any_level(watts: float) -> None:
     found = mean_power_w(at_s, np.full(len(at_s), watts), 1.0, 58.0, 0.04)
     assert found.value == pytest.approx(watts)
     assert found.batches == 30
-    assert found.half == pytest.approx(student_t(29) * 0.04 / math.sqrt(12), rel=1e-6)
+    assert found.half == pytest.approx(2 * 0.04 / math.sqrt(12), rel=1e-6)
 
 
 def test_the_guard_of_a_lag() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgekd.errors import EdgeKDError, InputError
 from edgekd.telemetry.energy import energy_j
+from edgekd.telemetry.figures import figures
 from edgekd.telemetry.logs import FORMATS, read_power_file, spread
 from edgekd.telemetry.sensors import meter_csv
 from edgekd.telemetry.sensors._base import Unavailable
@@ -56,12 +57,25 @@ def test_whole_seconds_are_spread_within_them(tmp_path: Path) -> None:
     assert times[-1] == pytest.approx(2.4, abs=0.1), "and not 3 s"
     skipped = [*range(10, 20), *range(21, 31)]  # 1.005 s in place of 1 s, and the like
     slow = put(tmp_path, *(line(9, f"04-19-2026 01:31:{s} ") for s in skipped))
-    np.testing.assert_allclose(np.diff(powers(slow)[0]), 1.05, atol=0.06)
+    pauses = np.diff(powers(slow)[0])  # below one a second the stamps stand
+    assert set(pauses.round(6)) == {1.0, 2.0} and pauses.mean() == pytest.approx(1.05, abs=0.06)
     late = put(tmp_path, *(line(9, f"04-19-2026 01:31:{s} ") for s in (10, 11, 11, 12, 40, 40, 41)))
     assert powers(late)[0] == pytest.approx([0, 0.5, 1, 1.75, 29.5, 30, 30.5]), "a stall stays one"
 
 
-@given(st.floats(0, 0.999), st.floats(0.01, 3.0), st.integers(4, 40))
+@pytest.mark.parametrize("gone", [[], [30], [5, 15, 25, 35, 45]])
+def test_a_line_that_is_missing_stretches_no_time(gone: list[int]) -> None:
+    """20 W at one line a second for a minute."""
+    stamps = [float(int(1000 + 1.005 * n)) for n in range(60) if n not in gone]
+    times = np.array(spread(stamps)) + stamps[0]
+    assert np.abs(times - np.array(stamps) - 0.5).max() <= 0.5
+    assert times[-1] - times[0] == pytest.approx(59, abs=0.6)
+    fast = [float(int(1000 + 0.109 * n)) for n in range(600) if not 100 < n < 100 + 4 * len(gone)]
+    times = np.array(spread(fast)) + fast[0]
+    assert ((times > np.array(fast) - 0.01) & (times < np.array(fast) + 1.01)).all()
+
+
+@given(st.floats(0, 0.999), st.floats(0.01, 0.49), st.integers(4, 40))
 def test_an_even_pace_is_found_from_whole_seconds(begin: float, pause: float, seconds: int) -> None:
     true = begin + np.arange(max(3, int(seconds / pause))) * pause
     stamps = np.floor(true)
@@ -385,3 +399,21 @@ def test_a_carriage_return_in_the_midst_of_a_line_is_no_traceback(tmp_path: Path
     trace = read_power_file(put(tmp_path, *rows), scope="wall")
     assert len(trace.samples.readings) == 10 and trace.counts is not None
     assert trace.counts.damaged == {"cut": 1}
+
+
+@pytest.mark.parametrize("gone", [range(30, 60), range(0, 5)])
+def test_a_total_that_is_missing_in_part_of_a_log_is_told(tmp_path: Path, gone: range) -> None:
+    """Thor: the board's input beside the module's three rails, which never stand in for it."""
+    module = "VDD_GPU 4000mW/4000mW VDD_CPU_SOC_MSS 4000mW/4000mW VIN_SYS_5V0 3000mW/3000mW"
+    rows = [
+        line(n, f"{1750866191 + n}.5::").split(" VDD_IN")[0] + " " + module
+        + ("" if n in gone else " VIN 20000mW/20000mW")
+        for n in range(60)
+    ]  # fmt: skip
+    trace = read_power_file(put(tmp_path, *rows))
+    assert (trace.samples.info.scope, trace.samples.info.total) == ("board", ("VIN",))
+    assert set(trace.samples.power()[1]) == {20.0}
+    found = figures(trace)
+    assert any("readings without power: rail VIN is missing" in text for text in found.faults)
+    at_s, _ = trace.samples.power()
+    assert not figures(trace, float(at_s[2]), float(at_s[-3])).faults
