@@ -23,11 +23,13 @@ from edgekd.report.record import (
     EngineWindow,
     Golden,
     Machine,
+    Power,
     SceneWindow,
     WarmUp,
     percentile,
 )
 from edgekd.telemetry.energy import GUARD_LAGS, energy_j
+from edgekd.telemetry.power import PowerUnavailable
 
 #: fewest calls of the engine window: with 30, the median is known to about a tenth of the spread.
 MIN_TILES = 30
@@ -208,7 +210,10 @@ def clocks_unchanged(e: Evidence) -> Check:
 
 def _held(e: Evidence, name: str, key: str, well: str) -> Check:
     if e.machine is None or key not in e.machine.found:
-        return Check(name=name, status="unknown", detail="this machine does not tell")
+        why = "this machine does not tell"
+        if e.machine is not None and e.machine.failure:
+            why = f"looking at the machine failed: {e.machine.failure}"
+        return Check(name=name, status="unknown", detail=why)
     found = e.machine.found[key]
     return _verdict(name, not found, "; ".join(found) or well)
 
@@ -344,10 +349,15 @@ def run_checks(evidence: Evidence) -> list[Check]:
     return [check(evidence) for check in CHECKS]
 
 
-def check_power(power: PowerRecord) -> list[Check]:
-    """Every check of power that applies, in the order of :data:`POWER_CHECKS`."""
-    found = (check(power) for check in POWER_CHECKS)
-    return [item for item in found if item is not None]
+def check_power(power: Power, asked: Asked) -> list[Check]:
+    """Every check of power that applies, in the order of :data:`POWER_CHECKS`. A sensor that was
+    there and gave nothing is a fault; none that was found, or asked for, is not."""
+    if isinstance(power, PowerRecord):
+        found = (check(power) for check in POWER_CHECKS)
+        return [item for item in found if item is not None]
+    if isinstance(power, PowerUnavailable) and asked.interval_s > 0:
+        return [_verdict("power_sampled", False, power.reason)]
+    return []
 
 
 def judge(record: BenchmarkRecord) -> list[Check]:
@@ -365,5 +375,4 @@ def judge(record: BenchmarkRecord) -> list[Check]:
         target_arch=record.bundle.target_arch,
         arch=record.environment.arch,
     )
-    power = check_power(record.power) if isinstance(record.power, PowerRecord) else []
-    return run_checks(evidence) + power
+    return run_checks(evidence) + check_power(record.power, record.asked)

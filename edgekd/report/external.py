@@ -65,7 +65,9 @@ def add_meter(record: BenchmarkRecord, trace: Trace, name: str) -> BenchmarkReco
     if not isinstance(power, PowerRecord):
         raise InputError(f"{name} gives no power: {power}")
     own = {check.__name__ for check in POWER_CHECKS}
-    checks = [check for check in record.checks if check.name not in own] + check_power(power)
+    checks = [check for check in record.checks if check.name not in own] + check_power(
+        power, record.asked
+    )
     plain = record.plain() | {
         "power": power.model_dump(mode="json"),
         "checks": [check.model_dump(mode="json") for check in checks],

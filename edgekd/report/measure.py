@@ -162,7 +162,9 @@ def measure_in_turns(
                 time.sleep(3 * (samples.achieved_s or plan.interval_s))
             step()
     assert states.before is not None and states.after is not None
-    held = Machine(before=states.before, after=states.after, found=states.changes())
+    held = Machine(
+        before=states.before, after=states.after, found=states.changes(), failure=states.failure
+    )
     if traces is not None and samples is not None:
         traces.append(_whole_trace(samples, ends, benches))
     measurement = uuid.uuid4().hex
@@ -373,8 +375,7 @@ class _Bench:
                 arch=environment.arch,
             )
         )
-        if isinstance(power, PowerRecord):
-            checks += check_power(power)
+        checks += check_power(power, asked)
         redundancy = scene.windows_run * self._tile_px**2 / scene.pixels_unique
         ratio = scene.unique_mpx_per_s / window.mpx_per_s
         at_once = scene.unique_mpx_per_s / streams.mpx_per_s if streams else None

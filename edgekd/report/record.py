@@ -363,11 +363,13 @@ class Machine(Document):
         before, after: state of the machine; see :class:`edgekd.telemetry.state.State`.
         found: check (throttled, mode_changed, clocks_changed) -> what happened, empty where
             nothing did; a check that cannot be made on this machine is absent.
+        failure: why nobody looked any more; empty where that went well.
     """
 
     before: State
     after: State
     found: dict[str, list[str]]
+    failure: str = ""
 
 
 def _power_kind(value: Any) -> str:

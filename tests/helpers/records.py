@@ -134,8 +134,7 @@ def make_record(
     evidence = evidence or make_evidence()
     power = power or PowerUnavailable(reason="no sensor in a test", sensors={"null": "nothing"})
     checks = run_checks(evidence)
-    if isinstance(power, PowerRecord):
-        checks += check_power(power)
+    checks += check_power(power, evidence.asked)
     ratio = evidence.scene.unique_mpx_per_s / evidence.engine.mpx_per_s
     digest = sha256_bytes(name.encode())
     return BenchmarkRecord(

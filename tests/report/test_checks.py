@@ -9,6 +9,7 @@ import pytest
 
 from edgekd.report.checks import CHECKS, POWER_CHECKS, Evidence, check_power, run_checks
 from edgekd.report.record import Asked, Clock, Disturbance, EngineWindow, Machine, WarmUp
+from edgekd.telemetry.power import PowerUnavailable
 from edgekd.telemetry.sampler import Samples
 from tests.helpers.powers import (
     GUARD_S,
@@ -20,6 +21,8 @@ from tests.helpers.powers import (
     make_samples,
 )
 from tests.helpers.records import make_evidence, make_golden, make_machine, make_record, make_scene
+
+ASKED = make_evidence().asked
 
 
 def disturbance(share: float | None = 0.0, clocks: list[float] | None = None) -> Disturbance:
@@ -124,8 +127,23 @@ def test_of_many_runs_a_slow_one_does_not_decide() -> None:
     assert verdicts(make_evidence(scene=make_scene([2.0] * 9 + [3.0])))["repeats_agree"] == "pass"
 
 
+def test_looks_that_failed_are_said_to_have_failed() -> None:
+    machine = Machine(**dict(make_machine()) | {"found": {}, "failure": "OSError: gone"})
+    checks = {check.name: check for check in run_checks(make_evidence(machine=machine))}
+    assert checks["not_throttled"].status == "unknown"
+    assert "looking at the machine failed: OSError: gone" in checks["not_throttled"].detail
+
+
+def test_a_sensor_that_was_there_and_gave_nothing_is_a_fault() -> None:
+    nothing = PowerUnavailable(reason="tegrastats was read and gave no power", sensors={})
+    powered = ASKED.model_copy(update={"interval_s": 0.1})
+    (check,) = check_power(nothing, powered)
+    assert (check.name, check.status) == ("power_sampled", "fail")
+    assert check_power(nothing, ASKED) == []
+
+
 def test_flawless_power_passes_every_check() -> None:
-    checks = check_power(make_power_record())
+    checks = check_power(make_power_record(), ASKED)
     assert [check.name for check in checks] == [check.__name__ for check in POWER_CHECKS]
     assert {check.status for check in checks} == {"pass"}, checks
 
@@ -189,7 +207,7 @@ def test_every_check_of_power_has_a_fault_in_the_table() -> None:
 
 @pytest.mark.parametrize(("names", "held", "words"), POWER_FAULTS)
 def test_a_fault_of_power_fails_its_check_alone(names: set[str], held: Samples, words: str) -> None:
-    checks = check_power(make_power_record(held))
+    checks = check_power(make_power_record(held), ASKED)
     failed = {check.name: check.detail for check in checks if check.status == "fail"}
     assert set(failed) == names, failed
     assert any(words in detail for detail in failed.values()), failed
@@ -197,7 +215,7 @@ def test_a_fault_of_power_fails_its_check_alone(names: set[str], held: Samples, 
 
 def test_a_lag_that_nobody_measured_is_told() -> None:
     info = replace(ORIN, lag_s=None)
-    checks = {c.name: c for c in check_power(make_power_record(make_samples(info=info)))}
+    checks = {c.name: c for c in check_power(make_power_record(make_samples(info=info)), ASKED)}
     assert checks["power_windows"].status == "pass"
     assert "a lag that was not measured, taken as 0.5 s" in checks["power_windows"].detail
 

@@ -309,6 +309,7 @@ def test_a_sensor_that_never_answers_leaves_no_power_and_the_reason(
         record = measure(session, plan=POWERED, sensor=Dead(loaded))
     assert isinstance(record.power, PowerUnavailable)
     assert "nobody at home" in record.power.reason
+    assert not record.valid and "power_sampled" in [check.name for check in record.failed()]
 
 
 def test_two_bundles_take_turns_as_abba(bundle: Path, loaded: threading.Event) -> None:
