@@ -50,23 +50,34 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is not JSON: line {err.lineno}: {err.msg}") from err
 
 
+def read_bytes(path: Path) -> bytes:
+    """A file that must exist and hold something.
+
+    Raises:
+        InputError: missing, a folder, unreadable, or empty.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as err:
+        raise InputError(f"{path} does not exist") from err
+    except OSError as err:
+        raise InputError(f"{path} cannot be read: {err.strerror}") from err
+    if not content.strip():
+        raise InputError(f"{path} is empty")
+    return content
+
+
 def read_text(path: Path) -> str:
-    """A UTF-8 text file that must exist and hold something.
+    """A UTF-8 text file that must exist and hold something; its lines end in ``\\n``.
 
     Raises:
         InputError: missing, a folder, unreadable, empty, or not UTF-8.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as err:
-        raise InputError(f"{path} does not exist") from err
+        text = read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as err:
         raise InputError(f"{path} is not a UTF-8 text file") from err
-    except OSError as err:
-        raise InputError(f"{path} cannot be read: {err.strerror}") from err
-    if not text.strip():
-        raise InputError(f"{path} is empty")
-    return text
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _sibling(path: Path, kind: str = "part") -> Path:

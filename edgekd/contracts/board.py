@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from pathlib import Path, PurePosixPath
 
 _L4T = re.compile(r"#\s*R(?P<major>\d+)\s*\(release\),\s*REVISION:\s*(?P<revision>\d+(?:\.\d+)*)")
@@ -42,6 +44,14 @@ def inside(root: Path, name: str) -> Path:
             raise Absent(f"/{name} is a circle of links")
         ahead += reversed(step.readlink().parts)
     return place
+
+
+def find_program(root: Path, name: str) -> str | None:
+    """A program on PATH, of another root the one in its ``/usr/bin``; None if there is none."""
+    if root == Path("/"):
+        return shutil.which(name)
+    place = root / "usr" / "bin" / name
+    return str(place) if os.access(place, os.X_OK) else None
 
 
 def read_small(root: Path, name: str) -> str:

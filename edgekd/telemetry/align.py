@@ -57,15 +57,6 @@ class Alignment:
     drift_s: float | None
 
 
-def pulse(start_s: float) -> list[tuple[float, float]]:
-    """Busy intervals of a :data:`PULSE` that begins at a moment."""
-    found = []
-    for busy_s, quiet_s in PULSE:
-        found.append((start_s, start_s + busy_s))
-        start_s += busy_s + quiet_s
-    return found
-
-
 def align(
     meter_at_s: FloatArray,
     meter_w: FloatArray,

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from edgekd.contracts.artifacts import read_bytes
 from edgekd.contracts.registry import nearest
 from edgekd.errors import InputError
 from edgekd.telemetry.rails import find_total
@@ -25,7 +26,7 @@ from edgekd.telemetry.sensors._base import Scope, SensorInfo
 from edgekd.telemetry.sensors.meter_csv import Meter
 from edgekd.telemetry.sensors.tegrastats import to_reading
 from edgekd.telemetry.tegrastats import Line, Reader
-from edgekd.telemetry.trace import MAGIC, Trace, read_bytes, read_trace
+from edgekd.telemetry.trace import MAGIC, Trace, read_trace
 
 Format = Literal["trace", "tegrastats", "fnirsi", "tasmota", "shelly", "csv"]
 FORMATS: tuple[Format, ...] = get_args(Format)

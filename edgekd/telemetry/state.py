@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import threading
 import time
@@ -19,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from edgekd.contracts.board import Absent
+from edgekd.contracts.board import Absent, find_program
 from edgekd.telemetry.boards import Described
 from edgekd.telemetry.modes import read_mode
 
@@ -195,11 +194,7 @@ def ask_pi(root: Path = Path("/")) -> int:
     Raises:
         Absent: there is no vcgencmd, or its answer is no value; it may end with 0 all the same.
     """
-    if root == Path("/"):
-        program = shutil.which("vcgencmd")
-    else:
-        place = root / "usr/bin/vcgencmd"
-        program = str(place) if os.access(place, os.X_OK) else None
+    program = find_program(root, "vcgencmd")
     if program is None:
         raise Absent("there is no vcgencmd; it belongs to Raspberry Pi OS")
     try:

@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekd import __version__
-from edgekd.contracts.artifacts import prepare_parent, publish_file
+from edgekd.contracts.artifacts import prepare_parent, publish_file, read_bytes
 from edgekd.errors import InputError, OutputError
 from edgekd.telemetry import parquet
 from edgekd.telemetry.sampler import Samples
@@ -392,23 +392,6 @@ def read_trace(path: Path) -> Trace:
                     f"{path} is damaged: line {number} is not what edgekd wrote"
                 ) from err
     return _make(path, header, rows, marks, end)
-
-
-def read_bytes(path: Path) -> bytes:
-    """A file that must exist and hold something.
-
-    Raises:
-        InputError: missing, a folder, unreadable, or empty.
-    """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as err:
-        raise InputError(f"{path} does not exist") from err
-    except OSError as err:
-        raise InputError(f"{path} cannot be read: {err.strerror}") from err
-    if not content.strip():
-        raise InputError(f"{path} is empty")
-    return content
 
 
 def _json(path: Path, number: int, text: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from edgekd.report.power import Phase, PowerRecord, Synchronised, make_power
 from edgekd.report.record import BenchmarkRecord, SceneRun
+from edgekd.telemetry.align import PULSE
 from edgekd.telemetry.power import PowerUnavailable
 from edgekd.telemetry.sampler import Samples
 from edgekd.telemetry.sensors._base import Reading, SensorInfo
@@ -55,6 +56,15 @@ def make_phases(
         Phase(kind="guard", start_s=end, end_s=end + GUARD_S),
         Phase(kind="idle", start_s=end + GUARD_S, end_s=end + GUARD_S + IDLE_S),
     ]
+
+
+def pulse(start_s: float) -> list[tuple[float, float]]:
+    """Busy intervals of a :data:`PULSE` that begins at a moment."""
+    found = []
+    for busy_s, quiet_s in PULSE:
+        found.append((start_s, start_s + busy_s))
+        start_s += busy_s + quiet_s
+    return found
 
 
 def make_samples(

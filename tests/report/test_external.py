@@ -13,9 +13,8 @@ from edgekd.errors import InputError
 from edgekd.report.external import add_meter, busy_intervals
 from edgekd.report.power import Phase, PowerPending, PowerRecord, round_phases
 from edgekd.report.record import BenchmarkRecord, read_record, write_record
-from edgekd.telemetry.align import pulse
 from edgekd.telemetry.logs import read_power_file
-from tests.helpers.powers import make_phases
+from tests.helpers.powers import make_phases, pulse
 from tests.helpers.records import make_record
 
 #: the meter's clock is ahead by this

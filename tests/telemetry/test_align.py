@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from edgekd.telemetry.align import PULSE, align, pulse
+from edgekd.telemetry.align import PULSE, align
+from tests.helpers.powers import pulse
 
 BUSY = [*pulse(1010.3), (1040.1, 1075.7)]
 SPAN = (1005.0, 1080.0)

@@ -9,13 +9,12 @@ missing makes the sum no estimate at all, so the supplies are those that were th
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import time
 from pathlib import Path
 
+from edgekd.contracts.board import find_program
 from edgekd.telemetry.sensors._base import (
     Polled,
     PowerSensor,
@@ -108,11 +107,7 @@ def _lacks(supplies: tuple[str, ...], powers: dict[str, float]) -> str:
 
 def find(root: Path) -> PowerSensor | Unavailable:
     """A ``vcgencmd`` that answers: that of a Pi 4 has no such chip behind it."""
-    if root == Path("/"):
-        program = shutil.which("vcgencmd")
-    else:
-        place = root / "usr" / "bin" / "vcgencmd"
-        program = str(place) if os.access(place, os.X_OK) else None
+    program = find_program(root, "vcgencmd")
     if program is None:
         return Unavailable("there is no vcgencmd; it belongs to Raspberry Pi OS")
     try:

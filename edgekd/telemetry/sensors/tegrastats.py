@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+from edgekd.contracts.board import find_program
 from edgekd.telemetry.rails import Total, find_total
 from edgekd.telemetry.sensors._base import (
     PowerSensor,
@@ -153,11 +153,7 @@ class _Tegrastats:
 
 def find(root: Path) -> PowerSensor | Unavailable:
     """Start it for a line, which says what rails it shows to this user."""
-    if root == Path("/"):
-        program = shutil.which("tegrastats")
-    else:
-        place = root / "usr" / "bin" / "tegrastats"
-        program = str(place) if os.access(place, os.X_OK) else None
+    program = find_program(root, "tegrastats")
     if program is None:
         return Unavailable("there is no tegrastats on PATH; it belongs to JetPack")
     try:
