@@ -26,9 +26,14 @@ _LIVE_S = 1.0
 _GUARD_LEAST_S = 1.0
 
 
-@click.group("power", epilog="Each takes --json and --debug.")
-def command() -> None:
+@click.group(
+    "power", epilog="Each takes --json and --debug.", invoke_without_command=True
+)  # fmt: skip
+@click.pass_context
+def command(context: click.Context) -> None:
     """Power on disk: record a sensor, import logs and meters, add up energy."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @command.command("record")

@@ -360,3 +360,9 @@ def test_run_refuses_before_it_works(call: Any, here: Path, bundle: Path) -> Non
     code, _, err = call(f"run {bundle} in.tif -o m.tif --trace t.log")
     assert code == 2 and "a trace is .csv or .parquet" in err
     assert not (here / "m.tif").exists() and not list(here.glob("t.*"))
+
+
+def test_the_group_alone_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["power"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("Usage: edgekd power") and "  record" in out and err == ""
