@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -28,6 +28,7 @@ from edgekd.contracts.schema import (
     read_yaml,
     resolve_path,
 )
+from edgekd.contracts.sensors import Sensors, check_sensors
 from edgekd.contracts.tensors import Classes, ImageInput, LogitsOutput
 from edgekd.contracts.windows import Blend
 from edgekd.errors import InputError, RecipeError
@@ -307,6 +308,8 @@ class Recipe(Document):
         preset: name of one of ``presets``.
         name: of the product; runs and bundles are called by it.
         title: one line for a person.
+        sensors: name -> what it measures, where ``data.root`` is a sensor set
+            (:mod:`edgekd.contracts.sensor_set`); the camera that the student sees is ``visual``.
         teachers, distill: how the encoder learns before it is tuned; absent where it does not.
         targets: classes of devices that the product is for, see ``edgekd ls targets``.
         presets: name -> values that replace the recipe's where ``preset`` names it; they are
@@ -318,6 +321,7 @@ class Recipe(Document):
     name: str = pydantic.Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     title: str = ""
     student: StudentSpec
+    sensors: Annotated[Sensors, pydantic.AfterValidator(check_sensors)] = {}
     teachers: list[TeacherSpec] = []
     distill: DistillSpec | None = None
     data: DataSpec
