@@ -83,10 +83,10 @@ def command(
     done = result.distilled
     losses = ", ".join(f"{name} {value:.4f}" for name, value in done["losses"].items())
     emit(
-        {"encoder": str(result.encoder), **done},
+        {"encoder": str(result.path), **done},
         [
             f"{done['steps']} steps, {done['crops']:,} crops in {done['seconds']:.0f} s; {losses}",
-            f"encoder: {result.encoder}",
+            f"encoder: {result.path}",
         ],
         as_json,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -20,15 +21,36 @@ Pair = Annotated[list[int], pydantic.Field(min_length=2, max_length=2)]
 LATTICE = {0.75: 2, 8 / 9: 3, 15 / 16: 4}
 
 
+class StageSpec(Document):
+    """How a teacher of a chain is trained; what is absent is as in ``distill``.
+
+    Attributes:
+        crop_px, batch, steps, lr, weight_decay: as in ``distill``.
+        cross_modal: replaces the values of ``distill.cross_modal`` that it names.
+    """
+
+    crop_px: int | None = pydantic.Field(default=None, ge=1)
+    batch: int | None = pydantic.Field(default=None, ge=1)
+    steps: int | None = pydantic.Field(default=None, ge=1)
+    lr: Positive | None = None
+    weight_decay: float | None = pydantic.Field(default=None, ge=0)
+    cross_modal: dict[str, Any] = {}
+
+
 class TeacherSpec(Document):
     """A frozen network to learn from: one file in ``edgekd/train/teachers``.
 
     Attributes:
-        name: the file's name: ``sam``, ``hf_vision``, ``efficientnet_lite``.
+        name: the file's name: ``sam``, ``hf_vision``, ``efficientnet_lite``, ``geology_fusion``.
+        id: what a chain calls this entry; the name where absent.
+        sensors: what it sees, of method ``cross_modal``; all sensors where absent.
+        stage: how it is trained where ``weights`` is ``train``.
         variant: which size, e.g. ``vit_l``; the teacher's own choice where absent.
         weights: a file or folder (relative to the recipe, ``${NAME}`` from the environment),
             ``package`` for weights that a Python package carries, or ``random`` for tests and
-            shape checks; a random teacher teaches nothing, so it must be written out.
+            shape checks; a random teacher teaches nothing, so it must be written out. ``train``:
+            made by this recipe, of method ``cross_modal``: the first teacher learns from labels,
+            each further one from the one before it, and the student from the last.
         sha256: of the weights' file; another file is refused.
         weight: its share of the distillation loss; the shares of all teachers are scaled to sum 1.
         pairs: (teacher block or stage, student block) whose features are compared; the method's
@@ -41,6 +63,9 @@ class TeacherSpec(Document):
     """
 
     name: str
+    id: Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*$")] | None = None
+    sensors: list[str] | None = pydantic.Field(default=None, min_length=1)
+    stage: StageSpec | None = None
     variant: str | None = None
     weights: str = "package"
     sha256: Sha256 | None = None
@@ -206,13 +231,113 @@ class CacheSpec(Document):
     crops: int = pydantic.Field(default=4096, ge=1)
 
 
+class TemperatureSpec(Document):
+    """Temperature of the softened answers over a run (Hinton et al. 2015).
+
+    Attributes:
+        start, end: at the first and the last step; losses are multiplied by T squared.
+        schedule: ``constant`` stays at ``start``; ``linear`` and ``cosine`` go to ``end``.
+    """
+
+    start: Positive = 3.0
+    end: Positive = 1.0
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+
+    def at(self, part: float) -> float:
+        """Temperature when ``part`` (0-1) of the run is over."""
+        if self.schedule == "constant":
+            return self.start
+        share = part if self.schedule == "linear" else (1 - math.cos(math.pi * part)) / 2
+        return self.start + (self.end - self.start) * share
+
+
+class BalanceSpec(Document):
+    """Weights of the classes, for rare ones.
+
+    Attributes:
+        kind: ``none``; ``effective_number``: in proportion to ``(1 - beta) / (1 - beta ** n)`` of
+            the ``n`` labelled pixels (Cui et al. 2019, equation 2), scaled to a mean of 1 over the
+            classes that have any.
+        beta: 0 weighs all classes alike, towards 1 by the inverse of their pixels.
+    """
+
+    kind: Literal["none", "effective_number"] = "effective_number"
+    beta: float = pydantic.Field(default=0.999, ge=0, lt=1)
+
+
+class SensorJitterSpec(Document):
+    """Random changes of a crop, sensor by sensor; mirroring and turns are the same for all.
+
+    Attributes:
+        flip, quarter_turn: mirror with probability 0.5; turn by 0, 90, 180 or 270 degrees.
+        illumination: of images: 1 +- at most this as a factor, and an offset of the same size in
+            standard deviations.
+        colour: of images: the same again, drawn for each channel on its own.
+        spectral_gain: of spectra: standard deviation of a factor per crop, ``1 + gain``.
+        spectral_warp: of spectra: standard deviation of a smooth factor over the wavelengths (a
+            curve through 8 random points): another atmosphere or calibration.
+        spectral_noise: of spectra: standard deviation added to every band and pixel, as a part of
+            the band's own standard deviation.
+        elevation_noise_m: standard deviation added to every height, m.
+        elevation_dropout: part of the heights that are lost, and replaced by the crop's median.
+        sensor_dropout: probability that a crop lacks a sensor that may be missing.
+    """
+
+    flip: bool = True
+    quarter_turn: bool = True
+    illumination: Fraction = 0.1
+    colour: Fraction = 0.0
+    spectral_gain: Fraction = 0.05
+    spectral_warp: Fraction = 0.02
+    spectral_noise: Fraction = 0.1
+    elevation_noise_m: float = pydantic.Field(default=0.0, ge=0)
+    elevation_dropout: Fraction = 0.0
+    sensor_dropout: Fraction = 0.0
+
+
+class CrossModalSpec(Document):
+    """Learning of one set of sensors from a network that sees another.
+
+    The loss is ``kd_weight * T^2 * KL(teacher / T, student / T) + feature_weight * (1 - cosine) +
+    label_weight * cross-entropy``; the first two over all training pixels, labelled or not.
+
+    Attributes:
+        temperature: of the softened answers.
+        kd_weight, feature_weight, label_weight: of the three parts.
+        balance: weights of the classes in cross-entropy and, by what the teacher answers, in KL.
+        trust: unlabeled pixels where the teacher's largest probability (at temperature 1) is lower
+            do not count.
+        labelled_crops: part of the crops that lie around a labelled pixel, whose class is drawn
+            with equal chances; the others lie anywhere in the training pixels.
+        ema: decay of the averaged weights that are kept; 0 is off.
+        augment: random changes.
+        val_every_steps: evaluations on the validation part, where there is one.
+        keep: ``last`` keeps the weights of the last step, ``best`` those with the best balanced
+            accuracy on the validation part.
+    """
+
+    temperature: TemperatureSpec = TemperatureSpec()
+    kd_weight: float = pydantic.Field(default=1.0, ge=0)
+    feature_weight: float = pydantic.Field(default=0.5, ge=0)
+    label_weight: float = pydantic.Field(default=1.0, ge=0)
+    balance: BalanceSpec = BalanceSpec()
+    trust: Fraction = 0.0
+    labelled_crops: Fraction = 0.5
+    ema: float = pydantic.Field(default=0.98, ge=0, lt=1)
+    augment: SensorJitterSpec = SensorJitterSpec()
+    val_every_steps: int = pydantic.Field(default=100, ge=1)
+    keep: Literal["last", "best"] = "last"
+
+
 class DistillSpec(Document):
-    """Training an encoder without labels.
+    """Training without labels, or with few.
 
     Attributes:
         method: ``mask_cdkd`` (teachers are transformers and learn along, through MMoA),
-            ``feature`` (any frozen teacher), ``mae`` (no teacher: the control).
-        data: the images.
+            ``feature`` (any frozen teacher), ``mae`` (no teacher: the control), ``cross_modal``
+            (from sensors that the student does not have).
+        data: the images; with ``cross_modal`` absent, for ``data.root`` is a sensor set.
+        cross_modal: of method ``cross_modal``.
         crop_px: side of the random crop, px.
         batch: crops per step, device and accumulated part.
         accumulate: parts whose gradients are added up before a step.
@@ -233,9 +358,10 @@ class DistillSpec(Document):
         workers: processes that prepare crops.
     """
 
-    method: Literal["mask_cdkd", "feature", "mae"]
-    data: UnlabeledSpec
-    crop_px: int = pydantic.Field(ge=32)
+    method: Literal["mask_cdkd", "feature", "mae", "cross_modal"]
+    data: UnlabeledSpec | None = pydantic.Field(default=None, validate_default=True)
+    cross_modal: CrossModalSpec = CrossModalSpec()
+    crop_px: int = pydantic.Field(ge=8)
     batch: int = pydantic.Field(ge=1)
     accumulate: int = pydantic.Field(default=1, ge=1)
     epochs: Positive | None = None
@@ -267,7 +393,12 @@ class DistillSpec(Document):
             "adapter": self.method == "mask_cdkd",
             "stages": self.method == "mask_cdkd",
             "detach_teacher": self.method == "mask_cdkd",
-            "mae": self.method != "feature" or self.mae.weight > 0,
+            "mae": self.method == "mask_cdkd"
+            or self.method == "mae"
+            or (self.method == "feature" and self.mae.weight > 0),
+            "cross_modal": self.method == "cross_modal",
+            "mask": self.method != "cross_modal",
+            "augment": self.method != "cross_modal",
         }
         return [f"distill.{key}" for key in used if key in self.model_fields_set and not used[key]]
 
@@ -283,8 +414,29 @@ class DistillSpec(Document):
             raise ValueError("give either steps or epochs")
         return value
 
+    @pydantic.field_validator("data")
+    @classmethod
+    def _data(
+        cls, value: UnlabeledSpec | None, info: pydantic.ValidationInfo
+    ) -> UnlabeledSpec | None:
+        method = info.data.get("method")
+        if method == "cross_modal" and value is not None:
+            raise ValueError(
+                "method cross_modal learns from the sensor set in data.root; leave it out"
+            )
+        if method not in (None, "cross_modal") and value is None:
+            raise ValueError(f"method {method} needs images: data: {{roots: [FOLDER]}}")
+        return value
+
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> DistillSpec:
+        if self.method == "cross_modal":
+            if self.accumulate != 1 or self.compile or self.checkpointing or self.cache.mib:
+                raise ValueError(
+                    "method cross_modal has no accumulate, compile, checkpointing or cache; leave "
+                    "them out"
+                )
+            return self
         if self.mask.kind == "none" and (self.method != "feature" or self.mae.weight > 0):
             raise ValueError(
                 f"method {self.method} reconstructs hidden patches, and mask.kind is none; take "

@@ -39,12 +39,14 @@ class StudentSpec(Document):
 
     Attributes:
         name: a file in ``edgekd/train/students``, see ``edgekd ls students``.
+        variant: which size, of students that come in sizes: ``nano``, ``small``.
         attention: of a ViT: ``global``, or ``windowed`` in all blocks but each third.
         head: the decoder, a file in ``edgekd/train/heads``.
         pretrained: start from the weights that the student's package carries.
     """
 
     name: str
+    variant: str | None = None
     attention: Literal["global", "windowed"] | None = None
     head: str | None = None
     pretrained: bool | None = None
@@ -58,6 +60,33 @@ class StudentSpec(Document):
     @classmethod
     def _known_head(cls, value: str | None) -> str | None:
         return None if value is None else _entry(value, "edgekd.train.heads", "head")
+
+
+def _check_chain(teachers: list[TeacherSpec], sensors: Sensors | None) -> None:
+    """What method ``cross_modal`` asks of teachers and sensors.
+
+    Raises:
+        ValueError: for pydantic.
+    """
+    if sensors is None:  # it has faults of its own
+        return
+    if "visual" not in sensors:
+        raise ValueError(
+            "method cross_modal needs sensors, among them the student's camera, visual; declare "
+            "sensors: {visual: {kind: image, channels: 3, gsd_m: ...}, ...}"
+        )
+    names = [item.id or item.name for item in teachers]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two teachers are called {twice[0]}; give each an id of its own")
+    for item, name in zip(teachers, names, strict=True):
+        for sensor in item.sensors or []:
+            if sensor not in sensors:
+                raise ValueError(
+                    f"teacher {name} sees '{sensor}', no sensor"
+                    f"{registry.nearest(sensor, list(sensors))} (valid: {', '.join(sensors)})"
+                )
+        if item.stage is not None and item.weights != "train":
+            raise ValueError(f"teacher {name} has a stage, which is of weights: train")
 
 
 def _entry(value: str, package: str, kind: str) -> str:
@@ -348,6 +377,14 @@ class Recipe(Document):
         if value is None or "teachers" not in info.data:
             return value
         count = len(info.data["teachers"])
+        if value.method == "cross_modal":
+            _check_chain(info.data["teachers"], info.data.get("sensors"))
+            return value
+        if asked := [item for item in info.data["teachers"] if item.weights == "train"]:
+            raise ValueError(
+                f"teacher {asked[0].name} has weights: train, which is of method cross_modal; "
+                f"{value.method} takes a file, package or random"
+            )
         if value.method == "mae" and count:
             raise ValueError("method mae learns without a teacher; leave teachers out")
         if value.method == "mask_cdkd" and any(
@@ -532,7 +569,8 @@ def unlabeled_roots(recipe: Recipe, recipe_path: Path) -> list[Path]:
     """The images that ``distill.data.roots`` names, as absolute paths; none without distill."""
     base = recipe_path.resolve().parent
     return [
-        resolve_path(text, base) for text in (recipe.distill.data.roots if recipe.distill else [])
+        resolve_path(text, base)
+        for text in (recipe.distill.data.roots if recipe.distill and recipe.distill.data else [])
     ]
 
 

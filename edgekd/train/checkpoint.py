@@ -15,7 +15,7 @@ from torch import Tensor
 from edgekd.contracts import registry
 from edgekd.contracts.artifacts import publish_file
 from edgekd.contracts.recipe import Recipe, parse_recipe
-from edgekd.errors import CheckpointError, OutputError
+from edgekd.errors import CheckpointError, InputError, OutputError
 from edgekd.train.run import GO_ON
 from edgekd.train.students._base import Segmenter
 
@@ -229,6 +229,7 @@ def build_student(
     name: str,
     num_classes: int,
     *,
+    variant: str | None = None,
     attention: str | None,
     head: str | None,
     pretrained: bool | None,
@@ -240,10 +241,28 @@ def build_student(
         EnvironmentLacksError: weights are asked for and their package is not installed.
     """
     module = registry.load("edgekd.train.students", name, "student")
-    model: Segmenter = module.build(
-        num_classes, attention=attention, head=head, pretrained=pretrained
-    )
+    options: dict[str, Any] = {"attention": attention, "head": head, "pretrained": pretrained}
+    if hasattr(module, "VARIANTS"):
+        options["variant"] = variant
+    elif variant is not None:
+        raise InputError(
+            f"student {name} comes in one size and got variant '{variant}'; remove the key"
+        )
+    model: Segmenter = module.build(num_classes, **options)
     return model
+
+
+def build_for(recipe: Recipe) -> Segmenter:
+    """The student that a recipe asks for; see :func:`build_student`."""
+    spec = recipe.student
+    return build_student(
+        spec.name,
+        len(recipe.io.classes),
+        variant=spec.variant,
+        attention=spec.attention,
+        head=spec.head,
+        pretrained=spec.pretrained,
+    )
 
 
 def rebuild(checkpoint: Checkpoint, source: str) -> Segmenter:
@@ -256,6 +275,7 @@ def rebuild(checkpoint: Checkpoint, source: str) -> Segmenter:
     model = build_student(
         said["name"],
         said["num_classes"],
+        variant=said["options"].get("variant"),
         attention=said["options"].get("attention"),
         head=said["options"].get("head"),
         pretrained=False,
@@ -277,9 +297,15 @@ def check_matches(checkpoint: Checkpoint, recipe: Recipe, source: str) -> None:
         CheckpointError: names what differs.
     """
     said, want = checkpoint.student, recipe.student
-    asked = {"name": want.name, "attention": want.attention, "head": want.head}
+    asked = {
+        "name": want.name,
+        "variant": want.variant,
+        "attention": want.attention,
+        "head": want.head,
+    }
     have = {
         "name": said["name"],
+        "variant": said["options"].get("variant"),
         "attention": said["options"].get("attention"),
         "head": said["options"].get("head"),
     }

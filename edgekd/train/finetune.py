@@ -27,12 +27,13 @@ from edgekd.contracts.labelled import LabelledSet, check_same_classes, open_labe
 from edgekd.contracts.recipe import FinetuneSpec, Recipe
 from edgekd.contracts.registry import nearest
 from edgekd.errors import CheckpointError, InputError
+from edgekd.train.average import Average
 from edgekd.train.checkpoint import (
     BEST_NAME,
     LAST_NAME,
     Checkpoint,
     EncoderCheckpoint,
-    build_student,
+    build_for,
     check_same_input,
     describe_student,
     load_checkpoint,
@@ -132,13 +133,7 @@ def _finetune(
     )
     fabric.launch()
     fabric.seed_everything(spec.seed, verbose=False)
-    model = build_student(
-        recipe.student.name,
-        len(recipe.io.classes),
-        attention=recipe.student.attention,
-        head=recipe.student.head,
-        pretrained=recipe.student.pretrained,
-    )
+    model = build_for(recipe)
     _check_geometry(model, recipe)
     if start_from is not None:
         check_same_input(start_from, recipe, str(encoder))
@@ -165,7 +160,7 @@ def _finetune(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate(step, spec.steps, spec.warmup_fraction)
     )
-    average = _Average(plain, spec.ema)
+    average = Average(plain, spec.ema)
     origin = _origin(start_from, random_encoder)
     run = _Run(recipe, data, out, _fingerprint(recipe, data, origin), origin)
     first = run.restore(plain, optimizer, schedule, average) if resume else run.begin(fresh)
@@ -311,60 +306,6 @@ def _hold_statistics(part: nn.Module) -> None:
             module.eval()
 
 
-class _Average:
-    """Exponential moving average of weights and buffers; decay 0 is the weights themselves.
-
-    The decay is smaller at first, ``min(decay, (1 + t) / (10 + t))``, so that the random start
-    is forgotten.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self._decay = decay
-        self.updates = 0
-        self.shadow: dict[str, Tensor] = (
-            {name: value.detach().clone() for name, value in model.state_dict().items()}
-            if decay
-            else {}
-        )
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        if not self._decay:
-            return
-        self.updates += 1
-        decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                self.shadow[name].lerp_(value, 1 - decay)
-            else:
-                self.shadow[name].copy_(value)
-
-    def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """The weights to evaluate and save, on the CPU."""
-        source = self.shadow if self._decay else model.state_dict()
-        return {name: value.detach().cpu().clone() for name, value in source.items()}
-
-    def applied(self, model: nn.Module) -> _Swapped:
-        """``with``: the model has the averaged weights inside the block."""
-        return _Swapped(model, self.shadow if self._decay else None)
-
-
-class _Swapped:
-    def __init__(self, model: nn.Module, shadow: dict[str, Tensor] | None) -> None:
-        self._model, self._shadow = model, shadow
-
-    def __enter__(self) -> None:
-        if self._shadow is not None:
-            self._kept = {
-                name: value.detach().clone() for name, value in self._model.state_dict().items()
-            }
-            self._model.load_state_dict(self._shadow)
-
-    def __exit__(self, *_: object) -> None:
-        if self._shadow is not None:
-            self._model.load_state_dict(self._kept)
-
-
 def _origin(encoder: EncoderCheckpoint | None, random: bool) -> dict[str, Any]:
     """Where the encoder came from, for the checkpoint; a control says that it is one."""
     if encoder is None:
@@ -429,7 +370,7 @@ class _Run:
         model: nn.Module,
         optimizer: Any,
         schedule: Any,
-        average: _Average,
+        average: Average,
     ) -> int:
         """Load ``last.ckpt``; returns the step to go on from."""
         path = self._out / LAST_NAME
@@ -462,7 +403,7 @@ class _Run:
         step: int,
         metrics: dict[str, Any],
         model: Segmenter,
-        average: _Average,
+        average: Average,
         fabric: Fabric,
         seconds: float,
     ) -> None:
@@ -511,9 +452,7 @@ class _Run:
         )
 
 
-def _state(
-    optimizer: Any, schedule: Any, average: _Average, run: _Run, step: int
-) -> dict[str, Any]:
+def _state(optimizer: Any, schedule: Any, average: Average, run: _Run, step: int) -> dict[str, Any]:
     return {
         "step": step,
         "optimizer": optimizer.state_dict(),

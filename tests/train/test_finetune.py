@@ -11,10 +11,11 @@ import torch
 from edgekd.contracts.labelled import open_labelled
 from edgekd.contracts.recipe import Recipe
 from edgekd.errors import CheckpointError, DatasetError, EnvironmentLacksError, InputError
+from edgekd.train.average import Average
 from edgekd.train.checkpoint import load_checkpoint, rebuild
 from edgekd.train.datasets.crops import CropDataset
 from edgekd.train.evaluate import evaluate_model
-from edgekd.train.finetune import _Average, finetune
+from edgekd.train.finetune import finetune
 from edgekd.train.run import learning_rate
 from tests.helpers.labelled import lite0_values, make_set, recipe_values
 
@@ -289,7 +290,7 @@ def test_a_crop_larger_than_the_image_is_mirrored_and_not_counted(tmp_path: Path
 
 def test_average_forgets_its_start_and_swaps_back() -> None:
     layer = torch.nn.Linear(1, 1)
-    average = _Average(layer, 0.9)
+    average = Average(layer, 0.9)
     with torch.no_grad():
         layer.weight.fill_(5.0)
     for _ in range(200):

@@ -6,11 +6,11 @@ import fcntl
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import Sampler
 
 from edgekd.errors import EdgeKDError
-from edgekd.train.datasets.unlabeled import Crop
 
 
 class Numbers(Sampler[int]):
@@ -30,7 +30,7 @@ class Numbers(Sampler[int]):
         return len(self._steps) * self._parts * self._batch
 
 
-def next_batch(batches: Iterator[Crop]) -> Crop:
+def next_batch(batches: Iterator[Any]) -> Any:
     """The next batch; an error of ours in a worker comes as the one sentence that it was."""
     try:
         return next(batches)

@@ -22,32 +22,20 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from edgekd.contracts import registry
 from edgekd.contracts.artifacts import canonical_json, sha256_bytes, write_json
+from edgekd.contracts.distill import DistillSpec
 from edgekd.contracts.recipe import Recipe
 from edgekd.errors import CheckpointError, InputError
-from edgekd.train.checkpoint import (
-    ENCODER_NAME,
-    LAST_NAME,
-    EncoderCheckpoint,
-    build_student,
-    describe_student,
-    read_torch,
-    save_encoder,
-    save_torch,
-)
-from edgekd.train.datasets.unlabeled import Crop, UnlabeledCrops, UnlabeledSet, open_unlabeled
-from edgekd.train.distill.feeding import BrokenFiles, Numbers, next_batch
+from edgekd.train.checkpoint import LAST_NAME, read_torch, save_torch
+from edgekd.train.distill.feeding import Numbers, next_batch
 from edgekd.train.distill.measures import CollapseWatch, effective_rank, feature_std
-from edgekd.train.distill.methods._base import Batch, Losses, Method
-from edgekd.train.distill.methods.feature import Feature
+from edgekd.train.distill.methods._base import Losses, Method
 from edgekd.train.distill.pictures import write_picture
 from edgekd.train.distill.schedule import StageMachine
-from edgekd.train.distill.teaching import CachedTeachers, build_teachers
+from edgekd.train.distill.tasks import ImageTask, Task
 from edgekd.train.run import (
     Curves,
     check_finite,
-    check_normalization,
     fabric_precision,
     learning_rate,
     make_room,
@@ -65,8 +53,6 @@ FORMAT = 1
 COMMAND = "edgekd distill RECIPE"
 #: a launcher has set one of these
 LAUNCHED = {"SLURM_NTASKS", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"}
-#: crops that the pictures show
-PICTURE_CROPS = 4
 
 
 @dataclass(frozen=True)
@@ -74,12 +60,13 @@ class DistillResult:
     """Where a run ended.
 
     Attributes:
-        encoder: the student's encoder, for ``edgekd finetune --encoder``.
+        path: what the run was for: a student's encoder for ``edgekd finetune --encoder``, a
+            student (``best.ckpt``), or a teacher of the next stage.
         distilled: what was done; the same values are inside the file.
         main: whether this process is the one that writes and speaks.
     """
 
-    encoder: Path
+    path: Path
     distilled: dict[str, Any]
     main: bool
 
@@ -120,9 +107,45 @@ def distill(
         CheckpointError: weights that do not fit, nothing to resume, or another recipe or data.
         EnvironmentLacksError: the device lacks the precision, or weights are not installed.
     """
-    spec = recipe.distill
-    if spec is None:
+    if recipe.distill is None:
         raise InputError(f"recipe '{recipe.name}' has no distill section")
+    return run_task(
+        recipe,
+        lambda log: ImageTask(recipe, recipe_folder, roots, out, log),
+        out,
+        resume=resume,
+        fresh=fresh,
+        accelerator=accelerator,
+        devices=devices,
+        nodes=nodes,
+        progress=progress,
+        say=say,
+    )
+
+
+def run_task(
+    recipe: Recipe,
+    make: Callable[[Say], Task],
+    out: Path,
+    *,
+    spec: DistillSpec | None = None,
+    resume: bool = False,
+    fresh: bool = False,
+    accelerator: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    progress: Progress | None = None,
+    say: Say | None = None,
+) -> DistillResult:
+    """Run the loop for one task; see :func:`distill` for what is not said here.
+
+    Args:
+        make: builds the task, given where its lines go; called when all processes run and the
+            random state is set.
+        spec: of this run where it is not ``recipe.distill``: a stage of a chain.
+    """
+    spec = spec or recipe.distill
+    assert spec is not None
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > 1 and devices * nodes == 1:
         raise InputError(
@@ -148,7 +171,7 @@ def distill(
     with contextlib.ExitStack() as stack:
         hold = only_one(out) if fabric.is_global_zero else contextlib.nullcontext()
         together(lambda: stack.enter_context(hold))
-        run = together(lambda: _Run(fabric, recipe, recipe_folder, roots, out, progress, say))
+        run = together(lambda: _Run(fabric, recipe, spec, make, out, progress, say))
         run.connect()
         run.start(resume, fresh)
         run.train()
@@ -162,35 +185,19 @@ class _Run:
         self,
         fabric: Fabric,
         recipe: Recipe,
-        recipe_folder: Path,
-        roots: Sequence[Path],
+        spec: DistillSpec,
+        make: Callable[[Say], Task],
         out: Path,
         progress: Progress | None,
         say: Say | None,
     ) -> None:
-        assert recipe.distill is not None
-        self.fabric, self.recipe, self.out, self.spec = fabric, recipe, out, recipe.distill
+        self.fabric, self.recipe, self.out, self.spec = fabric, recipe, out, spec
         self.main = fabric.is_global_zero
         self._progress, self._say = progress, say
         self._early: list[str] | None = []
         fabric.seed_everything(self.spec.seed, verbose=False)
-        self.student = build_student(
-            recipe.student.name,
-            len(recipe.io.classes),
-            attention=recipe.student.attention,
-            head=recipe.student.head,
-            pretrained=recipe.student.pretrained,
-        )
-        check_normalization(self.student, recipe.io.inputs[0])
-        self.teachers = build_teachers(recipe, recipe_folder)
-        module = registry.load("edgekd.train.distill.methods", self.spec.method, "method")
-        self.method: Method = module.build(recipe, self.student, self.teachers)
-        self.data: UnlabeledSet = open_unlabeled(
-            roots, self.spec.data, self.spec.crop_px, recipe.io.inputs[0].channel_count, self.log
-        )
-        self.broken = BrokenFiles(out / "broken.jsonl", self.data.broken)
-        self.data.noted = self.broken
-        self._told = 0
+        self.task = make(self.log)
+        self.method: Method = self.task.method
         self.steps = self._length()
         self.stages = StageMachine(self.spec.stages)
         self.watch = CollapseWatch()
@@ -228,7 +235,7 @@ class _Run:
             return self.spec.steps
         assert self.spec.epochs is not None
         per_step = self.spec.batch * self.spec.accumulate * self.fabric.world_size
-        return max(1, math.ceil(self.spec.epochs * len(self.data) / per_step))
+        return max(1, math.ceil(self.spec.epochs * self.task.size / per_step))
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """AdamW on what is trained; no weight decay on biases, norms and mask tokens."""
@@ -248,19 +255,20 @@ class _Run:
     def _fingerprint(self) -> str:
         """What must be the same for a run to be resumed: all but logging, workers, tuning."""
         values = self.recipe.plain()
+        values["distill"] = self.spec.model_dump(mode="json", by_alias=True)
         for key in (
             "log_every_steps", "picture_every_steps", "save_every_steps", "workers", "compile",
             "checkpointing",
         ):  # fmt: skip
             values["distill"].pop(key)
-        kept = {key: values[key] for key in ("distill", "teachers", "student", "io")}
-        kept["distill"]["data"].pop("roots")
+        kept = {key: values[key] for key in ("distill", "teachers", "student", "io", "sensors")}
+        if kept["distill"]["data"] is not None:
+            kept["distill"]["data"].pop("roots")
         for teacher in kept["teachers"]:
             teacher.pop("weights")
         parts = {
             "recipe": kept,
-            "data": self.data.digest,
-            "teachers": [teacher.weights_sha256 for teacher in self.teachers],
+            **self.task.identity(),
             "crops_per_step": self.spec.batch * self.spec.accumulate * self.fabric.world_size,
         }
         return sha256_bytes(canonical_json(parts).encode())
@@ -269,7 +277,7 @@ class _Run:
 
     def start(self, resume: bool, fresh: bool) -> None:
         """Prepare the folder, or go on from its last checkpoint."""
-        names = [ENCODER_NAME, LAST_NAME]
+        names = [self.task.result, LAST_NAME]
         if resume:
             together(self._restore)
         else:
@@ -280,14 +288,13 @@ class _Run:
             self.log(line)
         if unused := self.spec.unused():
             self.log(f"set and not used by method {self.spec.method}: {', '.join(unused)}")
-        for teacher in self.teachers:
-            for line in teacher.report:
-                self.log(f"teacher {teacher.name}: {line}")
+        for line in self.task.report():
+            self.log(line)
         verb = f"go on from step {self.step}" if resume else "start"
         trained = sum(p.numel() for p in self.method.parameters() if p.requires_grad)
         frozen = sum(p.numel() for p in self.method.parameters() if not p.requires_grad)
         self.log(
-            f"{verb}: {len(self.data)} images, {self.steps} steps of {self.spec.batch} x "
+            f"{verb}: {self.steps} steps of {self.spec.batch} x "
             f"{self.spec.accumulate} x {self.fabric.world_size} crops of {self.spec.crop_px} px; "
             f"{trained / 1e6:.2f} M parameters trained, {frozen / 1e6:.2f} M frozen"
         )
@@ -302,8 +309,8 @@ class _Run:
         write_json(self.out / "recipe.json", self.recipe.plain())
 
     def finish(self) -> DistillResult:
-        """Write the encoder."""
-        path = self.out / ENCODER_NAME
+        """Write what the run is for."""
+        path = self.out / self.task.result
         distilled = {
             "method": self.spec.method,
             "steps": self.step,
@@ -314,28 +321,12 @@ class _Run:
             "device": str(self.fabric.device),
             "processes": self.fabric.world_size,
             "torch": str(torch.__version__),
-            "teachers": [
-                {"name": t.name, "variant": t.variant, "weights_sha256": t.weights_sha256,
-                 "weights": spec.weights if spec.weights in ("random", "package") else "file"}
-                for t, spec in zip(self.teachers, self.recipe.teachers, strict=True)
-            ],
             "stage": self.stages.stage if self.method.staged else None,
             "losses": self.last,
-        }  # fmt: skip
+        }
         if self.main:
-            weights = {
-                name: value.detach().cpu().clone()
-                for name, value in self.student.encoder.state_dict().items()
-            }
-            encoder = EncoderCheckpoint(
-                recipe=self.recipe.plain(),
-                student=describe_student(self.student),
-                weights=weights,
-                data={"sha256": self.data.digest, "images": len(self.data)},
-                distilled=distilled,
-            )
-            save_encoder(path, encoder)
-            self.log(f"done: {self.step} steps in {self.seconds:.0f} s, encoder in {path.name}")
+            self.task.save(path, distilled)
+            self.log(f"done: {self.step} steps in {self.seconds:.0f} s, {path.name} written")
         self.fabric.barrier()
         return DistillResult(path, distilled, self.main)
 
@@ -361,6 +352,7 @@ class _Run:
             "schedule": self.schedule.state_dict(),
             "stages": self.stages.state_dict(),
             "watch": self.watch.state_dict(),
+            "task": self.task.state(),
             "rng": torch.get_rng_state(),
             "precision": self.fabric.strategy.precision.state_dict(),  # the scale of fp16
             "seconds": self.seconds,
@@ -386,6 +378,7 @@ class _Run:
         self.schedule.load_state_dict(state["schedule"])
         self.stages.load_state_dict(state["stages"])
         self.watch.load_state_dict(state["watch"])
+        self.task.load_state(state["task"])
         torch.set_rng_state(state["rng"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.step, self.seconds_before = int(state["step"]), float(state["seconds"])
@@ -397,13 +390,7 @@ class _Run:
         """Run the steps that are left."""
         spec = self.spec
         self._begin = time.perf_counter()
-        cache = None
-        if spec.cache.mib:
-            assert isinstance(self.method, Feature)
-            cache = CachedTeachers(
-                self.method, self.out / "features", spec.cache.mib, spec.precision,
-                spec.cache.crops, self.log,
-            )  # fmt: skip
+        self.task.begin(self.out, self.log)
         loader = self._loader()
         batches = iter(loader)
         self.method.train()
@@ -416,7 +403,8 @@ class _Run:
             while self.step < self.steps:
                 number = self.step + 1
                 logged = number % spec.log_every_steps == 0 or number == self.steps or number == 1
-                losses, seen = self._accumulated(batches, cache, logged)
+                self.task.progress(self.step, self.steps)
+                losses, seen = self._accumulated(batches, logged)
                 values = self._mean_parts(losses)
                 norm = self.fabric.clip_gradients(
                     self.wrapped,
@@ -428,6 +416,7 @@ class _Run:
                 self.optimizer.step()
                 rate = self.optimizer.param_groups[0]["lr"]
                 self.schedule.step()
+                self.task.stepped()
                 self.step = number
                 done += 1
                 if self.method.staged:
@@ -440,7 +429,8 @@ class _Run:
                         )
                 self.last = values
                 if logged:
-                    self._tell_broken()
+                    for line in self.task.news():
+                        self.log(line)
                     row = self._row(values, seen, rate, norm)
                     row["images_per_s"] = (
                         done * spec.batch * spec.accumulate * self.fabric.world_size
@@ -457,18 +447,17 @@ class _Run:
                     self.fabric.barrier()
                 if self._progress is not None and self.main:
                     self._progress(number, self.steps, self._text(values))
-        if cache is not None:
-            self.log(f"feature cache: {cache.stats}")
+        self.task.close(self.log)
 
     def _accumulated(
-        self, batches: Iterator[Crop], cache: CachedTeachers | None, inspect: bool
+        self, batches: Iterator[Any], inspect: bool
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """Gradients of one step; the parts of each loss and the features of the last part."""
         parts = []
         losses: Losses | None = None
         self.optimizer.zero_grad(set_to_none=True)
         for part in range(self.spec.accumulate):
-            batch = self._batch(next_batch(batches), cache)
+            batch = self.task.batch(next_batch(batches), self.fabric.device, self.fabric.autocast)
             last = part == self.spec.accumulate - 1
             with self.fabric.no_backward_sync(self.wrapped, enabled=not last):
                 losses = self.wrapped(batch, self.stages.weights, inspect=inspect and last)
@@ -485,23 +474,6 @@ class _Run:
         assert isinstance(reduced, Tensor)
         return dict(zip(names, reduced.tolist(), strict=True))
 
-    def _batch(self, crop: Crop, cache: CachedTeachers | None) -> Batch:
-        numbers = torch.as_tensor(crop.number).tolist()
-        device = self.fabric.device
-        clean = crop.clean.to(device, non_blocking=True)
-        view = crop.view.to(device, non_blocking=True)
-        features = None
-        if cache is not None:
-            with self.fabric.autocast():
-                features = cache.features(crop.clean, clean)
-        return Batch(clean, view, numbers, features)
-
-    def _crops(self) -> UnlabeledCrops:
-        spec = self.spec
-        length = self.steps * spec.batch * spec.accumulate * self.fabric.world_size
-        pool = spec.cache.crops if spec.cache.mib else 0
-        return UnlabeledCrops(self.data, spec.crop_px, spec.augment, length, spec.seed, pool)
-
     def _loader(self) -> Any:
         spec, fabric = self.spec, self.fabric
         numbers = Numbers(
@@ -509,7 +481,7 @@ class _Run:
             spec.batch,
         )  # fmt: skip
         return DataLoader(
-            self._crops(),
+            self.task.dataset(self.steps * spec.batch * spec.accumulate * fabric.world_size),
             batch_size=spec.batch,
             sampler=numbers,
             num_workers=spec.workers,
@@ -520,25 +492,8 @@ class _Run:
     # -- seeing it --------------------------------------------------------------------------
 
     def _columns(self) -> list[str]:
-        names = ["loss"]
-        if self.recipe.teachers:
-            names.append("kd")
-        if self.method.staged:
-            names += ["teacher_mae", "student_mae", "r", "stage"]
-        elif self.method.draws:
-            names.append("student_mae")
-        count = len(self.teachers)
-        if count > 1:
-            names += [f"kd_{n}" for n in range(count)]
-            names += [f"teacher_mae_{n}" for n in range(count)] if self.method.staged else []
-        for side in ["student", *(f"teacher{n or ''}" for n in range(count))]:
-            names += [f"{side}_std", f"{side}_rank"]
+        names = self.task.columns
         return [*names, "lr", "grad_norm", "images_per_s", "peak_mib"]
-
-    def _tell_broken(self) -> None:
-        for why in self.broken.since(self._told):
-            self._told += 1
-            self.log(f"skipped a broken file: {why}")
 
     def _row(
         self, values: dict[str, float], seen: dict[str, Tensor], rate: float, norm: Any
@@ -576,14 +531,7 @@ class _Run:
         """
         if not (self.spec.picture_every_steps and self.method.draws):
             return
-        crops = self._crops()
-        items = [crops[number] for number in range(min(PICTURE_CROPS, len(crops)))]
-        device = self.fabric.device
-        batch = Batch(
-            torch.stack([item.clean for item in items]).to(device),
-            torch.stack([item.view for item in items]).to(device),
-            [item.number for item in items],
-        )
+        batch = self.task.picture_batch(self.fabric.device)
         state = torch.get_rng_state()
         self.method.eval()
         losses = self.method(batch, self.stages.weights, draw=True)
