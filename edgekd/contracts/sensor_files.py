@@ -6,6 +6,7 @@ wavelengths what the file says. What they mean is checked in :mod:`edgekd.contra
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -34,6 +35,7 @@ _ENVI_DATA = (".img", ".dat", ".bsq", ".bil", ".bip")
 _ARRAY_FAULTS = (
     OSError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, MemoryError,
     AttributeError, SyntaxError, UnicodeError, zlib.error, zipfile.BadZipFile,
+    tokenize.TokenError, UnboundLocalError,  # the last one is a slip in scipy's own code
 )  # fmt: skip
 
 
@@ -129,7 +131,8 @@ def read_sensor(path: Path, spec: FileSpec) -> SensorArray:
 
 def _planes(values: npt.NDArray[Any], ignore: list[float], factor: float) -> FloatArray:
     """``(C, H, W)`` float32 of an array with those axes; what is to be ignored becomes NaN."""
-    planes = np.array(values, dtype=np.float32, order="C")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is no measurement
+        planes = np.array(values, dtype=np.float32, order="C")
     for value in ignore:
         planes[np.asarray(values) == value] = np.nan
     planes[~np.isfinite(planes)] = np.nan

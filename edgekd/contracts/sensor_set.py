@@ -112,7 +112,10 @@ class SensorSet:
             for scene, described in zip(raw, spec.scenes, strict=True)
         }
         self.digest = self._digest(raw)
-        bands = find_bands(raw, self._parts, sensors, file.resolve().parent)
+        try:
+            bands = find_bands(raw, self._parts, sensors, file.resolve().parent)
+        except DatasetError as err:
+            raise DatasetError(f"{file}: {err}") from err
         self.report += bands.report
         self.dropped, self.wavelengths_nm = bands.dropped, bands.wavelengths_nm
         self.channels = {name: len(bands.kept(name)) for name in sensors}
