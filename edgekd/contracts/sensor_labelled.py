@@ -11,7 +11,7 @@ from edgekd.contracts.blocks import PART_NAMES
 from edgekd.contracts.imageio import UInt8Array
 from edgekd.contracts.labelled import LabelledSet, Sample, open_labelled
 from edgekd.contracts.recipe import Recipe
-from edgekd.contracts.sensor_scenes import sensor_set_file
+from edgekd.contracts.sensor_scenes import load_set, scene_files, sensor_set_file
 from edgekd.contracts.sensor_set import Part, SensorSet, open_sensor_set
 from edgekd.errors import DatasetError
 
@@ -92,6 +92,20 @@ def open_data(recipe: Recipe, path: Path, *, every_class: bool = True) -> Labell
             )
         return open_labelled(path, recipe.data.split)
     return camera_view(open_sensor_set(recipe, path, every_class=every_class))
+
+
+def is_here(path: Path) -> bool:
+    """Whether a labelled set is on this machine; of a sensor set that is described, its files.
+
+    A set of which some files are there and others not is here, and opening it names those.
+
+    Raises:
+        InputError, RecipeError: a description that cannot be read.
+    """
+    file = sensor_set_file(path)
+    if file is None:
+        return path.exists()
+    return any(item.is_file() for item in scene_files(*load_set(file)))
 
 
 def camera_view(found: SensorSet) -> SensorLabelledSet:

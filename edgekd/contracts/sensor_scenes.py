@@ -306,7 +306,7 @@ def _check_gsd(arrays: dict[str, SensorArray], sensors: Sensors, scene: str) -> 
         declared = sensors[name].gsd_m
         if found.transform is None:
             continue
-        side = None if found.crs is None else _gsd_m(found)
+        side = pixel_side_m(found)
         if side is None:
             notes.append(
                 f"{scene}: {found.path.name} does not tell the size of a pixel in metres; gsd_m "
@@ -320,8 +320,10 @@ def _check_gsd(arrays: dict[str, SensorArray], sensors: Sensors, scene: str) -> 
     return notes
 
 
-def _gsd_m(found: SensorArray) -> float | None:
+def pixel_side_m(found: SensorArray) -> float | None:
     """Side of a pixel on the ground, m, as the root of its mean area; None where not known."""
+    if found.crs is None or found.transform is None:
+        return None
     _, height, width = found.values.shape
     with gdal_environment() as rasterio:
         try:
@@ -329,6 +331,16 @@ def _gsd_m(found: SensorArray) -> float | None:
         except gdal_failures(rasterio):
             return None
     return None if areas is None else float(np.sqrt(areas.mean()))
+
+
+def read_labels(described: SensorSetSpec, spec: LabelSpec, base: Path) -> UInt8Array:
+    """Labels of a scene by themselves: ``(H, W)`` channel numbers, IGNORE without a label.
+
+    Raises:
+        ImageError: the file is missing or damaged.
+        DatasetError: it holds something else than the classes of the set.
+    """
+    return _labels(_read(spec, base), spec, described)
 
 
 def _labels(found: SensorArray, spec: LabelSpec, described: SensorSetSpec) -> UInt8Array:
