@@ -113,12 +113,13 @@ def open_images(
     from edgekd.contracts.labelled import open_labelled
     from edgekd.contracts.recipe import data_root
     from edgekd.contracts.schema import resolve_path
+    from edgekd.contracts.sensor_labelled import is_here, open_data
     from edgekd.deploy.quantize.grounds import Images
 
     place = data or data_root(recipe, recipe_path)
     labelled = sets = None
-    if data is not None or place.exists():  # a set that is there must be whole
-        labelled = open_labelled(place, recipe.data.split)
+    if data is not None or is_here(place):  # a set that is there must be whole
+        labelled = open_data(recipe, place, every_class=False)
     else:
         note(f"note: {place} is not here, so there are no real pixels to compare on; a synthetic "
              "picture is used and the manifest says so (--data gives another place)")  # fmt: skip

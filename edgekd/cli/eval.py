@@ -90,8 +90,8 @@ def command(
 def _bundle(
     model: Path, data: Path, split: str, any_device: bool, signer: list[Path] | None
 ) -> dict[str, Any]:
-    from edgekd.contracts.labelled import open_labelled
     from edgekd.contracts.recipe import parse_recipe
+    from edgekd.contracts.sensor_labelled import open_data
     from edgekd.runtime.evaluate import evaluate_bundle
     from edgekd.runtime.session import load
 
@@ -100,14 +100,14 @@ def _bundle(
         progress_bar("eval", "image") as update,
     ):
         recipe = parse_recipe(session.manifest.provenance.recipe, f"the recipe inside {model}")
-        labelled = open_labelled(data, recipe.data.split)
+        labelled = open_data(recipe, data, every_class=False)
         return evaluate_bundle(session, labelled, split, update)
 
 
 def _checkpoint(model: Path, data: Path, split: str) -> dict[str, Any]:
     from edgekd.contracts.artifacts import sha256_file
-    from edgekd.contracts.labelled import open_labelled
     from edgekd.contracts.optional import require
+    from edgekd.contracts.sensor_labelled import open_data
 
     require("torch", "train", "evaluate checkpoints")
     from edgekd.train.checkpoint import BEST_NAME, load_checkpoint, rebuild
@@ -116,7 +116,7 @@ def _checkpoint(model: Path, data: Path, split: str) -> dict[str, Any]:
     checkpoint = load_checkpoint(model)
     recipe = checkpoint.parsed_recipe(str(model))
     network = rebuild(checkpoint, str(model))
-    labelled = open_labelled(data, recipe.data.split)
+    labelled = open_data(recipe, data, every_class=False)
     with progress_bar("eval", "image") as update:
         result = evaluate_model(network, labelled, split, recipe.io, recipe.tiling, update)
     file = model / BEST_NAME if model.is_dir() else model

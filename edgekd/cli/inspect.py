@@ -1,4 +1,4 @@
-"""``edgekd inspect``: what is in a bundle or checkpoint."""
+"""``edgekd inspect``: what is in a bundle, checkpoint or sensor set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekd.cli._common import PathArgument, emit, percent, shared_options
+from edgekd.cli._common import PathArgument, emit, percent, shared_options, table
 
 if TYPE_CHECKING:
     from edgekd.contracts.manifest import Manifest
@@ -19,18 +19,44 @@ ENCODER_NAME = "encoder.ckpt"
 
 
 @click.command("inspect")
-@click.argument("path", metavar="(BUNDLE|CHECKPOINT|ENCODER)", type=PathArgument)
+@click.argument("path", metavar="(BUNDLE|CHECKPOINT|ENCODER|SENSOR_SET)", type=PathArgument)
+@click.option(
+    "--recipe",
+    "recipe_path",
+    type=PathArgument,
+    help="Of a sensor set: show it as this recipe's sensors, split and labels make it.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a value of --recipe, e.g. --set data.blocks.fold=2.",
+)
 @shared_options
-def command(path: Path, as_json: bool) -> None:
-    """Show what a bundle, checkpoint or encoder holds, and what it was made from.
+def command(
+    path: Path, recipe_path: Path | None, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Show what a bundle, checkpoint, encoder or sensor set holds, and what it was made from.
 
     A bundle whose signature does not hold is shown all the same, and ends with 1.
     """
     from edgekd.contracts.manifest import MANIFEST_NAME
+    from edgekd.contracts.sensor_scenes import sensor_set_file
     from edgekd.errors import InputError
 
     if not path.exists():
-        raise InputError(f"{path} does not exist; give a bundle folder or a checkpoint file")
+        raise InputError(
+            f"{path} does not exist; give a bundle folder, a checkpoint file or a sensor set"
+        )
+    if overrides and recipe_path is None:
+        raise InputError("--set changes values of a recipe; name one with --recipe")
+    if sensor_set_file(path) is not None:
+        payload, lines = _sensor_set(path, recipe_path, list(overrides))
+        emit(payload, lines, as_json)
+        return
+    if recipe_path is not None:
+        raise InputError(f"--recipe is about sensor sets, and {path} is none")
     refusal: EdgeKDError | None = None
     if path.is_dir() and (path / MANIFEST_NAME).is_file():
         payload, lines, refusal = _bundle(path)
@@ -41,6 +67,31 @@ def command(path: Path, as_json: bool) -> None:
     emit(payload, lines, as_json)
     if refusal is not None:
         raise refusal
+
+
+def _sensor_set(
+    path: Path, recipe_path: Path | None, overrides: list[str]
+) -> tuple[dict[str, Any], list[str]]:
+    from edgekd.contracts.recipe import load_recipe
+    from edgekd.contracts.sensor_scenes import load_set
+    from edgekd.contracts.sensor_set import open_sensor_set
+    from edgekd.contracts.sensor_summary import summarise, summarise_files
+
+    spec, file = load_set(path)
+    if recipe_path is None:
+        payload, tables = summarise_files(spec, file)
+    else:
+        recipe = load_recipe(recipe_path, overrides)
+        payload, tables = summarise(open_sensor_set(recipe, path, every_class=False))
+    made = "SIMULATED, not measured" if spec.simulated else "measured"
+    words = [f"source: {' '.join(spec.source.split())}", f"licence: {spec.licence}"]
+    lines = [f"sensor set {spec.name}: {spec.title or 'no title'} ({made})", *words]
+    for head, rows in tables:
+        lines += ["", *table(head, rows)]
+    lines += ["", *payload["report"]] if payload["report"] else []
+    if recipe_path is None:
+        lines.append(f"as a recipe sees it: edgekd inspect {path} --recipe RECIPE")
+    return payload, lines
 
 
 def _bundle(path: Path) -> tuple[dict[str, Any], list[str], EdgeKDError | None]:

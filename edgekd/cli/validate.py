@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgekd.cli._common import PathArgument, emit, note, shared_options, signer_option
+
+if TYPE_CHECKING:
+    from edgekd.contracts.recipe import Recipe
 
 
 @click.command("validate")
@@ -24,7 +27,10 @@ def command(
     signer: list[Path] | None,
     as_json: bool,
 ) -> int:
-    """Check recipes (every fault at once) or bundles (hashes and golden outputs)."""
+    """Check recipes (every fault at once) or bundles (hashes and golden outputs).
+
+    Of a recipe with sensors its sensor set is opened as well, where it is on this machine.
+    """
     from edgekd.errors import EdgeKDError, InputError
 
     if signer is not None and not any(path.is_dir() for path in paths):
@@ -45,12 +51,10 @@ def command(
             if len(paths) == 1:
                 raise
             note(f"error: {text}")
-    lines = [
-        f"{item['path']}: {item['summary']}"
-        if item["valid"]
-        else f"{item['path']}: no: {item['error']}"
-        for item in results
-    ]
+    lines = []
+    for item in results:
+        said = item["summary"] if item["valid"] else f"no: {item['error']}"
+        lines += [f"{item['path']}: {said}", *(f"  {line}" for line in item.get("data", []))]
     emit({"results": results}, lines, as_json)
     return worst
 
@@ -63,11 +67,49 @@ def _recipe(path: Path, overrides: list[str]) -> dict[str, Any]:
     for name in presets:
         load_recipe(path, [*overrides, f"preset={name}"])
     also = f", presets {', '.join(presets)}" if presets else ""
-    return {
+    result = {
         "kind": "recipe",
         "summary": f"valid recipe '{recipe.name}', student {recipe.student.name}, "
         f"{len(recipe.io.classes)} classes, targets {', '.join(recipe.targets)}{also}",
     }
+    return {**result, "data": _sensors(recipe, path)} if recipe.sensors else result
+
+
+def _sensors(recipe: Recipe, path: Path) -> list[str]:
+    """The sensors of a recipe, and what its set has of them.
+
+    Raises:
+        EdgeKDError: the set is on this machine and does not fit the recipe.
+    """
+    from edgekd.contracts.labelled import check_same_classes
+    from edgekd.contracts.recipe import data_root
+    from edgekd.contracts.sensor_labelled import is_here
+    from edgekd.contracts.sensor_scenes import sensor_set_file
+    from edgekd.contracts.sensor_set import open_sensor_set
+    from edgekd.errors import EnvironmentLacksError
+
+    lines = []
+    for name, spec in recipe.sensors.items():
+        source = "" if spec.derive is None else f", from {spec.derive.source}"
+        lines.append(f"sensor {name}: {spec.kind}, {spec.channels} channels, {spec.gsd_m:g} m"
+                     f"{source}")  # fmt: skip
+    root = data_root(recipe, path)
+    if not is_here(root):
+        return [*lines, f"data: {root} is not on this machine, so it was not looked at"]
+    if sensor_set_file(root) is None:
+        return [*lines, f"data: {root} is no sensor set, so the sensors were not looked at"]
+    try:
+        found = open_sensor_set(recipe, root)
+    except EnvironmentLacksError as err:
+        return [*lines, f"data: not looked at: {err}"]
+    check_same_classes(found.classes, list(recipe.io.classes), str(root))
+    counts = found.label_counts()
+    labels = [f"{part} {sum(numbers):,}" for part, numbers in counts.items()]
+    return [
+        *lines,
+        f"data: {found.name}, {len(found.scene_ids)} scenes, labels: {', '.join(labels)} px",
+        *found.report,
+    ]
 
 
 def _bundle(path: Path, any_device: bool, signer: list[Path] | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ damage are not accepted.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -293,7 +294,7 @@ class Raster:
             ImageError: wrong number, a band that does not exist, or bands of different types.
         """
         if bands is None:
-            bands = self._colours()
+            bands = self.colour_bands()
             if len(bands) != channels:
                 count = f"{len(bands)} band{'' if len(bands) == 1 else 's'}"
                 numbers = ",".join(map(str, range(1, channels + 1)))
@@ -352,7 +353,7 @@ class Raster:
             mask = self._checked(lambda: self._data.dataset_mask(window=self._box(window)), window)
             valid &= np.asarray(mask, dtype=np.uint8) > 0
         if self._fill is not None:
-            colours = self._colours()
+            colours = self.colour_bands()
             if len({self.dtypes[band - 1] for band in colours}) == 1:
                 valid &= (self.read(window, colours) != self._fill).any(axis=2)
             else:  # rasterio reads bands of one type at a time
@@ -368,12 +369,38 @@ class Raster:
             int(value)
             for y in (0, self.height - 1)
             for x in (0, self.width - 1)
-            for value in self.read(Window(y, x, y + 1, x + 1), self._colours()).ravel()
+            for value in self.read(Window(y, x, y + 1, x + 1), self.colour_bands()).ravel()
         }
         return corners.pop() if corners in ({0}, {255}) else None
 
-    def _colours(self) -> list[int]:
+    def colour_bands(self) -> list[int]:
+        """Numbers of the bands that are no alpha, counted from 1."""
         return [band for band in range(1, self.count + 1) if band not in self._alpha]
+
+    def scale_of(self, band: int) -> tuple[float, float]:
+        """What a band's numbers are to be multiplied by, and what is added then, as declared."""
+        return float(self._data.scales[band - 1]), float(self._data.offsets[band - 1])
+
+    def wavelength_nm(self, band: int) -> float | None:
+        """A band's wavelength, nm, as GDAL keeps it, or None where the file does not say it.
+
+        Raises:
+            ImageError: the file's words cannot be read.
+        """
+        try:
+            own, left = self._data.tags(band, ns="IMAGERY"), self._data.tags(band)
+        except self._failure as err:
+            raise ImageError(f"{self.path} is damaged ({cause_text(err)}); fetch it again") from err
+        if "CENTRAL_WAVELENGTH_UM" in own:
+            text, nm = own["CENTRAL_WAVELENGTH_UM"], 1e3
+        else:  # what GDAL's ENVI driver leaves
+            text, unit = left.get("wavelength", ""), left.get("wavelength_units", "").lower()
+            nm = {"nanometers": 1.0, "micrometers": 1e3}.get(unit, math.nan)
+        try:
+            value = float(text) * nm
+        except ValueError:
+            return None
+        return value if math.isfinite(value) and value > 0 else None
 
     def read_all(self, bands: list[int] | None = None) -> npt.NDArray[np.generic]:
         """The whole raster, ``(height, width, bands)``; for images that fit in memory."""

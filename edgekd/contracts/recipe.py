@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from edgekd.contracts import registry
+from edgekd.contracts.blocks import BlockSpec
 from edgekd.contracts.distill import (
     DistillSpec,
     Fraction,
@@ -138,14 +139,27 @@ class SplitRule(Document):
 
 
 class DataSpec(Document):
-    """The labelled set: a folder or a calibration YAML, and how it is split.
+    """The labelled set: a folder, a YAML that describes one, or a sensor set, and how it is split.
 
     Attributes:
         root: relative to the recipe; ``${NAME}`` and ``${NAME:-default}`` from the environment.
+        blocks: spatial blocks within every scene of a sensor set, in place of ``split``.
+        labels_per_class: so many labelled training pixels of each class are kept, over all
+            training scenes of a sensor set; the rest train without a label. Absent, all are kept.
+        label_seed: of that draw; a draw of 5 is part of the draw of 20.
     """
 
     root: str
     split: SplitRule | None = None
+    blocks: BlockSpec | None = None
+    labels_per_class: int | None = pydantic.Field(default=None, ge=1)
+    label_seed: int = pydantic.Field(default=0, ge=0)
+
+    @pydantic.model_validator(mode="after")
+    def _one_split(self) -> DataSpec:
+        if self.blocks is not None and self.split is not None:
+            raise ValueError("split puts whole scenes, blocks parts of them; give one of the two")
+        return self
 
 
 class AugmentSpec(JitterSpec):
@@ -361,6 +375,19 @@ class Recipe(Document):
     calibration: CalibrationSpec | None = pydantic.Field(default=None, validate_default=True)
     gates: GateSpec
     targets: list[str] = pydantic.Field(min_length=1)
+
+    @pydantic.field_validator("data")
+    @classmethod
+    def _of_sensors(cls, value: DataSpec, info: pydantic.ValidationInfo) -> DataSpec:
+        asked = [
+            name for name in ("blocks", "labels_per_class") if getattr(value, name) is not None
+        ]
+        if asked and info.data.get("sensors") == {}:
+            raise ValueError(
+                f"{' and '.join(asked)} apply to sensor sets; name the sensors of the recipe under "
+                "sensors, or split by name with split"
+            )
+        return value
 
     @pydantic.field_validator("teachers")
     @classmethod

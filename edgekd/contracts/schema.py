@@ -182,10 +182,20 @@ def _written(value: Any, place: Place) -> Place:
 
 def _fields(kind: Any, place: Place) -> set[str]:
     """Valid keys of the (nested) schema at ``place``."""
+    named = False  # by a key of the user's own, not of the schema
     for part in place:
-        kind = _inner(kind.model_fields[part].annotation) if isinstance(part, str) else kind
+        if not isinstance(part, str) or named:
+            named = False
+            continue
+        annotation = kind.model_fields[part].annotation
+        kind, named = _inner(annotation), _is_mapping(annotation)
     fields = getattr(kind, "model_fields", {})
     return {field.alias or name for name, field in fields.items()}
+
+
+def _is_mapping(annotation: Any) -> bool:
+    """Whether ``dict[name, schema]`` is what an annotation comes to."""
+    return get_origin(annotation) is dict or any(map(_is_mapping, get_args(annotation)))
 
 
 def _inner(annotation: Any) -> Any:

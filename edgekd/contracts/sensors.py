@@ -70,9 +70,9 @@ class DeriveSpec(Document):
         source: name of the sensor that it is made from.
         bands: bands of the source, counted from 1 before bad ones are left out.
         nm: wavelengths; of each the nearest band is taken, at most one band's spacing away.
-        windows_nm: of each window the mean of its bands, as a broad filter would see it.
+        windows_nm: of each window the mean of its good bands, as a broad filter would see it.
         camera: weighted mean over the bands: ``cie1931`` (the standard observer, as linear sRGB),
-            or a CSV file with the columns nm, red, green, blue, relative to the recipe.
+            or a CSV file with the columns nm, red, green, blue, relative to the sensor set.
     """
 
     source: Name = pydantic.Field(alias="from")
@@ -134,6 +134,11 @@ class SensorSpec(Document):
             raise ValueError(
                 f"channels is {self.channels}, and derive makes {self.derive.channels}"
             )
+        listed = self.bad_bands.bands if self.bad_bands is not None else []
+        if max(listed, default=0) > self.channels:
+            raise ValueError(
+                f"bad_bands names band {max(listed)}, and there are {self.channels} channels"
+            )
         if self.kind == "spectral":
             self._check_wavelengths()
         elif self.wavelengths_nm is not None or self.bad_bands is not None:
@@ -182,14 +187,25 @@ class SensorSpec(Document):
 
 
 Sensors = dict[Name, SensorSpec]
+#: the camera that a student sees
+VISUAL = "visual"
 
 
 def check_sensors(sensors: Sensors) -> Sensors:
-    """Derivations must name a sensor that is there, and none may go in a circle.
+    """There must be a colour camera; derivations must name a sensor, and not go in a circle.
 
     Raises:
         ValueError: names the sensor that is at fault.
     """
+    visual = sensors.get(VISUAL)
+    if sensors and (visual is None or visual.kind != "image" or visual.channels != 3):
+        found = "is not there" if visual is None else f"has {visual.channels} of {visual.kind}"
+        raise ValueError(
+            f"the camera that the student sees must be named {VISUAL}, of kind image with 3 "
+            f"channels; it {found}"
+        )
+    if visual is not None and visual.missing == "allowed":
+        raise ValueError(f"missing: allowed is not for {VISUAL}, which the student sees")
     for name, spec in sensors.items():
         seen, here = [name], spec
         while here.derive is not None:

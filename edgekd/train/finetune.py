@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from edgekd.contracts.artifacts import canonical_json, sha256_bytes, write_json
-from edgekd.contracts.labelled import LabelledSet, check_same_classes, open_labelled
+from edgekd.contracts.labelled import LabelledSet, check_same_classes
 from edgekd.contracts.recipe import FinetuneSpec, Recipe
 from edgekd.contracts.registry import nearest
+from edgekd.contracts.sensor_labelled import open_data
 from edgekd.errors import CheckpointError, InputError
 from edgekd.train.average import Average
 from edgekd.train.checkpoint import (
@@ -121,7 +122,7 @@ def _finetune(
 ) -> FinetuneResult:
     spec = recipe.finetune
     start_from = None if encoder is None else load_encoder(encoder)
-    data = open_labelled(data_path, recipe.data.split)
+    data = open_data(recipe, data_path)
     check_same_classes(data.classes, list(recipe.io.classes), str(data.root))
     for sample in data.split("val"):  # a fault in them must not wait for the first evaluation
         data.load(sample)
