@@ -38,6 +38,7 @@ class TeacherSpec(Document):
         norm: of the teacher's features before they are compared: ``none``, ``layer`` (LayerNorm
             over channels, without gain), or ``standardize`` (zero mean and unit variance per
             channel, over data seen so far; with ``accumulate`` part by part).
+        sensors: names of the recipe's sensors that must be on for it.
     """
 
     name: str
@@ -48,6 +49,7 @@ class TeacherSpec(Document):
     pairs: list[Pair] | None = pydantic.Field(default=None, min_length=1)
     projector: Literal["linear", "mlp"] = "linear"
     norm: Literal["none", "layer", "standardize"] = "none"
+    sensors: list[str] | None = pydantic.Field(default=None, min_length=1)
 
 
 class UnlabeledSpec(Document):

@@ -29,6 +29,7 @@ from edgekd.contracts.schema import (
     resolve_path,
 )
 from edgekd.contracts.sensors import Sensors, check_sensors
+from edgekd.contracts.system import SystemSpec, check_system, check_teacher_sensors
 from edgekd.contracts.tensors import Classes, ImageInput, LogitsOutput
 from edgekd.contracts.windows import Blend
 from edgekd.errors import InputError, RecipeError
@@ -311,6 +312,8 @@ class Recipe(Document):
         sensors: name -> what it measures, where ``data.root`` is a sensor set
             (:mod:`edgekd.contracts.sensor_set`); the camera that the student sees is ``visual``.
         teachers, distill: how the encoder learns before it is tuned; absent where it does not.
+        system: what computes the first teacher, and how fast the ground is surveyed; reports put
+            sensors and computing of teacher and student side by side.
         targets: classes of devices that the product is for, see ``edgekd ls targets``.
         presets: name -> values that replace the recipe's where ``preset`` names it; they are
             merged before validation (:func:`load_recipe`) and not kept.
@@ -323,6 +326,7 @@ class Recipe(Document):
     student: StudentSpec
     sensors: Annotated[Sensors, pydantic.AfterValidator(check_sensors)] = {}
     teachers: list[TeacherSpec] = []
+    system: SystemSpec | None = None
     distill: DistillSpec | None = None
     data: DataSpec
     finetune: FinetuneSpec
@@ -335,10 +339,17 @@ class Recipe(Document):
 
     @pydantic.field_validator("teachers")
     @classmethod
-    def _known_teachers(cls, value: list[TeacherSpec]) -> list[TeacherSpec]:
+    def _known_teachers(
+        cls, value: list[TeacherSpec], info: pydantic.ValidationInfo
+    ) -> list[TeacherSpec]:
         for spec in value:
             _entry(spec.name, "edgekd.train.teachers", "teacher")
-        return value
+        return check_teacher_sensors(value, info.data.get("sensors"))
+
+    @pydantic.field_validator("system")
+    @classmethod
+    def _system_of(cls, value: SystemSpec, info: pydantic.ValidationInfo) -> SystemSpec:
+        return check_system(value, info.data.get("sensors"), info.data.get("teachers"))
 
     @pydantic.field_validator("distill")
     @classmethod
