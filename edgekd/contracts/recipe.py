@@ -348,8 +348,10 @@ class Recipe(Document):
 
     @pydantic.field_validator("system")
     @classmethod
-    def _system_of(cls, value: SystemSpec, info: pydantic.ValidationInfo) -> SystemSpec:
-        return check_system(value, info.data.get("sensors"), info.data.get("teachers"))
+    def _system_of(
+        cls, value: SystemSpec | None, info: pydantic.ValidationInfo
+    ) -> SystemSpec | None:
+        return value and check_system(value, info.data.get("sensors"), info.data.get("teachers"))
 
     @pydantic.field_validator("distill")
     @classmethod

@@ -108,13 +108,15 @@ class Bench:
     def of(cls, environment: Environment, power: Power, scene: SceneWindow, valid: bool) -> Bench:
         """From the parts of a record."""
         rate = scene.unique_mpx_per_s * _PX
+        px_per_tile = scene.pixels_unique / max(scene.windows_run, 1)
         if isinstance(power, PowerRecord) and power.scene is not None:
-            rate = power.scene.pixels / power.scene.seconds  # of the same time as the watts
+            work = power.scene  # of the same time as the watts, and it holds tiles
+            rate, px_per_tile = work.pixels / work.seconds, work.pixels / work.tiles
         return cls(
             device=environment.board or environment.cpu_model or environment.arch,
             power=power,
             px_per_s=rate,
-            px_per_tile=scene.pixels_unique / max(scene.windows_run, 1),
+            px_per_tile=px_per_tile,
             m2_per_px=scene.area_m2 / scene.pixels_unique
             if scene.area_m2 and scene.pixels_unique
             else None,
@@ -244,14 +246,15 @@ def _side(
 
 def _not_compared(student: Side, teacher: Side | None, valid: bool) -> str:
     """Why the two must not be compared; empty where they may."""
-    if teacher is None:
-        return "the recipe names no teacher"
     if not valid:
         return "this record is NOT VALID"
+    if teacher is None:
+        return "the recipe names no teacher"
     if "replay" in (student.computing.status, teacher.computing.status):
         return "a replay says nothing about this work"
     if not student.complete:
-        return f"of the student's system {' and '.join(student.missing)} is not known whole"
+        lacking = ", ".join(student.missing)
+        return f"what the student's system draws is not known whole ({lacking})"
     if not teacher.total_w:
         return "nothing of the teacher's system is known to draw power"
     scopes = [side.computing.scope for side in (teacher, student)]

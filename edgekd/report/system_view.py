@@ -30,7 +30,8 @@ class SystemView:
         table: what draws how much, teacher beside student, with the energy over ground.
         sources: who says so.
         notes: sentences that must stand beside the figures.
-        chart: HTML.
+        chart: HTML; empty where nothing is known.
+        legend: (class, text) of what the chart shows.
     """
 
     title: str
@@ -39,6 +40,7 @@ class SystemView:
     sources: Table
     notes: list[str]
     chart: str
+    legend: list[tuple[str, str]]
 
 
 def system_view(record: BenchmarkRecord) -> SystemView | None:
@@ -46,14 +48,15 @@ def system_view(record: BenchmarkRecord) -> SystemView | None:
     system = record.system
     if system is None:
         return None
-    mark = _replayed(system)
+    known = any(side.total_w for _, side in _sides(system))
     return SystemView(
-        title=f"{_TITLE}{mark}",
+        title=f"{_TITLE}{_mark(system)}",
         lead=lead(system),
-        table=_table(system),
+        table=_table(system, record.valid),
         sources=_sources(system),
         notes=_notes(system),
-        chart=_chart(system, record.valid),
+        chart=_chart(system, record.valid) if known else "",
+        legend=_legend(system),
     )
 
 
@@ -64,7 +67,7 @@ def system_rows(record: BenchmarkRecord) -> list[tuple[str, str]]:
         return []
     rows = []
     for name, side in _sides(system):
-        rows.append((f"whole system: {name}, W", f"{_total(side)}: {_sum(side)}"))
+        rows.append((f"whole system: {name}, W", f"{_total(side)}: {_sum(name, side)}"))
         for unit, value in _energies(side):
             if value is not None:
                 rows.append((f"whole system: {name}, {unit}", _bound(side, value)))
@@ -91,7 +94,7 @@ def _sides(system: SystemRecord) -> list[tuple[str, Side]]:
     return [*teacher, ("student", system.student)]
 
 
-def _replayed(system: SystemRecord) -> str:
+def _mark(system: SystemRecord) -> str:
     """What every figure and chart must carry that holds no measurement of this work."""
     found = {side.computing.status for _, side in _sides(system)}
     marks = [f" ({word})" for word in ("replay", "estimate") if word in found]
@@ -109,26 +112,41 @@ def _bound(side: Side, value: float) -> str:
 
 def _how(side: Side) -> str:
     """Where the parts of a sum are from: ``declared + measured; not known: lidar``."""
-    known = [draw.status for draw in side.draws if draw.power_w is not None]
-    told = " + ".join(dict.fromkeys(known))
-    lacking = f"not known whole: {', '.join(side.missing)}" if side.missing else ""
-    return "; ".join(filter(None, (told, lacking)))
+    told = " + ".join(dict.fromkeys(d.status for d in side.draws if d.power_w is not None))
+    unknown = ", ".join(draw.name for draw in side.draws if draw.status == "unknown")
+    part = ", ".join(draw.name for draw in side.draws if draw.at_least)
+    found = (told, unknown and f"not known: {unknown}", part and f"known in part: {part}")
+    return "; ".join(filter(None, found))
 
 
-def _sum(side: Side) -> str:
+def _sum(name: str, side: Side) -> str:
     """The parts of a sum, each with its word."""
-    return " + ".join(f"{draw.name} {_draw(draw)}" for draw in side.draws)
+    return " + ".join(f"{draw.name} {_draw(name, draw)}" for draw in side.draws)
 
 
-def _draw(draw: Draw) -> str:
+def _draw(name: str, draw: Draw) -> str:
     """``15.9 ± 0.1 (measured)``, ``25.0 (declared)``, ``not known``, ``computed from spectral``."""
+    watts = _watts(draw)
+    return f"{watts} ({draw.status})" if watts else _absent(name, draw)
+
+
+def _watts(draw: Draw) -> str:
+    """The figure with its interval; empty where there is none."""
     if draw.power_w is None:
-        return draw.source if draw.status == "derived" else "not known"
+        return ""
     text = figure(draw.power_w)
     if draw.half_w:
         low, high = draw.power_w - draw.half_w, draw.power_w + draw.half_w
         text = interval(Figure(value=draw.power_w, low=low, high=high))
-    return f"{'at least ' if draw.at_least else ''}{text} ({draw.status})"
+    return f"at least {text}" if draw.at_least else text
+
+
+def _absent(name: str, draw: Draw) -> str:
+    """Why there is no figure, in two words or three."""
+    if draw.status == "derived":
+        return draw.source
+    # the student's machine is here, and was not asked
+    return "not measured" if (name, draw.name) == ("student", COMPUTING) else "not known"
 
 
 def _energies(side: Side) -> list[tuple[str, float | None]]:
@@ -139,18 +157,16 @@ def _energies(side: Side) -> list[tuple[str, float | None]]:
     ]
 
 
-def _table(system: SystemRecord) -> Table:
+def _table(system: SystemRecord, valid: bool) -> Table:
     """A row per sensor and for the computing, then the sums."""
     sides = _sides(system)
     names = [sensor.name for sensor in system.declared.sensors]
     told = [draw.name for _, side in sides for draw in side.sensors]
     order = [name for name in names if name in told]
     order += [name for name in dict.fromkeys(told) if name not in names]
-    rows = [[f"{name}, W", *(_cell(side, name) for _, side in sides)] for name in order]
-    rows.append([f"{COMPUTING}, W", *(_draw(side.computing) for _, side in sides)])
-    sums = [
-        _total(side) + (f" ({_how(side)})" if side.total_w is not None else "") for _, side in sides
-    ]
+    rows = [[f"{name}, W", *(_cell(who, side, name) for who, side in sides)] for name in order]
+    rows.append([f"{COMPUTING}, W", *(_draw(who, side.computing) for who, side in sides)])
+    sums = [_total(s) + (f" ({_how(s)})" if s.total_w is not None else "") for _, s in sides]
     rows.append(["whole system, W", *sums])
     found = [_energies(side) for _, side in sides]
     for line in zip(*found, strict=True):
@@ -164,6 +180,8 @@ def _table(system: SystemRecord) -> Table:
     if any(side.m2_per_s for _, side in sides):
         rows.append(["ground, m² per s", *(_pace(side) for _, side in sides)])
     head = ["", *(name for name, _ in sides)]
+    if not valid:
+        head[-1] += " NOT VALID"
     if system.power_saved_share is None:
         return head, rows
     shares = {"whole system, W": system.power_saved_share}
@@ -174,10 +192,10 @@ def _table(system: SystemRecord) -> Table:
     return [*head, "student saves"], [[*row, text] for row, text in zip(rows, saved, strict=True)]
 
 
-def _cell(side: Side, name: str) -> str:
+def _cell(who: str, side: Side, name: str) -> str:
     for draw in side.sensors:
         if draw.name == name:
-            return _draw(draw)
+            return _draw(who, draw)
     known = {draw.name for draw in side.sensors}
     return "–" if name == "sensors" or "sensors" in known else "off"
 
@@ -197,17 +215,18 @@ def _sources(system: SystemRecord) -> Table:
         for draw in side.draws:
             shared = len(sides) > 1 and all(draw in other.draws for _, other in sides)
             own = draw.name if shared else f"{name}: {draw.name}"
-            watts = "" if draw.power_w is None else f"{_draw(draw).split(' (')[0]} W, "
-            word = {"unknown": "not known", "derived": "nothing of its own"}
-            row = [own, watts + word.get(draw.status, draw.status), draw.source]
+            watts = _watts(draw)
+            what = f"{watts} W, {draw.status}" if watts else _absent(name, draw)
+            row = [own, what, draw.source]
             if row not in rows:
                 rows.append(row)
-    return ["power of", "is", "says"], rows
+    return ["power of", "is", "source"], rows
 
 
 def _notes(system: SystemRecord) -> list[str]:
     """What must stand beside the figures."""
-    notes = ["Declared figures have no interval, so the sums have none."]
+    told = any(draw.status == "declared" for _, side in _sides(system) for draw in side.draws)
+    notes = ["Declared figures have no interval, so the sums have none."] if told else []
     computing = system.student.computing
     if computing.power_w is not None:
         notes.append(f"The student computes end to end; all that the {computing.scope} drew.")
@@ -249,47 +268,56 @@ def _energy_notes(system: SystemRecord) -> list[str]:
     return notes
 
 
+def _legend(system: SystemRecord) -> list[tuple[str, str]]:
+    sides = [side for _, side in _sides(system)]
+    found = [("sensor", "sensors"), (COMPUTING, COMPUTING), ("told", "dashed: declared")]
+    lacking = any(not side.complete for side in sides)
+    return [*found, ("open", "?: draws more, not known how much")] if lacking else found
+
+
 def _chart(system: SystemRecord, valid: bool) -> str:
     """A bar for each system: its sensors, then its computing, then what is not known."""
     sides = _sides(system)
-    longest = max(side.total_w or 0.0 for _, side in sides) or 1.0
-    high = 1.03 * max(
+    longest = max(side.total_w or 0.0 for _, side in sides)
+    ends = [
         (side.total_w or 0.0) + (0.0 if side.complete else _OPEN * longest) for _, side in sides
-    )
-    height = _ROW_PX * len(sides)
-    told = ", ".join(f"{name} {_total(side)} W: {_sum(side)}" for name, side in sides)
-    plot = Plot(Scale(0.0, high, WIDTH), Scale(0, len(sides), height, True),
-                f"power of the whole system, {told}", "rows")  # fmt: skip
+    ]
+    told = ", ".join(f"{name} {_total(side)} W: {_sum(name, side)}" for name, side in sides)
+    plot = Plot(Scale(0.0, 1.03 * max(ends), WIDTH),
+                Scale(0, len(sides), _ROW_PX * len(sides), True),
+                f"power of the whole system{_mark(system)}, {told}", "rows")  # fmt: skip
     plot.x_grid(5)
     for index, (name, side) in enumerate(sides):
         base = len(sides) - index - 1
+        # the record is the student's; the teacher's figures were not made by it
+        sound = valid or name == "teacher"
         at = 0.0
         for draw in side.draws:
             if draw.power_w:
                 kind = COMPUTING if draw.name == COMPUTING else "sensor"
                 state = "told" if draw.status == "declared" else "seen"
-                hollow = "" if valid else " hollow"
-                _segment(plot, at, at + draw.power_w, base, f"seg {kind} {state}{hollow}")
+                hollow = "" if sound else " hollow"
                 text = f"{draw.name} {figure(draw.power_w)}"
-                fits = plot.fitting(at, at + draw.power_w, text)
-                plot.text(at + draw.power_w / 2, base + sum(_BAR) / 2, text, f"mid seg {fits}")
+                _segment(plot, (at, at + draw.power_w), base, f"{kind} {state}{hollow}", text)
                 at += draw.power_w
         if not side.complete:
-            _segment(plot, at, at + _OPEN * longest, base, "seg open")
-            plot.text(at + _OPEN * longest / 2, base + sum(_BAR) / 2, "?", "mid seg")
-        plot.text(0.0, base + _BAR[1], _bar_title(system, name, side, valid), "row strong", 11)
-    return plot.html() + plot.x_axis(f"power at work{_replayed(system)}, W", 5)
+            _segment(plot, (at, at + _OPEN * longest), base, "open", "?")
+        title = _bar_title(system, name, side) + ("" if sound else " NOT VALID")
+        plot.text(0.0, base + _BAR[1], title, "row strong", 11)
+    return plot.html() + plot.x_axis(f"power at work{_mark(system)}, W", 5)
 
 
-def _segment(plot: Plot, x0: float, x1: float, base: float, kind: str) -> None:
-    plot.rect(x0, x1, base + _BAR[0], base + _BAR[1], kind)
+def _segment(plot: Plot, span: tuple[float, float], base: float, kind: str, text: str) -> None:
+    """A part of a bar with its name, where that fits."""
+    plot.rect(*span, base + _BAR[0], base + _BAR[1], f"seg {kind}")
+    fits = plot.fitting(*span, text)
+    plot.text(sum(span) / 2, base + sum(_BAR) / 2, text, f"mid seg {fits}")
 
 
-def _bar_title(system: SystemRecord, name: str, side: Side, valid: bool) -> str:
+def _bar_title(system: SystemRecord, name: str, side: Side) -> str:
     share = system.power_saved_share
     text = f"{name} {_total(side)}{'' if side.total_w is None else ' W'}"
     if name == "student" and share is not None and share > 0:
         text += f", {'at least ' if system.saved_at_least else ''}{percent(share)} less"
     word = side.computing.status
-    text += f" ({word})" if word in ("replay", "estimate") else ""
-    return text if valid else f"{text} NOT VALID"
+    return f"{text} ({word})" if word in ("replay", "estimate") else text
