@@ -105,6 +105,19 @@ def test_what_is_not_known_is_said_and_never_a_number() -> None:
     assert not re.search(r"\b0(\.0+)? (W|\(declared)", section(bare))
 
 
+def test_what_the_teacher_needs_may_be_open_or_come_from_another_sensor() -> None:
+    """Where nobody says which sensors are on, none of them is called off."""
+    found = rows(with_system(make_powered(), teachers=[{"name": "efficientnet_lite"}]))
+    assert found["visual, W"][:2] == ["–", "3.00 (declared)"]
+    assert found["sensors, W"][:2] == ["not known", "–"] and "lidar, W" not in found
+    assert found["whole system, W"][0] == "at least 60.0 (declared; not known: sensors)"
+    sensors = without_power()
+    sensors["visual"]["derive"] = {"from": "spectral", "bands": [9, 6, 3]}
+    found = rows(with_system(make_powered(), sensors=sensors))
+    assert found["visual, W"][:2] == ["computed from spectral", "3.00 (declared)"]
+    assert found["whole system, W"][0] == "90.5 (declared)"
+
+
 @BOTH
 def test_a_lower_bound_is_one_in_every_sentence(show: Render) -> None:
     record = with_system(make_powered(), sensors=without_power("lidar"))
@@ -139,7 +152,11 @@ def test_bars_are_as_long_as_their_watts(powered: BenchmarkRecord) -> None:
     watts = [draw.power_w for side in (system.teacher, system.student) for draw in side.draws]
     shares = [width / parts[0][1] for _, width in parts]
     assert shares == pytest.approx([(value or 0) / 3.0 for value in watts], rel=0.01)
-    assert sum(width for _, width in parts[:4]) < 1000
+    # each begins where the one before it ends, the student's at 0 again
+    begins = [float(x) for x in re.findall(r'<rect class="seg [^"]*" x="([\d.]+)"', text)]
+    ends = [begin + width for begin, (_, width) in zip(begins, parts, strict=True)]
+    assert begins == pytest.approx([0, *ends[:3], 0, ends[4]], abs=0.2)
+    assert 900 < ends[3] < 1000
     label = re.search(r'role="img" aria-label="(power of the whole system[^"]*)"', text)
     assert label is not None
     for word in ("teacher 93.5 W", "student 16.0 W", "lidar 8.00 (declared)", "(measured)"):
