@@ -126,7 +126,7 @@ class SystemDeclared(Document):
     """What a recipe says about the system, copied.
 
     Attributes:
-        sensors: all of them, in the recipe's order.
+        sensors: all of them.
         student_sensors: names of those that must be on for the student.
         teacher: name of the first teacher; null where there is none.
         teacher_sensors: those that must be on for it; null where the recipe does not say.

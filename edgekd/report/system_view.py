@@ -160,10 +160,8 @@ def _energies(side: Side) -> list[tuple[str, float | None]]:
 def _table(system: SystemRecord, valid: bool) -> Table:
     """A row per sensor and for the computing, then the sums."""
     sides = _sides(system)
-    names = [sensor.name for sensor in system.declared.sensors]
-    told = [draw.name for _, side in sides for draw in side.sensors]
-    order = [name for name in names if name in told]
-    order += [name for name in dict.fromkeys(told) if name not in names]
+    # as the teacher's list has them: a mapping's order does not outlive a manifest
+    order = dict.fromkeys(draw.name for _, side in sides for draw in side.sensors)
     rows = [[f"{name}, W", *(_cell(who, side, name) for who, side in sides)] for name in order]
     rows.append([f"{COMPUTING}, W", *(_draw(who, side.computing) for who, side in sides)])
     sums = [_total(s) + (f" ({_how(s)})" if s.total_w is not None else "") for _, s in sides]

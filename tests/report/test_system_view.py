@@ -79,6 +79,9 @@ def test_the_table_puts_them_side_by_side(powered: BenchmarkRecord) -> None:
     found = rows(powered)
     assert found[""] == ["teacher", "student", "student saves"]
     assert found["spectral, W"] == ["22.5 (declared)", "off", "–"]
+    assert list(found)[1:5] == ["visual, W", "spectral, W", "lidar, W", "computing, W"]
+    teacher = system_recipe()["teachers"][0] | {"sensors": ["lidar", "visual"]}
+    assert list(rows(with_system(make_powered(), teachers=[teacher])))[1] == "lidar, W"
     assert found["whole system, W"] == ["93.5 (declared)", "16.0 (declared + measured)", "82.9 %"]
     # 93.5 W / 250 m² per s; a pixel is 0.01 m²
     assert found["J per km²"][0] == "374,000" and found["J per Mpx"][0] == "3,740"
