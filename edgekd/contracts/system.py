@@ -16,9 +16,10 @@ import pydantic
 from edgekd.contracts.distill import TeacherSpec
 from edgekd.contracts.registry import nearest
 from edgekd.contracts.schema import Document, parse_document
-from edgekd.contracts.sensors import DeclaredPower, Sensors
+from edgekd.contracts.sensors import DeclaredPower, GroundDistance, Sensors
 
-Positive = Annotated[float, pydantic.Field(gt=0)]
+#: m² per s; from a rover that hardly moves to a satellite
+Rate = Annotated[float, pydantic.Field(ge=1e-9, le=1e15)]
 #: where a figure of power is from; ``derived`` is a sensor that is computed from another one that
 #: is on already, ``unknown`` has no figure
 Origin = Literal["measured", "estimate", "replay", "declared", "derived", "unknown"]
@@ -40,7 +41,7 @@ class SystemSpec(Document):
     """
 
     teacher_computing: DeclaredPower | None = None
-    survey_m2_per_s: Positive | None = None
+    survey_m2_per_s: Rate | None = None
 
 
 def check_teacher_sensors(
@@ -139,8 +140,8 @@ class SystemDeclared(Document):
     teacher: str | None
     teacher_sensors: list[str] | None
     teacher_computing: DeclaredPower | None
-    survey_m2_per_s: Positive | None
-    gsd_m: Positive | None
+    survey_m2_per_s: Rate | None
+    gsd_m: GroundDistance | None
 
     def student_draws(self) -> list[Draw]:
         """The student's sensors."""

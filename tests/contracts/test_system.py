@@ -120,7 +120,10 @@ def test_a_set_without_the_students_camera_says_so() -> None:
         ({"teachers": []}, "teacher_computing is of a teacher"),
         ({"system": {"teacher_computing": {"watts": 60}}}, "lacks the key 'source'"),
         ({"system": {"teacher_computing": {"watts": -1, "source": "none"}}}, "watts is -1"),
-        ({"system": {"survey_m2_per_s": 0}}, "greater than 0"),
+        ({"system": {"survey_m2_per_s": 0}}, "greater than or equal to 0.000000001"),
+        ({"system": {"survey_m2_per_s": 1e300}}, "less than or equal to 1000000000000000"),
+        ({"sensors": derived(power={"watts": 1e308, "source": "all"})}, "watts is 1e+308"),
+        ({"sensors": derived(gsd_m=1e200)}, "gsd_m is 1e+200"),
         ({"system": {"survey": 1}}, "unknown key 'survey'"),
     ],
 )  # fmt: skip

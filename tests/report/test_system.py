@@ -322,6 +322,17 @@ def test_a_changed_figure_is_refused(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("gsd_m", [1e200, 1e-200, 0.0, -1.0])
+def test_an_absurd_figure_is_refused_and_no_traceback(
+    tmp_path: Path, powered: BenchmarkRecord, gsd_m: float
+) -> None:
+    values = with_system(powered).plain()
+    values["system"]["declared"]["gsd_m"] = gsd_m
+    (tmp_path / "r.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match="gsd_m"):
+        read_record(tmp_path / "r.json")
+
+
 def test_sentences_are_those_of_the_reader(tmp_path: Path, powered: BenchmarkRecord) -> None:
     """Another version may word them otherwise; what they say of the machine is made again."""
     record = with_system(powered)
