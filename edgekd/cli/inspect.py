@@ -127,11 +127,20 @@ def _bundle(path: Path) -> tuple[dict[str, Any], list[str], EdgeKDError | None]:
             for item in manifest.checks
         ),
         *_engine(manifest, path),
+        *_system(origin.recipe, f"the recipe inside {path}"),
         f"golden: {manifest.golden.count} ({manifest.golden.source})",
         f"made {origin.created_utc} by edgekd {origin.edgekd_version}; every file is as sealed",
         *said,
     ]
     return {**manifest.plain(), "trust": trust}, lines, refusal
+
+
+def _system(recipe: dict[str, Any], source: str) -> list[str]:
+    """Declared power of sensors and computing; nothing for a recipe without sensors."""
+    from edgekd.contracts.system import declared_lines, declared_system
+
+    declared = declared_system(recipe, source)
+    return [] if declared is None else declared_lines(declared)
 
 
 def _precision(manifest: Manifest) -> str:
@@ -278,5 +287,6 @@ def _checkpoint(path: Path) -> tuple[dict[str, Any], list[str]]:
         f"{_options(student)})",
         f"tuned on {checkpoint.data['name']}, {tuning.get('steps_done')} steps, validation mIoU "
         f"{percent(tuning.get('best_val_miou'))} at step {tuning.get('best_step')}",
+        *_system(checkpoint.recipe, f"the recipe inside {path}"),
         "can be resumed" if checkpoint.state else "weights only",
     ]

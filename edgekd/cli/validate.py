@@ -61,16 +61,20 @@ def command(
 
 def _recipe(path: Path, overrides: list[str]) -> dict[str, Any]:
     from edgekd.contracts.recipe import load_recipe, preset_names
+    from edgekd.contracts.system import declared_summary, declared_system
 
     recipe = load_recipe(path, overrides)
     presets = preset_names(path)
     for name in presets:
         load_recipe(path, [*overrides, f"preset={name}"])
     also = f", presets {', '.join(presets)}" if presets else ""
+    declared = declared_system(recipe.plain(), str(path))
+    power = "" if declared is None else f", {declared_summary(declared)}"
     result = {
         "kind": "recipe",
+        "system": None if declared is None else declared.model_dump(mode="json"),
         "summary": f"valid recipe '{recipe.name}', student {recipe.student.name}, "
-        f"{len(recipe.io.classes)} classes, targets {', '.join(recipe.targets)}{also}",
+        f"{len(recipe.io.classes)} classes, targets {', '.join(recipe.targets)}{also}{power}",
     }
     return {**result, "data": _sensors(recipe, path)} if recipe.sensors else result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -43,7 +44,8 @@ class TeacherSpec(Document):
     Attributes:
         name: the file's name: ``sam``, ``hf_vision``, ``efficientnet_lite``, ``geology_fusion``.
         id: what a chain calls this entry; the name where absent.
-        sensors: what it sees, of method ``cross_modal``; all sensors where absent.
+        sensors: of the recipe, that it sees and that must be on for it; of method ``cross_modal``
+            all where absent.
         stage: how it is trained where ``weights`` is ``train``.
         variant: which size, e.g. ``vit_l``; the teacher's own choice where absent.
         weights: a file or folder (relative to the recipe, ``${NAME}`` from the environment),
@@ -448,3 +450,22 @@ class DistillSpec(Document):
                 "the teacher changes or there is none; set cache.mib: 0"
             )
         return self
+
+
+def check_chain(teachers: Sequence[TeacherSpec], sensors: Mapping[str, object] | None) -> None:
+    """What method ``cross_modal`` asks of teachers and sensors; None has faults of its own.
+
+    Raises:
+        ValueError: for pydantic.
+    """
+    if sensors is not None and not sensors:
+        raise ValueError(
+            "method cross_modal needs sensors, among them the student's camera, visual; declare "
+            "sensors: {visual: {kind: image, channels: 3, gsd_m: ...}, ...}"
+        )
+    names = [item.id or item.name for item in teachers]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two teachers are called {twice[0]}; give each an id of its own")
+    for item, name in zip(teachers, names, strict=True):
+        if item.stage is not None and item.weights != "train":
+            raise ValueError(f"teacher {name} has a stage, which is of weights: train")

@@ -20,19 +20,20 @@ from edgekd.contracts.distill import (
     JitterSpec,
     Positive,
     TeacherSpec,
+    check_chain,
 )
+from edgekd.contracts.overrides import apply_preset, mark, override
 from edgekd.contracts.schema import (
-    FROM_COMMAND,
     Document,
-    Place,
     parse_document,
     read_yaml,
     resolve_path,
 )
 from edgekd.contracts.sensors import Sensors, check_sensors
+from edgekd.contracts.system import SystemSpec, check_system, check_teacher_sensors
 from edgekd.contracts.tensors import Classes, ImageInput, LogitsOutput
 from edgekd.contracts.windows import Blend
-from edgekd.errors import InputError, RecipeError
+from edgekd.errors import RecipeError
 
 
 class StudentSpec(Document):
@@ -61,33 +62,6 @@ class StudentSpec(Document):
     @classmethod
     def _known_head(cls, value: str | None) -> str | None:
         return None if value is None else _entry(value, "edgekd.train.heads", "head")
-
-
-def _check_chain(teachers: list[TeacherSpec], sensors: Sensors | None) -> None:
-    """What method ``cross_modal`` asks of teachers and sensors.
-
-    Raises:
-        ValueError: for pydantic.
-    """
-    if sensors is None:  # it has faults of its own
-        return
-    if "visual" not in sensors:
-        raise ValueError(
-            "method cross_modal needs sensors, among them the student's camera, visual; declare "
-            "sensors: {visual: {kind: image, channels: 3, gsd_m: ...}, ...}"
-        )
-    names = [item.id or item.name for item in teachers]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"two teachers are called {twice[0]}; give each an id of its own")
-    for item, name in zip(teachers, names, strict=True):
-        for sensor in item.sensors or []:
-            if sensor not in sensors:
-                raise ValueError(
-                    f"teacher {name} sees '{sensor}', no sensor"
-                    f"{registry.nearest(sensor, list(sensors))} (valid: {', '.join(sensors)})"
-                )
-        if item.stage is not None and item.weights != "train":
-            raise ValueError(f"teacher {name} has a stage, which is of weights: train")
 
 
 def _entry(value: str, package: str, kind: str) -> str:
@@ -354,6 +328,8 @@ class Recipe(Document):
         sensors: name -> what it measures, where ``data.root`` is a sensor set
             (:mod:`edgekd.contracts.sensor_set`); the camera that the student sees is ``visual``.
         teachers, distill: how the encoder learns before it is tuned; absent where it does not.
+        system: what computes the first teacher, and how fast the ground is surveyed; reports put
+            sensors and computing of teacher and student side by side.
         targets: classes of devices that the product is for, see ``edgekd ls targets``.
         presets: name -> values that replace the recipe's where ``preset`` names it; they are
             merged before validation (:func:`load_recipe`) and not kept.
@@ -366,6 +342,7 @@ class Recipe(Document):
     student: StudentSpec
     sensors: Annotated[Sensors, pydantic.AfterValidator(check_sensors)] = {}
     teachers: list[TeacherSpec] = []
+    system: SystemSpec | None = None
     distill: DistillSpec | None = None
     data: DataSpec
     finetune: FinetuneSpec
@@ -391,10 +368,19 @@ class Recipe(Document):
 
     @pydantic.field_validator("teachers")
     @classmethod
-    def _known_teachers(cls, value: list[TeacherSpec]) -> list[TeacherSpec]:
+    def _known_teachers(
+        cls, value: list[TeacherSpec], info: pydantic.ValidationInfo
+    ) -> list[TeacherSpec]:
         for spec in value:
             _entry(spec.name, "edgekd.train.teachers", "teacher")
-        return value
+        return check_teacher_sensors(value, info.data.get("sensors"))
+
+    @pydantic.field_validator("system")
+    @classmethod
+    def _system_of(
+        cls, value: SystemSpec | None, info: pydantic.ValidationInfo
+    ) -> SystemSpec | None:
+        return value and check_system(value, info.data.get("sensors"), info.data.get("teachers"))
 
     @pydantic.field_validator("distill")
     @classmethod
@@ -405,7 +391,7 @@ class Recipe(Document):
             return value
         count = len(info.data["teachers"])
         if value.method == "cross_modal":
-            _check_chain(info.data["teachers"], info.data.get("sensors"))
+            check_chain(info.data["teachers"], info.data.get("sensors"))
             return value
         if asked := [item for item in info.data["teachers"] if item.weights == "train"]:
             raise ValueError(
@@ -494,50 +480,12 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     value, lines = read_yaml(path)
     chosen = [text for text in overrides or [] if text.partition("=")[0] == "preset"]
     for text in chosen:
-        _mark(lines, _override(value, text))
-    _apply_preset(value, lines, path)
+        mark(lines, override(value, text))
+    apply_preset(value, lines, path)
     for text in overrides or []:
         if text not in chosen:
-            _mark(lines, _override(value, text))
+            mark(lines, override(value, text))
     return parse_document(Recipe, value, lines, str(path))
-
-
-def _mark(lines: dict[Place, int], place: Place) -> None:
-    """This value, and all inside it, came from the command line."""
-    for inner in [other for other in lines if other[: len(place)] == place]:
-        del lines[inner]
-    lines[place] = FROM_COMMAND
-
-
-def _apply_preset(value: dict[str, Any], lines: dict[Place, int], path: Path) -> None:
-    """Merge the chosen preset into the recipe: mappings key by key, everything else whole."""
-    presets = value.pop("presets", None) or {}
-    name = value.get("preset")
-    if not isinstance(presets, dict) or not all(isinstance(v, dict) for v in presets.values()):
-        raise InputError(f"{path}: presets must hold a name and below it the values to replace")
-    if name is None:
-        return
-    if name not in presets:
-        valid = sorted(presets)
-        raise InputError(
-            f"{path} has no preset '{name}'{registry.nearest(str(name), valid)} "
-            f"(valid: {', '.join(valid) or 'none'})"
-        )
-    places = {place[2:]: line for place, line in lines.items() if place[:2] == ("presets", name)}
-
-    def merge(into: dict[str, Any], new: dict[str, Any], here: Place) -> None:
-        for key, item in new.items():
-            place = (*here, key)
-            lines[place] = places[place]
-            if isinstance(item, dict) and isinstance(into.get(key), dict):
-                merge(into[key], item, place)
-                continue
-            into[key] = item
-            for inner in [old for old in lines if old[: len(place)] == place and old != place]:
-                del lines[inner]
-            lines.update({p: n for p, n in places.items() if p[: len(place)] == place})
-
-    merge(value, presets[name], ())
 
 
 def preset_names(path: Path) -> list[str]:
@@ -553,43 +501,6 @@ def preset_names(path: Path) -> list[str]:
 def parse_recipe(value: dict[str, Any], source: str) -> Recipe:
     """Validate a recipe that travelled inside a checkpoint or bundle."""
     return parse_document(Recipe, value, {}, source)
-
-
-def _override(value: dict[str, Any], text: str) -> Place:
-    """Put the value of ``dotted.key=value`` in its place; a number counts list items from 0."""
-    import yaml
-
-    key, equals, raw = text.partition("=")
-    parts = key.split(".")
-    if not equals or not all(parts):
-        raise InputError(f"--set expects dotted.key=value, received '{text}'")
-    try:
-        new = yaml.safe_load(raw)
-    except yaml.YAMLError as err:
-        raise InputError(f"--set {text}: the value is not YAML") from err
-    target: Any = value
-    place: list[str | int] = []
-    for number, part in enumerate(parts):
-        last = number == len(parts) - 1
-        if isinstance(target, list):
-            if not (part.isascii() and part.isdigit() and int(part) < len(target)):
-                raise InputError(
-                    f"--set {text}: '{part}' is no item of a list of {len(target)} (counted from 0)"
-                )
-            place.append(int(part))
-            if last:
-                target[int(part)] = new
-            else:
-                target = target[int(part)]
-        elif isinstance(target, dict):
-            place.append(part)
-            if last:
-                target[part] = new
-            else:
-                target = target.setdefault(part, {})
-        else:
-            raise InputError(f"--set {text}: '{part}' is inside a value that holds no keys")
-    return tuple(place)
 
 
 def unlabeled_roots(recipe: Recipe, recipe_path: Path) -> list[Path]:

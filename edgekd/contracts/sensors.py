@@ -15,6 +15,8 @@ import pydantic
 from edgekd.contracts.schema import Document
 
 Positive = Annotated[float, pydantic.Field(gt=0)]
+#: m; from a microscope's pixel to a planet's, so that no square of it overflows
+GroundDistance = Annotated[float, pydantic.Field(ge=1e-9, le=1e9)]
 Count = Annotated[int, pydantic.Field(ge=1)]
 Name = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*$")]
 #: two wavelengths, nm, rising
@@ -25,11 +27,11 @@ class DeclaredPower(Document):
     """What a device draws while it works, as its maker or a measurement says; never measured here.
 
     Attributes:
-        watts: mean power while it works, W.
+        watts: mean power while it works, W; 0 to 10^6.
         source: where the figure is from: a data sheet, a paper, a meter.
     """
 
-    watts: float = pydantic.Field(ge=0)
+    watts: float = pydantic.Field(ge=0, le=1e6)
     source: str = pydantic.Field(min_length=3)
 
 
@@ -120,7 +122,7 @@ class SensorSpec(Document):
     kind: Literal["image", "spectral", "elevation"]
     channels: int = pydantic.Field(ge=1)
     wavelengths_nm: list[Positive] | BandGrid | None = None
-    gsd_m: Positive
+    gsd_m: GroundDistance
     derive: DeriveSpec | None = None
     bad_bands: BadBands | None = None
     range: Annotated[list[float], pydantic.Field(min_length=2, max_length=2)] | None = None

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgekd.report.compare import WHOLE, Difference, group_of, tiles_per_s
+from edgekd.report.compare import Difference, group_of, tiles_per_s
 from edgekd.report.plot import WIDTH, Plot, Scale, nice_ticks, padded, tick_text
-from edgekd.report.power import PowerRecord
+from edgekd.report.power import WHOLE, PowerRecord
 from edgekd.report.record import BenchmarkRecord
 from edgekd.report.timeline import top_ms
 from edgekd.report.words import figure, interval, power_mark

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgekd.report.power import Figure, PowerRecord
+from edgekd.report.power import Figure, PowerRecord, part_of
 from edgekd.report.record import BenchmarkRecord
 from edgekd.report.words import device_name, power_mark
 from edgekd.telemetry.energy import Estimate, half_of_repeats
@@ -194,15 +194,6 @@ def _not_comparable(item: Quantity, first: BenchmarkRecord, other: BenchmarkReco
     if a.status == "replay":
         return "a replay says nothing about this work"
     return ""
-
-
-#: part of a machine that a figure of its scope is of, where that is not one of its components
-WHOLE = "the whole"
-
-
-def part_of(power: PowerRecord) -> str:
-    """What of a machine a figure is of, where its scope alone does not tell."""
-    return {"rapl": "the processor", "nvml": "the card"}.get(power.sensor.name, WHOLE)
 
 
 def caution(first: BenchmarkRecord, other: BenchmarkRecord) -> str:

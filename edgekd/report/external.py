@@ -16,6 +16,7 @@ from edgekd.report.power import (
     make_power,
 )
 from edgekd.report.record import BenchmarkRecord
+from edgekd.report.system import Bench, make_system
 from edgekd.telemetry.align import align
 from edgekd.telemetry.trace import Trace
 
@@ -68,9 +69,15 @@ def add_meter(record: BenchmarkRecord, trace: Trace, name: str) -> BenchmarkReco
     checks = [check for check in record.checks if check.name not in own] + check_power(
         power, record.asked
     )
+    valid = all(check.status != "fail" for check in checks)
+    system = record.system
+    if system is not None:
+        bench = Bench.of(record.environment, power, record.scene, valid)
+        system = make_system(system.declared, bench)
     plain = record.plain() | {
         "power": power.model_dump(mode="json"),
+        "system": None if system is None else system.model_dump(mode="json"),
         "checks": [check.model_dump(mode="json") for check in checks],
-        "valid": all(check.status != "fail" for check in checks),
+        "valid": valid,
     }
     return BenchmarkRecord.model_validate(plain)

@@ -8,6 +8,7 @@ from edgekd.errors import InputError
 from edgekd.report import sections
 from edgekd.report.advice import next_steps, ordered
 from edgekd.report.record import BenchmarkRecord
+from edgekd.report.system_view import SystemView, system_view
 from edgekd.report.words import (
     STATUS,
     banner,
@@ -49,6 +50,8 @@ def _record(record: BenchmarkRecord) -> list[str]:
     parts += [""] if next_steps(record) else []
     checks = [[check.name, STATUS[check.status], check.detail] for check in ordered(record)]
     energy = sections.energy_table(record)
+    system = system_view(record)
+    parts += [] if system is None else _system(system)
     blocks = [
         *([] if energy is None else [("Energy", *energy)]),
         ("Result", ["", ""], [list(row) for row in result_rows(record)]),
@@ -65,6 +68,13 @@ def _record(record: BenchmarkRecord) -> list[str]:
             parts += [_md(sections.command_words(record)), ""]
         parts += [*_md_table(head, rows), ""]
     return [*parts, _md(record.ratio.definition), ""]
+
+
+def _system(view: SystemView) -> list[str]:
+    """Teacher and student as whole systems."""
+    parts = [f"### {_md(view.title)}", "", f"**{_md(view.lead)}**", ""]
+    parts += [*_md_table(*view.table), "", *_md_table(*view.sources), ""]
+    return [*parts, _md(" ".join(view.notes)), ""]
 
 
 def _md(text: str) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from edgekd.contracts.imageio import UInt8Array
 from edgekd.contracts.preprocess import Normalizer
+from edgekd.contracts.system import declared_system
 from edgekd.contracts.windows import axis_starts
 from edgekd.errors import EnvironmentLacksError
 from edgekd.report.blocks import (
@@ -54,6 +55,7 @@ from edgekd.report.record import (
     Turns,
     WarmUp,
 )
+from edgekd.report.system import Bench, make_system
 from edgekd.runtime.session import Session
 from edgekd.telemetry.energy import guard_s
 from edgekd.telemetry.environment import Environment, read_environment
@@ -265,6 +267,10 @@ class _Bench:
         geometry = session.geometry(plan.overlap_px)
         # refuses an impossible overlap now and not after the first block
         axis_starts(geometry.tile_px, geometry.tile_px, geometry.overlap_px, geometry.stride_px)
+        recipe = session.manifest.provenance.recipe
+        self._declared = declared_system(
+            recipe, f"the recipe inside bundle {session.manifest.name}"
+        )
         self.session, self._root, self._observer = session, root, observer
         self.phases: list[Phase] = []
         self._overlap_px, self._tile_px = geometry.overlap_px, geometry.tile_px
@@ -379,6 +385,10 @@ class _Bench:
         redundancy = scene.windows_run * self._tile_px**2 / scene.pixels_unique
         ratio = scene.unique_mpx_per_s / window.mpx_per_s
         at_once = scene.unique_mpx_per_s / streams.mpx_per_s if streams else None
+        valid = all(check.status != "fail" for check in checks)
+        system = None
+        if self._declared is not None:
+            system = make_system(self._declared, Bench.of(environment, power, scene, valid))
         return BenchmarkRecord(
             created_utc=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             asked=asked,
@@ -401,11 +411,12 @@ class _Bench:
             clock=clock,
             peak_rss_mib=round(peak_rss_mib(self._root), 1),
             power=power,
+            system=system,
             machine=machine,
             turns=turns,
             command=command,
             checks=checks,
-            valid=all(check.status != "fail" for check in checks),
+            valid=valid,
         )
 
 

@@ -255,6 +255,15 @@ class PowerRecord(Document):
         return self
 
 
+#: part of a machine that a figure of its scope is of, where that is not one of its components
+WHOLE = "the whole"
+
+
+def part_of(power: PowerRecord) -> str:
+    """What of a machine a figure is of, where its scope alone does not tell."""
+    return {"rapl": "the processor", "nvml": "the card"}.get(power.sensor.name, WHOLE)
+
+
 @dataclass(frozen=True)
 class Figures:
     """What follows from samples and phases."""
@@ -483,12 +492,15 @@ def _hottest(readings: Sequence[Reading]) -> str | None:
 def _same(given: Document | None, expected: Document | None) -> bool:
     if given is None or expected is None:
         return given is expected
-    return _close(given.model_dump(), expected.model_dump())
+    return close(given.model_dump(), expected.model_dump())
 
 
-def _close(a: object, b: object) -> bool:
+def close(a: object, b: object) -> bool:
+    """Whether two JSON-like values agree, their numbers to a millionth."""
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_close(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(close(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(close, a, b))
     if isinstance(a, float) and isinstance(b, int | float):
         return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9)
     return a == b

@@ -20,7 +20,8 @@ from edgekd.contracts.artifacts import read_json, write_json
 from edgekd.contracts.calibration import Sha256
 from edgekd.contracts.schema import Document
 from edgekd.errors import InputError
-from edgekd.report.power import PowerPending, PowerRecord
+from edgekd.report.power import PowerPending, PowerRecord, close
+from edgekd.report.system import Bench, SystemRecord, figures_of, make_system
 from edgekd.telemetry.environment import Environment
 from edgekd.telemetry.power import PowerUnavailable
 from edgekd.telemetry.state import State
@@ -392,6 +393,7 @@ class BenchmarkRecord(Document):
         created_utc: ISO 8601, when the measurement ended.
         peak_rss_mib: largest resident memory of the process, from its start to the end.
         power: figures with their samples, or why there are none; never a number in their place.
+        system: sensors and computing of teacher and student, of recipes that have sensors.
         machine: what may have held it back.
         turns: of bundles that were measured in turns with this one; null where there were none.
         command: how to measure this again; null where no command did.
@@ -418,6 +420,7 @@ class BenchmarkRecord(Document):
     clock: Clock
     peak_rss_mib: float
     power: Power
+    system: SystemRecord | None = None
     machine: Machine | None = None
     turns: Turns | None = None
     command: str | None = None
@@ -447,6 +450,10 @@ class BenchmarkRecord(Document):
         expected = self.scene.unique_mpx_per_s / streams.mpx_per_s if streams else None
         if (at_once is None) != (expected is None) or not _close(at_once or 0, expected or 0):
             raise ValueError("end_to_end_over_streams does not follow from the windows")
+        if self.system is not None:
+            again = make_system(self.system.declared, Bench.of_record(self))
+            if not close(figures_of(self.system), figures_of(again)):
+                raise ValueError("system does not follow from what is declared and measured")
         return self
 
     def _verdicts_follow(self) -> None:
@@ -501,7 +508,7 @@ def read_record(path: Path) -> BenchmarkRecord:
             f"{RECORD_SCHEMA}; measure again, or read it with the edgekd that wrote it"
         )
     try:
-        return BenchmarkRecord.model_validate(value)
+        record = BenchmarkRecord.model_validate(value)
     except pydantic.ValidationError as err:
         first = err.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the record"
@@ -510,3 +517,12 @@ def read_record(path: Path) -> BenchmarkRecord:
         raise InputError(
             f"{path} is damaged or was changed: {place}: {message}{more}; measure again"
         ) from err
+    return judged_system(record)
+
+
+def judged_system(record: BenchmarkRecord) -> BenchmarkRecord:
+    """The record with its system made anew, sentences too, from what it declares and measured."""
+    if record.system is None:
+        return record
+    system = make_system(record.system.declared, Bench.of_record(record))
+    return record.model_copy(update={"system": system})

@@ -20,6 +20,7 @@ from edgekd.report.advice import next_steps, ordered
 from edgekd.report.compare import Difference, labels, power_mode
 from edgekd.report.power import Figure, PowerRecord
 from edgekd.report.record import BenchmarkRecord
+from edgekd.report.system_view import system_view
 from edgekd.report.timeline import timeline, why_no_power
 from edgekd.report.words import (
     STATUS,
@@ -95,6 +96,7 @@ def _view(record: BenchmarkRecord, label: str, markup: Callable[[str], str]) -> 
     """What the template shows of one record."""
     power = record.power
     mode = power_mode(record)
+    system = system_view(record)
     facts = [
         record.bundle.name,
         record.bundle.precision,
@@ -117,6 +119,8 @@ def _view(record: BenchmarkRecord, label: str, markup: Callable[[str], str]) -> 
         if isinstance(power, PowerRecord)
         else "",
         "energy_table": sections.energy_table(record),
+        "system": system,
+        "system_chart": markup(system.chart) if system is not None else "",
         "mark": power_mark(power),
         "scope": power.sensor.scope if isinstance(power, PowerRecord) else "",
         "sensor": sensor_words(power) if isinstance(power, PowerRecord) else "",

@@ -281,6 +281,7 @@ def _data(record: BenchmarkRecord, label: str) -> dict[str, Any]:
         "unique_mpx_per_s": record.scene.unique_mpx_per_s,
         "peak_rss_mib": record.peak_rss_mib,
         "power": record.power.status,
+        "system": None if record.system is None else record.system.model_dump(mode="json"),
         "built": record.bundle.model_dump(mode="json"),
         "input": record.input.model_dump(mode="json"),
         "figures": {

@@ -70,6 +70,8 @@ def _streams_rows(record: BenchmarkRecord) -> list[tuple[str, str]]:
 
 def result_rows(record: BenchmarkRecord) -> list[tuple[str, str]]:
     """Figures of a record as (name with unit, value)."""
+    from edgekd.report.system_view import system_rows
+
     engine, scene, summary = record.engine, record.scene, record.engine.summary
     p99 = milliseconds(summary.p99_s)
     if summary.n < 100:
@@ -105,6 +107,7 @@ def result_rows(record: BenchmarkRecord) -> list[tuple[str, str]]:
         ("tiles end to end over bare engine", figure(record.ratio.tiles_over_engine)),
         ("peak memory of the process, MiB", f"{record.peak_rss_mib:.0f}"),
         *power_rows(record),
+        *system_rows(record),
         ("CPU share of other processes", _or_reason(
             None if record.disturbance.other_cpu_share is None
             else percent(record.disturbance.other_cpu_share),

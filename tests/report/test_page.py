@@ -24,6 +24,7 @@ from tests.helpers.powers import (
     make_samples,
 )
 from tests.helpers.records import make_golden
+from tests.helpers.systems import with_system, without_power
 
 REPLAY = SensorInfo("replay", "module", ("VDD_IN",), "replay: x.log", 0.04, 0.45)
 NARROW_PX, WIDE_PX = 400, 1400
@@ -60,6 +61,20 @@ TEXTS = """(() => {
       crossed.push(t.textContent);
   }
   return {count: shown.length, outside: outside.map(([t]) => t.textContent), crossed};
+})()"""
+
+#: words of the tables of the whole system that go on in the next line
+CUT_WORDS = """(() => {
+  const cut = [];
+  for (const cell of document.querySelectorAll(".system td, .system th")) {
+    const node = cell.firstChild, range = document.createRange();
+    for (const word of node ? node.textContent.matchAll(/[^\\s-]+/g) : []) {
+      range.setStart(node, word.index);
+      range.setEnd(node, word.index + word[0].length);
+      if (range.getClientRects().length > 1) cut.push(word[0]);
+    }
+  }
+  return cut;
 })()"""
 
 #: least contrast (WCAG 2.1) of all text that is shown, and whose it is
@@ -119,11 +134,16 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ]
     wide = make_powered(power=make_power_record(steps), golden=make_golden(1.0))
     none = make_powered(power=PowerUnavailable(reason="no sensor", sensors={}))
+    # a source of many words leaves little room for the columns beside it
+    wall = "a workstation with two cards, by a meter at the wall, over an hour of real flights"
+    spec = {"teacher_computing": {"watts": 60.0, "source": wall}, "survey_m2_per_s": 250.0}
+    system = with_system(make_powered(), sensors=without_power("lidar"), system=spec)
     found = {
         "powered": [make_powered()],
         "none": [none],
         "bad": [bad],
         "wide": [wide],
+        "system": [system],
         "modes": [*modes, bad, none, make_powered(name="a-name-as-long-as-bundles-have")],
     }
     for name, records in found.items():
@@ -133,7 +153,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("width_px", [NARROW_PX, WIDE_PX])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("name", ["powered", "none", "bad", "wide", "modes"])
+@pytest.mark.parametrize("name", ["powered", "none", "bad", "wide", "system", "modes"])
 def test_the_page_is_whole(
     browser: Browser, pages: dict[str, Path], name: str, dark: bool, width_px: int
 ) -> None:
@@ -146,6 +166,10 @@ def test_the_page_is_whole(
     for kind in wanted:
         assert marks[kind]["count"] and marks[kind]["side"] > 5, (kind, marks[kind])
         assert marks[kind]["painted"], kind
+    if name == "system":
+        for kind in ("seg sensor told", "seg computing told", "seg computing seen", "seg open"):
+            assert marks[kind]["painted"] and marks[kind]["side"] > 5, kind
+        assert tab.evaluate(CUT_WORDS) == []
     if name != "none":
         assert marks["trace"]["side"] > 0.7 * min(width_px, 1180) - 60
     texts = tab.evaluate(TEXTS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,33 @@ class SensorCrop(NamedTuple):
     number: int
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Rows and columns of a crop, which may reach over the scene's border, and how it is turned."""
+
+    scene: int
+    rows: npt.NDArray[np.int64]
+    columns: npt.NDArray[np.int64]
+    turns: int
+    mirrored: bool
+
+    def cut(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """``(..., H, W)`` -> ``(..., crop, crop)``."""
+        rows = _mirrored(self.rows, values.shape[-2])
+        columns = _mirrored(self.columns, values.shape[-1])
+        return self._turned(values[..., rows[:, None], columns[None]])
+
+    def inside(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """``(crop, crop)`` bool: pixels that are no mirror image of another."""
+        rows = (self.rows >= 0) & (self.rows < shape[0])
+        columns = (self.columns >= 0) & (self.columns < shape[1])
+        return self._turned(rows[:, None] & columns[None])
+
+    def _turned(self, part: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        part = np.rot90(part, self.turns, (-2, -1))
+        return np.ascontiguousarray(part[..., ::-1] if self.mirrored else part)
+
+
 class SensorCrops(Dataset[SensorCrop]):
     """Random crops of all training views.
 
@@ -97,9 +124,6 @@ class SensorCrops(Dataset[SensorCrop]):
         self._optional = {name: data.sensors[name].missing == "allowed" for name in names}
         self._channels = dict(data.channels)
         self._std = {name: item.std.astype(np.float32) for name, item in data.statistics().items()}
-        self._mean = {
-            name: item.mean.astype(np.float32) for name, item in data.statistics().items()
-        }
         self._views = [data.training_view(name) for name in data.training_ids]
         self._answers = answers
         if not self._views:
@@ -129,13 +153,9 @@ class SensorCrops(Dataset[SensorCrop]):
         """
         if not 0 <= number < self._length:
             raise IndexError(f"crop {number} of {self._length}")
-        scene, ys, xs, turns, mirrored = self._place(number)
-        view = self._views[scene]
-
-        def cut(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-            part = values[..., ys[:, None], xs[None]]
-            part = np.rot90(part, turns, (-2, -1))
-            return np.ascontiguousarray(part[..., ::-1] if mirrored else part)
+        place = self._place(number)
+        view = self._views[place.scene]
+        cut = place.cut
 
         random = np.random.default_rng([self._seed, number, _JITTER])
         sensors: dict[str, Tensor] = {}
@@ -155,8 +175,7 @@ class SensorCrops(Dataset[SensorCrop]):
             sensors[name] = torch.from_numpy(crop)
         if not any(present):  # all were dropped by chance: the first one that the scene has stays
             present[[name in view.sensors for name in self._names].index(True)] = True
-        inside = _inside(ys, view.valid.shape[0])[:, None] & _inside(xs, view.valid.shape[1])[None]
-        counted = cut(view.valid) & np.rot90(inside, turns)[:, :: -1 if mirrored else 1]
+        counted = cut(view.valid) & place.inside(view.valid.shape)
         target = np.where(counted, cut(view.target), IGNORE).astype(np.int64)
         scores = features = torch.zeros(0)
         if self._answers is not None:
@@ -166,13 +185,11 @@ class SensorCrops(Dataset[SensorCrop]):
                 features = torch.from_numpy(np.asarray(cut(said.features), np.float16))
         return SensorCrop(
             sensors, torch.tensor(present), torch.from_numpy(target),
-            torch.from_numpy(np.ascontiguousarray(counted)), scores, features, number,
+            torch.from_numpy(counted), scores, features, number,
         )  # fmt: skip
 
-    def _place(
-        self, number: int
-    ) -> tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64], int, bool]:
-        """Scene, rows and columns (mirrored at its borders), quarter turns, mirroring."""
+    def _place(self, number: int) -> _Place:
+        """Where crop ``number`` lies: a chosen pixel is anywhere in it with equal chances."""
         random = np.random.default_rng([self._seed, number, _PLACE])
         if random.random() < self._labelled:
             places = self._labels[int(random.integers(len(self._labels)))]
@@ -180,15 +197,15 @@ class SensorCrops(Dataset[SensorCrop]):
         else:
             scene = int(np.searchsorted(self._areas, random.random(), side="right"))
             y, x = (int(v) for v in self._any[scene][int(random.integers(len(self._any[scene])))])
-        height, width = self._views[scene].valid.shape
         top, left = (int(value) for value in random.integers(self._crop, size=2))
-        jitter = self._jitter
-        turns = int(random.integers(4)) if jitter.quarter_turn else 0
-        mirrored = bool(random.integers(2)) if jitter.flip else False
-        return (
-            scene, _run(y - top, self._crop, height), _run(x - left, self._crop, width), turns,
-            mirrored,
-        )  # fmt: skip
+        jitter, side = self._jitter, np.arange(self._crop)
+        return _Place(
+            scene,
+            side + (y - top),
+            side + (x - left),
+            int(random.integers(4)) if jitter.quarter_turn else 0,
+            bool(random.integers(2)) if jitter.flip else False,
+        )
 
     def changed(self, name: str, crop: FloatArray, random: np.random.Generator) -> FloatArray:
         """A crop ``(C, h, w)`` with the random changes of its kind of sensor."""
@@ -213,16 +230,7 @@ class SensorCrops(Dataset[SensorCrop]):
         return np.where(lost, np.float32(np.median(crop)), crop).astype(np.float32)
 
 
-def _run(start: int, count: int, size: int) -> npt.NDArray[np.int64]:
-    """``count`` indices from ``start`` on; those outside ``0 .. size - 1`` are mirrored."""
-    at = np.arange(start, start + count)
+def _mirrored(at: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
+    """Indices outside ``0 .. size - 1`` are mirrored at the border, as often as need be."""
     at = np.mod(at, 2 * size)
     return np.where(at < size, at, 2 * size - 1 - at)
-
-
-def _inside(at: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.bool_]:
-    """Which indices stand for themselves, and are no mirror image of a neighbour."""
-    del size
-    steps = np.diff(at, prepend=at[:1])
-    del steps
-    return np.ones(len(at), dtype=np.bool_)

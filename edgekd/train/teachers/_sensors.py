@@ -65,7 +65,8 @@ class SensorTeacher(nn.Module):
 
     def normalized(self, name: str, values: Tensor) -> Tensor:
         """``(N, C, H, W)`` in the sensor's units -> zero mean, unit deviation per band."""
-        mean, std = getattr(self, f"mean_{name}"), getattr(self, f"std_{name}")
+        mean: Tensor = getattr(self, f"mean_{name}")
+        std: Tensor = getattr(self, f"std_{name}")
         return (values - mean) / std.clamp(min=1e-6)
 
     def forward(

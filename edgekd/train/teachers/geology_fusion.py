@@ -1,12 +1,12 @@
 """Minerals from several sensors: an encoder each, attention across them, one answer per pixel.
 
-Per pixel, every sensor gives one token: 256 channels of a camera and 128 of elevation, from 5 x 5
-pixels, 512 of a spectrum, from the pixel alone. Each is projected to the shared 256 (Linear,
-LayerNorm, GELU, Linear); eight heads of attention let the sensors look at each other; their mean is
-the feature, and a small perceptron classifies it. Beside it stands a linear classifier of the
-normalised bands themselves, which few labels suffice for: with 5 labels per class the deep part
-alone learns the labelled pixels by heart. While training, a crop is left to the linear part with
-probability one half (stochastic depth, Huang et al. 2016).
+Per pixel, every sensor gives one token: 256 channels of a camera, 512 of a spectrum, 128 of an
+elevation. Each is projected to the shared 256 (Linear, LayerNorm, GELU, Linear); eight heads of
+attention let the sensors look at each other; their mean is the feature, and a small perceptron
+classifies it.
+
+Variant ``pixel`` looks at single pixels, ``around`` at 5 x 5 pixels of cameras and elevation, which
+a handful of labels per class does not suffice for: it learns places by heart.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekd.errors import InputError
+from edgekd.train.teachers._base import choose_variant
 from edgekd.train.teachers._sensors import SensorPlan, SensorTeacher
 
 __all__ = ["SENSORS", "VARIANTS", "build_sensors"]
 
 SENSORS = True
-VARIANTS = (None,)
+VARIANTS = ("pixel", "around")
 #: width of a sensor's encoder, by its kind
 WIDTHS = {"image": 256, "spectral": 512, "elevation": 128}
 SHARED = 256
@@ -58,39 +59,28 @@ class Alone(nn.Sequential):
 
 
 class GeologyFusion(SensorTeacher):
-    """See the module.
-
-    Attributes:
-        keep: part of the crops for which the deep part is used while training, 0-1.
-    """
+    """See the module."""
 
     name = "geology_fusion"
-    variant = None
     width = SHARED
 
-    def __init__(self, num_classes: int, plans: dict[str, SensorPlan], keep: float = 0.5) -> None:
+    def __init__(self, num_classes: int, plans: dict[str, SensorPlan], variant: str) -> None:
         super().__init__(num_classes, plans)
-        self.keep = keep
+        self.variant = variant
         self.encoders, self.projections = nn.ModuleDict(), nn.ModuleDict()
-        self.linear = nn.ModuleDict()
         for name, plan in plans.items():
             width = WIDTHS[plan.kind]
-            kind = Alone if plan.kind == "spectral" else Around
-            self.encoders[name] = kind(plan.channels, width)
+            around = variant == "around" and plan.kind != "spectral"
+            self.encoders[name] = (Around if around else Alone)(plan.channels, width)
             self.projections[name] = nn.Sequential(
                 nn.Linear(width, SHARED), nn.LayerNorm(SHARED), nn.GELU(),
                 nn.Linear(SHARED, SHARED),
             )  # fmt: skip
-            self.linear[name] = nn.Linear(plan.channels, num_classes)
         self.qkv = nn.Linear(SHARED, 3 * SHARED)
         self.mix = nn.Linear(SHARED, SHARED)
         self.classifier = nn.Sequential(
             nn.Linear(SHARED, 128), nn.GELU(), nn.Dropout(0.3), nn.Linear(128, num_classes)
         )
-        last = self.classifier[-1]
-        for layer in (last, *self.linear.values()):  # begins as "all classes alike"
-            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(
         self,
@@ -109,29 +99,31 @@ class GeologyFusion(SensorTeacher):
             if present is None
             else present[where[0]]
         )
-        tokens, plain = [], 0.0
-        for number, name in enumerate(self.plans):
-            values = self.normalized(name, sensors[name])
-            encoded = self.encoders[name](values)[where[0], :, where[1], where[2]]
-            tokens.append(self.projections[name](encoded))
-            scores = self.linear[name](values[where[0], :, where[1], where[2]])
-            plain = plain + scores * seen[:, number, None]
+        tokens = []
+        for name in self.plans:
+            tokens.append(self.projections[name](self._encoded(name, sensors[name], where)))
         feature = self._attend(torch.stack(tokens, 1), seen)
-        deep = self.classifier(feature)
-        if self.training and self.keep < 1:
-            drawn = torch.rand(samples, 1, device=deep.device) < self.keep
-            deep = deep * drawn[where[0]] / self.keep
-        scores = deep + plain
+        scores: Tensor = self.classifier(feature)
         if at is not None:
             return scores, feature
         shape = (samples, height, width, -1)
         return scores.reshape(shape), feature.reshape(shape)
 
+    def _encoded(self, name: str, values: Tensor, where: tuple[Tensor, ...]) -> Tensor:
+        """A sensor's features ``(P, width)`` of the wanted pixels."""
+        sample, row, column = where
+        encoder, values = self.encoders[name], self.normalized(name, values)
+        if isinstance(encoder, Alone):  # only of pixels that are wanted
+            alone: Tensor = encoder(values[sample, :, row, column][:, :, None, None])[:, :, 0, 0]
+            return alone
+        around: Tensor = encoder(values)[sample, :, row, column]
+        return around
+
     def _attend(self, tokens: Tensor, seen: Tensor) -> Tensor:
         """Tokens ``(P, S, 256)``, which sensors are there ``(P, S)`` -> their mean ``(P, 256)``.
 
-        Written out: with two or three tokens the library's attention spends its time elsewhere (39
-        times slower on a CPU for the crops of this teacher).
+        Written out, because torch's attention is made for long sequences, not for thousands of two
+        or three tokens.
         """
         pixels, count, _ = tokens.shape
         parts = self.qkv(tokens).reshape(pixels, count, 3, HEADS, SHARED // HEADS)
@@ -152,13 +144,12 @@ def build_sensors(
     Args:
         num_classes: channels of the scores.
         sensors: what it sees, at least one.
-        variant: must be None.
+        variant: ``pixel`` (None: the same) or ``around``.
 
     Raises:
-        InputError: no sensor, or a variant.
+        InputError: no sensor, or no such variant.
     """
-    if variant is not None:
-        raise InputError(f"teacher geology_fusion comes in one size and got variant '{variant}'")
+    chosen = choose_variant("geology_fusion", variant, VARIANTS)
     if not sensors:
         raise InputError("teacher geology_fusion needs at least one sensor")
-    return GeologyFusion(num_classes, sensors)
+    return GeologyFusion(num_classes, sensors, chosen)
