@@ -309,6 +309,7 @@ class CrossModalSpec(Document):
         balance: weights of the classes in cross-entropy and, by what the teacher answers, in KL.
         trust: unlabeled pixels where the teacher's largest probability (at temperature 1) is lower
             do not count.
+        pixels: of a batch, that the losses look at: all labelled ones, and others at random.
         labelled_crops: part of the crops that lie around a labelled pixel, whose class is drawn
             with equal chances; the others lie anywhere in the training pixels.
         ema: decay of the averaged weights that are kept; 0 is off.
@@ -324,6 +325,7 @@ class CrossModalSpec(Document):
     label_weight: float = pydantic.Field(default=1.0, ge=0)
     balance: BalanceSpec = BalanceSpec()
     trust: Fraction = 0.0
+    pixels: int = pydantic.Field(default=2048, ge=1)
     labelled_crops: Fraction = 0.5
     ema: float = pydantic.Field(default=0.98, ge=0, lt=1)
     augment: SensorJitterSpec = SensorJitterSpec()

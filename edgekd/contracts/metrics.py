@@ -60,6 +60,15 @@ class Confusion:
         total = self.counts.sum(0) + self.counts.sum(1)
         return [float(2 * h / t) if t else None for h, t in zip(hit, total, strict=True)]
 
+    def recall(self) -> list[float | None]:
+        """Part of each class's labels that was found, 0-1; None for a class without a label."""
+        hit, total = np.diag(self.counts), self.counts.sum(1)
+        return [float(h / t) if t else None for h, t in zip(hit, total, strict=True)]
+
+    def balanced_accuracy(self) -> float:
+        """Mean recall over the classes that have labels: rare ones count as much as others."""
+        return _mean(self.recall())
+
     def miou(self) -> float:
         """Mean of the per-class IoU over the classes that occur; 0 for an empty matrix."""
         return _mean(self.iou())
@@ -78,11 +87,12 @@ class Confusion:
         if not self.counts.any():
             raise DatasetError("the split holds no labelled pixel; there is nothing to score")
         labels = self.counts.sum(1)
-        iou, f1 = self.iou(), self.f1()
+        iou, f1, recall = self.iou(), self.f1(), self.recall()
         return {
             "pixels": int(self.counts.sum()),
             "miou": self.miou(),
             "overall_accuracy": self.accuracy(),
+            "balanced_accuracy": self.balanced_accuracy(),
             "mean_f1": _mean(f1),
             "per_class": [
                 {
@@ -90,6 +100,7 @@ class Confusion:
                     "name": item.name,
                     "iou": iou[channel],
                     "f1": f1[channel],
+                    "recall": recall[channel],
                     "label_pixels": int(labels[channel]),
                     "predicted_pixels": int(self.counts[:, channel].sum()),
                 }

@@ -162,6 +162,11 @@ class SensorSet:
             )
         return self._scenes[scene_id]
 
+    def has(self, scene_id: str, part: Part) -> bool:
+        """Whether a scene has a pixel with data in a part."""
+        scene = self.load(scene_id)
+        return bool(((scene.parts == PART_NAMES[part]) & scene.valid).any())
+
     def training_view(self, scene_id: str) -> SensorScene:
         """A scene as training may see it: see :meth:`view`."""
         return self.view(scene_id, "train")

@@ -30,6 +30,7 @@ ENCODER_FORMAT = 1
 KINDS = {
     "edgekd_checkpoint": "it is a checkpoint of edgekd finetune",
     "edgekd_encoder": "it is an encoder of edgekd distill",
+    "edgekd_teacher": "it is a teacher of several sensors, of edgekd distill",
     "edgekd_distill": "edgekd distill --resume goes on from it; the encoder will be beside it, in "
     "encoder.ckpt, when the run is done",
 }

@@ -20,10 +20,14 @@ from edgekd.contracts.labelled import LabelledSet, check_same_classes
 from edgekd.contracts.metrics import Confusion
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.recipe import IoSpec, TilingSpec
+from edgekd.contracts.sensor_set import Part, SensorScene, SensorSet
 from edgekd.contracts.windows import blend_weights, padded_size, plan
 from edgekd.train.students._base import Segmenter
+from edgekd.train.teachers._sensors import SensorTeacher
 
 Progress = Callable[[int, int], None]
+#: pixels that a teacher of several sensors answers at once
+_ROWS_PX = 1 << 15
 
 
 @torch.inference_mode()
@@ -94,6 +98,80 @@ def evaluate_model(
         "data_sha256": data.digest,
         "split": split,
         "samples": len(samples),
+        "seconds": time.perf_counter() - start,
+        **confusion.summary(data.classes),
+    }
+
+
+@torch.inference_mode()
+def answer(
+    teacher: SensorTeacher, scene: SensorScene, features: bool = False
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float16] | None]:
+    """What a teacher of several sensors says of a scene.
+
+    Args:
+        teacher: in evaluation mode.
+        scene: or a view of one.
+        features: whether they are wanted.
+
+    Returns:
+        Scores ``(K, H, W)``, and features ``(D, H, W)`` or None.
+    """
+    height, width = scene.valid.shape
+    device = next(teacher.parameters()).device
+    sensors, present = {}, []
+    for name, sensor in teacher.plans.items():
+        values = scene.sensors.get(name)
+        present.append(values is not None)
+        planes = (
+            np.zeros((sensor.channels, height, width), np.float32) if values is None else values
+        )
+        sensors[name] = torch.from_numpy(np.array(planes, np.float32))[None].to(device)
+    there = torch.tensor([present], device=device)
+    scores = np.empty((teacher.num_classes, height, width), np.float32)
+    found = np.empty((teacher.width, height, width), np.float16) if features else None
+    rows = max(1, _ROWS_PX // width)
+    for first in range(0, height, rows):
+        at = torch.zeros(1, height, width, dtype=torch.bool, device=device)
+        at[:, first : first + rows] = True
+        said, feature = teacher(sensors, there, at)
+        shape = (-1, width, said.shape[1])
+        scores[:, first : first + rows] = said.reshape(shape).permute(2, 0, 1).cpu().numpy()
+        if found is not None:
+            shape = (-1, width, teacher.width)
+            found[:, first : first + rows] = feature.reshape(shape).permute(2, 0, 1).cpu().numpy()
+    return scores, found
+
+
+def evaluate_teacher(
+    teacher: SensorTeacher, data: SensorSet, part: Part, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Metrics of a teacher of several sensors on a part of a set, as :func:`evaluate_model`.
+
+    Raises:
+        DatasetError: the set has no labelled pixel of the part.
+    """
+    confusion = Confusion(len(data.classes))
+    start = time.perf_counter()
+    was_training = teacher.training
+    teacher.eval()
+    scenes = [name for name in data.scene_ids if data.has(name, part)]
+    try:
+        for number, name in enumerate(scenes, start=1):
+            view = data.view(name, part)
+            scores, _ = answer(teacher, view)
+            confusion.add(view.target, scores.argmax(0).astype(np.uint8))
+            if progress is not None:
+                progress(number, len(scenes))
+    finally:
+        teacher.train(was_training)
+    return {
+        "what": "teacher",
+        "data": data.name,
+        "data_sha256": data.digest,
+        "simulated": data.simulated,
+        "split": part,
+        "samples": len(scenes),
         "seconds": time.perf_counter() - start,
         **confusion.summary(data.classes),
     }

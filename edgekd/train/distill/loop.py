@@ -428,10 +428,11 @@ class _Run:
                             f"r {self.stages.ratio:.3f}"
                         )
                 self.last = values
-                if logged:
+                figures = self.task.validate(number)
+                if logged or figures:
                     for line in self.task.news():
                         self.log(line)
-                    row = self._row(values, seen, rate, norm)
+                    row = self._row(values, seen, rate, norm) | figures
                     row["images_per_s"] = (
                         done * spec.batch * spec.accumulate * self.fabric.world_size
                         / (time.perf_counter() - since)

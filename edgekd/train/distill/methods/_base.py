@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -128,12 +128,12 @@ class Method(nn.Module):
                 )
 
     def forward(
-        self, batch: Batch, weights: Weights, *, inspect: bool = False, draw: bool = False
+        self, batch: Any, weights: Weights, *, inspect: bool = False, draw: bool = False
     ) -> Losses:
         """Losses of one batch.
 
         Args:
-            batch: crops on the method's device.
+            batch: on the method's device; a :class:`Batch`, or what the method's task makes.
             weights: of the losses, from the schedule; methods without stages do not use them.
             inspect: return the features that were compared.
             draw: return pictures.

@@ -1,0 +1,391 @@
+"""A chain of teachers, each learning from the one before it, and the student from the last.
+
+Every stage is a run of the loop with a folder of its own below ``teachers/``; the student's is the
+run's folder itself. A stage that is done is not done again; one that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgekd.contracts.artifacts import canonical_json, sha256_bytes, sha256_file
+from edgekd.contracts.distill import DistillSpec, StageSpec, TeacherSpec
+from edgekd.contracts.recipe import Recipe
+from edgekd.contracts.schema import resolve_path
+from edgekd.contracts.sensor_labelled import camera_view
+from edgekd.contracts.sensor_set import SensorSet, open_sensor_set
+from edgekd.errors import CheckpointError, InputError
+from edgekd.train.average import Average
+from edgekd.train.checkpoint import (
+    BEST_NAME,
+    Checkpoint,
+    build_for,
+    describe_student,
+    save_checkpoint,
+)
+from edgekd.train.datasets.sensor_crops import Answers, SensorCrop, SensorCrops
+from edgekd.train.distill.loop import DistillResult, Progress, Say, run_task
+from edgekd.train.distill.methods.cross_modal import CrossModal, SensorBatch
+from edgekd.train.distill.tasks import Task
+from edgekd.train.evaluate import answer, evaluate_model, evaluate_teacher
+from edgekd.train.run import check_normalization
+from edgekd.train.students._base import Segmenter
+from edgekd.train.teachers._saved import (
+    TEACHER_NAME,
+    TeacherCheckpoint,
+    build_teacher,
+    describe_teacher,
+    load_teacher,
+    rebuild_teacher,
+    save_teacher,
+)
+from edgekd.train.teachers._sensors import SensorPlan, SensorTeacher
+
+FOLDER = "teachers"
+
+
+class SensorTask(Task):
+    """One stage: a teacher or the student, on the training views of a sensor set.
+
+    Args:
+        recipe: with sensors.
+        spec: of this stage.
+        data: the set.
+        learner: what learns.
+        names: sensors that the crops hold.
+        taught: the teacher before it with its file's sha256, or None: labels alone.
+        entry: of the recipe, where a teacher learns.
+    """
+
+    method: CrossModal
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        spec: DistillSpec,
+        data: SensorSet,
+        learner: Segmenter | SensorTeacher,
+        names: list[str],
+        taught: tuple[SensorTeacher, str] | None,
+        entry: TeacherSpec | None = None,
+    ) -> None:
+        self.recipe, self.spec, self.data = recipe, spec, data
+        self.learner, self.names, self.entry = learner, names, entry
+        rules = spec.cross_modal
+        self._taught = taught
+        self._labels = data.label_counts()["train"]
+        width = None if taught is None else taught[0].width
+        self.method = CrossModal(spec, learner, recipe.io.inputs[0], self._labels, width)
+        self.average = Average(learner, rules.ema)
+        self.size = len(data.training_ids)
+        self.result = BEST_NAME if isinstance(learner, Segmenter) else TEACHER_NAME
+        self.columns = ["loss", "label"]
+        if taught is not None:
+            self.columns += ["kd", "trusted", "temperature"]
+            if self.method.project is not None:
+                self.columns.append("feature")
+        self.columns += ["student_std", "student_rank", "val_balanced_accuracy"]
+        self._best: tuple[float, int, dict[str, torch.Tensor]] | None = None
+        self._validates = bool(sum(data.label_counts()["val"]))
+        if rules.keep == "best" and not self._validates:
+            raise InputError(
+                f"cross_modal.keep is best, and {data.file} has no validation label; take keep: "
+                "last, or give a validation split (data.blocks.val, data.split)"
+            )
+        self._answers: dict[str, Answers] | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """See :meth:`Task.identity`."""
+        return {
+            "data": self.data.digest,
+            "teacher": None if self._taught is None else self._taught[1],
+            "entry": None if self.entry is None else self.entry.model_dump(exclude={"weights"}),
+        }
+
+    def report(self) -> list[str]:
+        """What the set says of itself, and the labels."""
+        labels = ", ".join(
+            f"{item.name} {count}"
+            for item, count in zip(self.data.classes, self._labels, strict=True)
+        )
+        what = f"learns {self.learner.name} from {', '.join(self.names)}"
+        taught = "labels alone" if self._taught is None else f"teacher {self._taught[0].name}"
+        return [*self.data.report, f"labels: {labels}", f"{what}, taught by {taught}"]
+
+    def begin(self, out: Path, log: Callable[[str], None]) -> None:
+        """Ask the teacher once for each scene."""
+        del out
+        if self._taught is None:
+            return
+        teacher, _ = self._taught
+        features = self.method.project is not None
+        self._answers = {}
+        for name in self.data.training_ids:
+            scores, feature = answer(teacher, self.data.training_view(name), features)
+            self._answers[name] = Answers(scores, feature)
+        held = sum(
+            item.scores.nbytes + (0 if item.features is None else item.features.nbytes)
+            for item in self._answers.values()
+        )
+        log(f"the teacher's answers for {len(self._answers)} scenes take {held / 2**20:.0f} MiB")
+
+    def dataset(self, length: int) -> SensorCrops:
+        """Random crops of the training views."""
+        rules = self.spec.cross_modal
+        share = 1.0 if self._taught is None else rules.labelled_crops
+        return SensorCrops(
+            self.data, self.names, self.spec.crop_px, rules.augment, length, self.spec.seed,
+            share, self._answers,
+        )  # fmt: skip
+
+    def batch(
+        self, items: SensorCrop, device: torch.device, autocast: Callable[[], Any]
+    ) -> SensorBatch:
+        """Crops on the device."""
+        del autocast
+        return SensorBatch(
+            {name: values.to(device) for name, values in items.sensors.items()},
+            items.present.to(device),
+            items.target.to(device),
+            items.counted.to(device),
+            items.scores.to(device),
+            items.features.to(device),
+        )
+
+    def progress(self, step: int, steps: int) -> None:
+        """Set the temperature."""
+        part = step / max(1, steps - 1)
+        self.method.temperature = self.spec.cross_modal.temperature.at(part)
+
+    def stepped(self) -> None:
+        """Take the weights into their average."""
+        self.average.update(self.learner)
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Balanced accuracy on the validation part; keeps the best weights where asked for."""
+        rules = self.spec.cross_modal
+        last = step == self._steps
+        if not self._validates or (step % rules.val_every_steps and not last):
+            return {}
+        with self.average.applied(self.learner):
+            found = self.measured("val")["balanced_accuracy"]
+        if rules.keep == "best" and (self._best is None or found > self._best[0]):
+            self._best = (found, step, self.average.weights(self.learner))
+        return {"val_balanced_accuracy": found}
+
+    @property
+    def _steps(self) -> int | None:
+        return self.spec.steps
+
+    def measured(self, part: Any) -> dict[str, Any]:
+        """Metrics of the learner as it stands on a part of the set."""
+        if isinstance(self.learner, SensorTeacher):
+            return evaluate_teacher(self.learner, self.data, part)
+        view = camera_view(self.data)
+        return evaluate_model(self.learner, view, part, self.recipe.io, self.recipe.tiling)
+
+    def state(self) -> dict[str, Any]:
+        """Averaged weights and the best so far."""
+        return {
+            "average": self.average.shadow,
+            "updates": self.average.updates,
+            "best": None if self._best is None else list(self._best),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See :meth:`Task.load_state`."""
+        for name, value in state["average"].items():
+            self.average.shadow[name].copy_(value)
+        self.average.updates = state["updates"]
+        best = state["best"]
+        self._best = None if best is None else (best[0], best[1], best[2])
+
+    def save(self, path: Path, done: dict[str, Any]) -> None:
+        """Write the student's checkpoint, or the teacher's."""
+        weights = self.average.weights(self.learner)
+        if self._best is not None:
+            done["best_val_balanced_accuracy"], done["best_step"], weights = self._best
+        done["teacher_sha256"] = None if self._taught is None else self._taught[1]
+        done["simulated"] = self.data.simulated
+        done["labels"] = self._labels
+        data = {"name": self.data.name, "sha256": self.data.digest}
+        if isinstance(self.learner, SensorTeacher):
+            saved = TeacherCheckpoint(
+                self.recipe.plain(), describe_teacher(self.learner), weights, data, done
+            )
+            save_teacher(path, saved)
+            return
+        save_checkpoint(
+            path,
+            Checkpoint(
+                recipe=self.recipe.plain(),
+                student=describe_student(self.learner),
+                weights=weights,
+                data=data,
+                tuning=done,
+            ),
+        )
+
+
+def stage_spec(spec: DistillSpec, stage: StageSpec | None) -> DistillSpec:
+    """``distill`` with what a stage changes."""
+    if stage is None:
+        return spec
+    values = spec.model_dump(by_alias=True)
+    asked = stage.model_dump(exclude={"cross_modal"}, exclude_none=True)
+    if "steps" in asked:
+        values["epochs"] = None
+    rules = _merged(values["cross_modal"], stage.cross_modal)
+    return DistillSpec.model_validate({**values, **asked, "cross_modal": rules})
+
+
+def _merged(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(old)
+    for key, value in new.items():
+        inner = result.get(key)
+        nested = isinstance(inner, dict) and isinstance(value, Mapping)
+        result[key] = _merged(inner, value) if nested else value  # type: ignore[arg-type]
+    return result
+
+
+def distill_chain(
+    recipe: Recipe,
+    recipe_folder: Path,
+    data_path: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    fresh: bool = False,
+    accelerator: str = "auto",
+    progress: Progress | None = None,
+    say: Say | None = None,
+    data: SensorSet | None = None,
+) -> DistillResult:
+    """Train the recipe's teachers one after the other, then its student.
+
+    Args:
+        recipe: with sensors and ``distill.method: cross_modal``.
+        recipe_folder: paths of weights are relative to it.
+        data_path: the sensor set.
+        out: folder of the run: the student's ``best.ckpt``, ``last.ckpt``, ``curves.csv``,
+            ``log.txt``; below ``teachers/`` the same of each teacher, with ``teacher.ckpt``.
+        resume, fresh, accelerator, progress, say: as :func:`edgekd.train.distill.loop.distill`.
+        data: the set where it is open already.
+
+    Raises:
+        InputError, DatasetError, CheckpointError, EnvironmentLacksError, OutputError: as there.
+    """
+    if recipe.distill is None or recipe.distill.method != "cross_modal":
+        raise InputError(f"recipe '{recipe.name}' has no distill section of method cross_modal")
+    found = data or open_sensor_set(recipe, data_path)
+    taught: tuple[SensorTeacher, str] | None = None
+    before: str | None = None
+    for number, entry in enumerate(recipe.teachers, start=1):
+        name = entry.id or entry.name
+        folder = out / FOLDER / f"{number}-{name}"
+        if entry.weights == "train":
+            path = _stage(
+                recipe, entry, found, folder, taught, before, resume, fresh, accelerator, progress,
+                say,
+            )  # fmt: skip
+        else:
+            path = resolve_path(entry.weights, recipe_folder)
+        saved = load_teacher(path)
+        _check_teacher(saved, recipe, found, path)
+        taught = (rebuild_teacher(saved, str(path)), sha256_file(_file(path)))
+        before = taught[1]
+    student = recipe.distill
+    going_on = resume and (out / "last.ckpt").is_file()
+
+    def make(log: Say) -> Task:
+        del log
+        learner = build_for(recipe)
+        check_normalization(learner, recipe.io.inputs[0])
+        return SensorTask(recipe, student, found, learner, ["visual"], taught)
+
+    return run_task(
+        recipe, make, out, resume=going_on, fresh=fresh or (resume and not going_on),
+        accelerator=accelerator, progress=progress, say=say,
+    )  # fmt: skip
+
+
+def _file(path: Path) -> Path:
+    return path / TEACHER_NAME if path.is_dir() else path
+
+
+def _stage(
+    recipe: Recipe,
+    entry: TeacherSpec,
+    data: SensorSet,
+    folder: Path,
+    taught: tuple[SensorTeacher, str] | None,
+    before: str | None,
+    resume: bool,
+    fresh: bool,
+    accelerator: str,
+    progress: Progress | None,
+    say: Say | None,
+) -> Path:
+    """Train one teacher, unless it is there already; its file."""
+    assert recipe.distill is not None
+    spec = stage_spec(recipe.distill, entry.stage)
+    names = list(entry.sensors or recipe.sensors)
+    mark = folder / "made_from.txt"
+    made_from = sha256_bytes(
+        canonical_json(
+            {
+                "spec": spec.model_dump(mode="json", by_alias=True),
+                "entry": entry.model_dump(mode="json"),
+                "data": data.digest,
+                "teacher": before,
+            }
+        ).encode()
+    )
+    path = folder / TEACHER_NAME
+    if resume and path.is_file() and mark.is_file() and mark.read_text() == made_from:
+        return path
+    going_on = resume and (folder / "last.ckpt").is_file()
+
+    def make(log: Say) -> Task:
+        del log
+        plans = {name: SensorPlan(data.sensors[name].kind, data.channels[name]) for name in names}
+        learner = build_teacher(entry.name, len(recipe.io.classes), plans, entry.variant)
+        for name, item in data.statistics().items():
+            if name in plans:
+                learner.set_statistics(name, item.mean, item.std)
+        return SensorTask(recipe, spec, data, learner, names, taught, entry)
+
+    result = run_task(
+        recipe, make, folder, spec=spec, resume=going_on,
+        fresh=fresh or (resume and not going_on), accelerator=accelerator, progress=progress,
+        say=say,
+    )  # fmt: skip
+    mark.write_text(made_from)
+    return result.path
+
+
+def _check_teacher(saved: TeacherCheckpoint, recipe: Recipe, data: SensorSet, path: Path) -> None:
+    """A teacher must know these classes and sensors, band for band.
+
+    Raises:
+        CheckpointError: names what differs.
+    """
+    theirs = [(item["index"], item["name"]) for item in saved.recipe["io"]["classes"]]
+    ours = [(item.index, item.name) for item in recipe.io.classes]
+    if theirs != ours:
+        raise CheckpointError(
+            f"{path} was trained for the classes {[name for _, name in theirs]}, the recipe "
+            f"'{recipe.name}' has {[name for _, name in ours]}"
+        )
+    for name, item in saved.teacher["sensors"].items():
+        if name not in data.sensors:
+            raise CheckpointError(f"{path} sees {name}, which recipe '{recipe.name}' does not have")
+        if data.channels[name] != item["channels"]:
+            raise CheckpointError(
+                f"{path} sees {item['channels']} bands of {name}, and the set has "
+                f"{data.channels[name]} good ones; train the teacher on these bands"
+            )

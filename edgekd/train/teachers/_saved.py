@@ -1,0 +1,114 @@
+"""Teachers of several sensors on disk: weights with what is needed to use them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from edgekd.contracts import registry
+from edgekd.errors import CheckpointError, InputError
+from edgekd.train.checkpoint import read_torch, save_torch
+from edgekd.train.teachers._sensors import SensorPlan, SensorTeacher
+
+FORMAT = 1
+TEACHER_NAME = "teacher.ckpt"
+
+
+@dataclass(frozen=True)
+class TeacherCheckpoint:
+    """A trained teacher.
+
+    Attributes:
+        recipe: the resolved recipe as plain values.
+        teacher: name, variant, number of classes, and per sensor its kind, channels and the bands
+            that were left out.
+        weights: state dict, with the sensors' means and deviations.
+        data: name and digest of the sensor set.
+        distilled: what was done.
+    """
+
+    recipe: dict[str, Any]
+    teacher: dict[str, Any]
+    weights: dict[str, Tensor]
+    data: dict[str, Any]
+    distilled: dict[str, Any]
+
+
+def build_teacher(
+    name: str, num_classes: int, plans: dict[str, SensorPlan], variant: str | None
+) -> SensorTeacher:
+    """A teacher of several sensors with random weights.
+
+    Raises:
+        InputError: no such teacher or variant, or one that sees images alone.
+    """
+    module = registry.load("edgekd.train.teachers", name, "teacher")
+    if not getattr(module, "SENSORS", False):
+        raise InputError(
+            f"teacher {name} sees images alone; method cross_modal takes a teacher of several "
+            "sensors, e.g. geology_fusion"
+        )
+    built: SensorTeacher = module.build_sensors(num_classes, plans, variant)
+    return built
+
+
+def describe_teacher(teacher: SensorTeacher) -> dict[str, Any]:
+    """What a checkpoint says of its teacher."""
+    return {
+        "name": teacher.name,
+        "variant": teacher.variant,
+        "num_classes": teacher.num_classes,
+        "sensors": {
+            name: {"kind": plan.kind, "channels": plan.channels}
+            for name, plan in teacher.plans.items()
+        },
+        "parameters": sum(item.numel() for item in teacher.parameters()),
+    }
+
+
+def save_teacher(path: Path, teacher: TeacherCheckpoint) -> None:
+    """Write a teacher so that ``path`` appears whole or keeps what it had."""
+    save_torch({"edgekd_teacher": FORMAT, **asdict(teacher)}, path)
+
+
+def load_teacher(path: Path) -> TeacherCheckpoint:
+    """Read a teacher.
+
+    Args:
+        path: the file, or the folder of a stage (its ``teacher.ckpt`` is taken).
+
+    Raises:
+        CheckpointError: missing, damaged, or another kind of file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / TEACHER_NAME
+    value = read_torch(path, "edgekd_teacher", FORMAT, "edgekd distill RECIPE")
+    try:
+        return TeacherCheckpoint(**value)
+    except TypeError as err:
+        raise CheckpointError(f"{path} lacks a part of a teacher: {err}") from err
+
+
+def rebuild_teacher(saved: TeacherCheckpoint, source: str) -> SensorTeacher:
+    """The teacher with its weights, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: the weights do not fit the teacher they claim to be of.
+    """
+    said = saved.teacher
+    plans = {
+        name: SensorPlan(item["kind"], item["channels"]) for name, item in said["sensors"].items()
+    }
+    teacher = build_teacher(said["name"], said["num_classes"], plans, said["variant"])
+    try:
+        teacher.load_state_dict(saved.weights, strict=True)
+    except RuntimeError as err:
+        detail = " ".join(str(err).split())[:240]
+        raise CheckpointError(
+            f"{source} does not hold weights of the teacher {said['name']}: {detail}"
+        ) from err
+    return teacher.eval().requires_grad_(False)
