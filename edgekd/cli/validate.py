@@ -95,8 +95,8 @@ def _sensors(recipe: Recipe, path: Path) -> list[str]:
     lines = []
     for name, spec in recipe.sensors.items():
         source = "" if spec.derive is None else f", from {spec.derive.source}"
-        lines.append(f"sensor {name}: {spec.kind}, {spec.channels} channels, {spec.gsd_m:g} m"
-                     f"{source}")  # fmt: skip
+        channels = _many(spec.channels, "channel")
+        lines.append(f"sensor {name}: {spec.kind}, {channels}, {spec.gsd_m:g} m{source}")
     root = data_root(recipe, path)
     if not is_here(root):
         return [*lines, f"data: {root} is not on this machine, so it was not looked at"]
@@ -109,11 +109,13 @@ def _sensors(recipe: Recipe, path: Path) -> list[str]:
     check_same_classes(found.classes, list(recipe.io.classes), str(root))
     counts = found.label_counts()
     labels = [f"{part} {sum(numbers):,}" for part, numbers in counts.items()]
-    return [
-        *lines,
-        f"data: {found.name}, {len(found.scene_ids)} scenes, labels: {', '.join(labels)} px",
-        *found.report,
-    ]
+    scenes = _many(len(found.scene_ids), "scene")
+    lines.append(f"data: {found.name}, {scenes}, labels: {', '.join(labels)} px")
+    return [*lines, *found.report]
+
+
+def _many(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def _bundle(path: Path, any_device: bool, signer: list[Path] | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ class Key(NamedTuple):
     """A key that may be written.
 
     Attributes:
-        name: dotted; ``[]`` stands for an item of a list.
+        name: dotted; ``[]`` stands for an item of a list, ``*`` for a name of one's own.
         default: as YAML would show it; ``required`` where there is none.
         meaning: in words.
     """
@@ -33,11 +33,12 @@ def keys_of(kind: type[Document], prefix: str = "") -> Iterator[Key]:
     for name, field in kind.model_fields.items():
         key = field.alias or name
         written, meaning = f"{prefix}{key}", meanings.get(name) or meanings.get(key, "")
-        inner, listed = _inside(field.annotation)
+        inner, many = _inside(field.annotation)
         if inner is not None:
             first = (inspect.getdoc(inner) or "").split("\n\n")[0]
-            yield Key(written + ("[]" if listed else ""), "", meaning or " ".join(first.split()))
-            yield from keys_of(inner, f"{written}{'[]' if listed else ''}.")
+            written += "" if many is None else "[]" if many is list else ".*"
+            yield Key(written, "", meaning or " ".join(first.split()))
+            yield from keys_of(inner, f"{written}.")
         else:
             yield Key(written, _default(field), meaning)
 
@@ -54,15 +55,17 @@ def _meanings(kind: type[Document]) -> dict[str, str]:
     return found
 
 
-def _inside(annotation: Any) -> tuple[type[Document] | None, bool]:
-    """The document in ``X``, ``X | None`` or ``list[X]``, and whether it is a list."""
+def _inside(annotation: Any) -> tuple[type[Document] | None, type | None]:
+    """The document in ``X``, ``X | None``, ``list[X]`` or ``dict[str, X]``; ``list`` or ``dict``
+    where it is of those."""
     if isinstance(annotation, type) and issubclass(annotation, Document):
-        return annotation, False
+        return annotation, None
     for argument in get_args(annotation):
-        inner, listed = _inside(argument)
+        inner, many = _inside(argument)
         if inner is not None:
-            return inner, listed or get_origin(annotation) is list
-    return None, False
+            here = get_origin(annotation)
+            return inner, many or (here if here in (list, dict) else None)
+    return None, None
 
 
 def _default(field: pydantic.fields.FieldInfo) -> str:

@@ -406,16 +406,18 @@ class SensorSet:
 
     def _band_statistics(self, name: str) -> BandStatistics | None:
         parts = [
-            scene.sensors[name][:, _known(scene, "train")].astype(np.float64)
+            (scene.sensors[name], _known(scene, "train"))
             for scene in self._scenes.values()
             if name in scene.sensors
         ]
-        count = sum(values.shape[1] for values in parts)
-        if not count:
+        if not any(known.any() for _, known in parts):
             return None
-        mean = sum(values.sum(1) for values in parts) / count
-        square = sum(((values - mean[:, None]) ** 2).sum(1) for values in parts)
-        return BandStatistics(mean, np.sqrt(square / count))
+        mean, std = np.empty(self.channels[name]), np.empty(self.channels[name])
+        for band in range(self.channels[name]):  # of all at once a copy would be needed
+            values = np.concatenate([planes[band][known] for planes, known in parts])
+            mean[band] = values.mean(dtype=np.float64)
+            std[band] = values.std(dtype=np.float64)
+        return BandStatistics(mean, std)
 
     def _digest(self, raw: list[RawScene]) -> str:
         cameras = [

@@ -19,8 +19,18 @@ Positive = Annotated[float, pydantic.Field(gt=0)]
 GroundDistance = Annotated[float, pydantic.Field(ge=1e-9, le=1e9)]
 Count = Annotated[int, pydantic.Field(ge=1)]
 Name = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+def _rising(value: list[float]) -> list[float]:
+    if not value[0] < value[1]:
+        raise ValueError(f"a window is [low, high] with low < high, received {value}")
+    return value
+
+
 #: two wavelengths, nm, rising
-Window = Annotated[list[Positive], pydantic.Field(min_length=2, max_length=2)]
+Window = Annotated[
+    list[Positive], pydantic.Field(min_length=2, max_length=2), pydantic.AfterValidator(_rising)
+]
 
 
 class DeclaredPower(Document):

@@ -11,8 +11,9 @@ import yaml
 
 from edgekd.cli.main import main
 from edgekd.contracts import registry
-from edgekd.contracts.labelled import check_same_classes, open_labelled
+from edgekd.contracts.labelled import check_same_classes
 from edgekd.contracts.recipe import Recipe, data_root, load_recipe, preset_names
+from edgekd.contracts.sensor_labelled import is_here, open_data
 from edgekd.contracts.target import Target, load_target, target_names
 from edgekd.train.checkpoint import build_student, load_checkpoint
 from tests.conftest import ROOT
@@ -102,9 +103,9 @@ def test_the_gates_lie_far_below_what_changes_a_class() -> None:
 def test_the_data_it_names_fits(path: Path) -> None:
     recipe = load_recipe(path)
     root = data_root(recipe, path)
-    if not root.exists():
+    if not is_here(root):
         pytest.skip(f"{root.name}: the data of this recipe is not on this machine")
-    data = open_labelled(root, recipe.data.split)
+    data = open_data(recipe, root)
     check_same_classes(data.classes, list(recipe.io.classes), path.name)
     names = {split: {item.id for item in data.split(split)} for split in ("train", "val", "test")}
     assert all(names.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,11 @@ def sensor_values(
 ) -> dict[str, Any]:
     """A recipe of Lite0 on tiles of 64 px that sees ``visual`` of a set."""
     values = lite0_values(**changes)
-    values["sensors"] = (
-        {"spectral": SPECTRAL, "lidar": LIDAR, "visual": VISUAL} if sensors is None else sensors
-    )
+    usual = {"spectral": SPECTRAL, "lidar": LIDAR, "visual": VISUAL}
+    values["sensors"] = usual if sensors is None else sensors
     values["data"] = {"root": "set", **(data or {})}
     values["io"]["classes"] = CLASSES
-    return values
+    return copy.deepcopy(values)  # tests change it
 
 
 def sensor_recipe(

@@ -1,0 +1,106 @@
+"""``validate``, ``inspect``, ``finetune`` and ``eval`` on a sensor set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from edgekd.cli.main import main
+from tests.helpers.labelled import write_recipe
+from tests.helpers.sensors import BLOCKS, edit_set, sensor_values, write_set
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A blocked set with a recipe, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    write_set(tmp_path / "set")
+    values = sensor_values(data={"blocks": BLOCKS, "labels_per_class": 20}, name="rocks")
+    values["finetune"] |= {"steps": 2, "val_every_steps": 1, "crop_px": 64}
+    write_recipe(tmp_path, values)
+    return tmp_path
+
+
+@pytest.fixture
+def told(capfd: pytest.CaptureFixture[str]) -> Any:
+    def run(command: str, code: int = 0) -> str:
+        found = main(command.split())
+        out, err = capfd.readouterr()
+        assert found == code, err
+        return out if code == 0 else err
+
+    return run
+
+
+def test_inspect_shows_the_files(here: Path, told: Any) -> None:
+    lines = told("inspect set").splitlines()
+    assert lines[0] == "sensor set rocks: no title (SIMULATED, not measured)"
+    assert [line.split() for line in lines[4:7]][1][:4] == ["one", "spectral", "24", "60x48"]
+    assert lines[-1] == "as a recipe sees it: edgekd inspect set --recipe RECIPE"
+    value = json.loads(told("inspect set/sensors.yaml --json"))
+    assert value["simulated"] is True and value["scenes"][0]["sensors"]["lidar"]["bands"] == 1
+    assert value["labels"]["quartz"]["no split"] > 0
+
+
+def test_inspect_shows_what_a_recipe_makes_of_it(here: Path, told: Any) -> None:
+    text = told("inspect set --recipe rocks.yaml --set data.blocks.fold=2")
+    assert "visual (from spectral)" in text and "400-1100 nm" in text
+    assert "fold 2 of 4" in text and "SIMULATED: this set was computed" in text
+    value = json.loads(told("inspect set --recipe rocks.yaml --json"))
+    assert [row["train"] for row in value["labels"].values()] == [20, 20, 20]
+    assert value["dropped"] == {"spectral": []} and len(value["sha256"]) == 64
+    parts = value["scenes"][0]["parts_px"]
+    assert sum(parts.values()) == 48 * 60 and min(parts.values()) > 0
+
+
+def test_validate_opens_the_set(here: Path, told: Any) -> None:
+    text = told("validate rocks.yaml")
+    assert "valid recipe 'rocks'" in text
+    assert "  sensor lidar: elevation, 1 channel, 2 m\n" in text
+    assert "  sensor visual: image, 3 channels, 2 m, from spectral\n" in text
+    assert "  data: rocks, 1 scene, labels: train 60, val " in text
+    assert "  spectral: 24 of 24 bands left, 0 dropped\n" in text
+    (value,) = json.loads(told("validate rocks.yaml --json"))["results"]
+    assert value["valid"] and any("fold 0 of 4" in line for line in value["data"])
+    edit_set(here / "set" / "sensors.yaml", lambda v: v["classes"][0].update(name="garnet"))
+    assert "1 garnet" in told("validate rocks.yaml", code=2)
+    for file in (here / "set").glob("*.npy"):
+        file.unlink()
+    assert "set is not on this machine, so it was not looked at" in told("validate rocks.yaml")
+
+
+def test_validate_without_the_library_checks_the_recipe_alone(
+    here: Path, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgekd.contracts import sensor_set
+    from edgekd.errors import EnvironmentLacksError
+
+    def lacks(*_: Any, **__: Any) -> None:
+        raise EnvironmentLacksError("scipy is not installed")
+
+    monkeypatch.setattr(sensor_set, "open_sensor_set", lacks)
+    assert "data: not looked at: scipy is not installed" in told("validate rocks.yaml")
+
+
+def test_unknown_keys_in_named_places_are_named(here: Path, told: Any) -> None:
+    values = yaml.safe_load((here / "rocks.yaml").read_text())
+    values["sensors"]["lidar"]["gsd"] = 1
+    (here / "rocks.yaml").write_text(yaml.safe_dump(values))
+    assert "unknown key 'gsd' in sensors.lidar; did you mean 'gsd_m'" in told(
+        "validate rocks.yaml", code=2
+    )
+
+
+def test_tuning_and_evaluation_take_a_sensor_set_as_any_other(here: Path, told: Any) -> None:
+    torch.set_num_threads(1)
+    made = json.loads(told("finetune rocks.yaml --accelerator cpu -o run --json"))
+    assert made["steps_done"] == 2 and Path(made["checkpoint"]).is_file()
+    found = json.loads(told("eval run --data set --split test --json"))
+    parts = json.loads(told("inspect set --recipe rocks.yaml --json"))
+    assert found["pixels"] == parts["scenes"][0]["parts_px"]["test"]
+    assert found["data_sha256"] == parts["sha256"] and found["samples"] == 1
