@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +16,9 @@ from edgekd.cli._common import (
     run_folder,
     shared_options,
 )
+
+if TYPE_CHECKING:
+    from edgekd.contracts.recipe import Recipe
 
 
 @click.command("distill")
@@ -46,7 +50,11 @@ def command(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Train the encoder of RECIPE's student on unlabeled images, guided by its teachers."""
+    """Train the encoder of RECIPE's student on unlabeled images, guided by its teachers.
+
+    With method cross_modal: the teachers of several sensors, one after the other, and then the
+    whole student.
+    """
     from edgekd.contracts.optional import require
     from edgekd.contracts.recipe import load_recipe, unlabeled_roots
     from edgekd.errors import EnvironmentLacksError
@@ -64,6 +72,12 @@ def command(
         )
     parts = [recipe.name, *([recipe.preset] if recipe.preset else []), "distill"]
     out = output or Path("runs") / "-".join(parts)
+    if recipe.distill is not None and recipe.distill.method == "cross_modal":
+        _chain(
+            recipe, recipe_path, out, data, resume, fresh, accelerator, devices * nodes, overrides,
+            as_json,
+        )  # fmt: skip
+        return
     with run_folder(out), progress_bar("distill", "step") as update:
         result = distill(
             recipe,
@@ -92,3 +106,57 @@ def command(
     )
     if not as_json:
         note(f"next: edgekd finetune {recipe_path} --encoder {out}{repeated(overrides)}")
+
+
+def _chain(
+    recipe: Recipe,
+    recipe_path: Path,
+    out: Path,
+    data: tuple[Path, ...],
+    resume: bool,
+    fresh: bool,
+    accelerator: str,
+    processes: int,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Teachers of several sensors one after the other, and the student."""
+    from edgekd.contracts.recipe import data_root
+    from edgekd.errors import InputError
+    from edgekd.train.distill.chain import distill_chain
+
+    if processes > 1:
+        raise InputError("method cross_modal runs in one process; leave --devices and --nodes out")
+    if len(data) > 1:
+        raise InputError(
+            f"method cross_modal takes one sensor set, received {len(data)} times --data"
+        )
+    place = data[0] if data else data_root(recipe, recipe_path)
+    with run_folder(out), progress_bar("distill", "step") as update:
+        result = distill_chain(
+            recipe,
+            recipe_path.resolve().parent,
+            place,
+            out,
+            resume=resume,
+            fresh=fresh,
+            accelerator=accelerator,
+            progress=update,
+            say=note,
+        )
+    done = result.distilled
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in done["losses"].items())
+    simulated = ["SIMULATED data: figures made with it are no measurements"]
+    emit(
+        {"checkpoint": str(result.path), **done},
+        [
+            f"student: {done['steps']} steps in {done['seconds']:.0f} s; {losses}",
+            f"checkpoint: {result.path}",
+            *(simulated if done["simulated"] else []),
+        ],
+        as_json,
+    )
+    if not as_json:
+        note(f"next: edgekd eval {result.path} --data {place} --split test")
+        note(f"      edgekd build {recipe_path} --target {recipe.targets[0]} --checkpoint {out}"
+             f"{repeated(overrides)}")  # fmt: skip

@@ -75,7 +75,8 @@ def command(
         [
             *table(["class", "IoU", "F1", "labelled px"], rows),
             f"mIoU {percent(result['miou'])}, overall accuracy "
-            f"{percent(result['overall_accuracy'])}, mean F1 {percent(result['mean_f1'])}",
+            f"{percent(result['overall_accuracy'])}, balanced accuracy "
+            f"{percent(result['balanced_accuracy'])}, mean F1 {percent(result['mean_f1'])}",
             f"always '{majority['name']}': mIoU {percent(majority['miou'])}, overall accuracy "
             f"{percent(majority['overall_accuracy'])}, mean F1 {percent(majority['mean_f1'])}",
             f"{result['samples']} samples of {result['data']}, split {split}, "
@@ -110,9 +111,11 @@ def _checkpoint(model: Path, data: Path, split: str) -> dict[str, Any]:
     from edgekd.contracts.sensor_labelled import open_data
 
     require("torch", "train", "evaluate checkpoints")
-    from edgekd.train.checkpoint import BEST_NAME, load_checkpoint, rebuild
+    from edgekd.train.checkpoint import BEST_NAME, kind_of, load_checkpoint, rebuild
     from edgekd.train.evaluate import evaluate_model
 
+    if kind_of(model) == "edgekd_teacher":
+        return _teacher(model, data, split)
     checkpoint = load_checkpoint(model)
     recipe = checkpoint.parsed_recipe(str(model))
     network = rebuild(checkpoint, str(model))
@@ -124,5 +127,31 @@ def _checkpoint(model: Path, data: Path, split: str) -> dict[str, Any]:
         "model": f"{recipe.name} ({checkpoint.student['name']})",
         "model_sha256": sha256_file(file),
         "tuning": checkpoint.tuning,
+        **result,
+    }
+
+
+def _teacher(model: Path, data: Path, split: str) -> dict[str, Any]:
+    """A teacher of several sensors on the sensor set that it takes them from."""
+    from edgekd.contracts.artifacts import sha256_file
+    from edgekd.contracts.recipe import parse_recipe
+    from edgekd.contracts.sensor_set import open_sensor_set
+    from edgekd.errors import InputError
+    from edgekd.train.evaluate import evaluate_teacher
+    from edgekd.train.teachers._saved import check_teacher, load_teacher, rebuild_teacher
+
+    saved = load_teacher(model)
+    recipe = parse_recipe(saved.recipe, f"the recipe inside {model}")
+    if split not in ("train", "val", "test"):
+        raise InputError(f"split '{split}' does not exist (valid: train, val, test)")
+    found = open_sensor_set(recipe, data, every_class=False)
+    check_teacher(saved, recipe, found, model)
+    teacher = rebuild_teacher(saved, str(model))
+    with progress_bar("eval", "scene") as update:
+        result = evaluate_teacher(teacher, found, split, update)  # type: ignore[arg-type]
+    return {
+        "model": f"{recipe.name} ({saved.teacher['name']}: {', '.join(saved.teacher['sensors'])})",
+        "model_sha256": sha256_file(model),
+        "tuning": saved.distilled,
         **result,
     }

@@ -151,6 +151,21 @@ def read_torch(path: Path, mark: str, version: int, command: str) -> dict[str, A
     return dict(value)
 
 
+def kind_of(path: Path) -> str | None:
+    """The mark of a file that torch saved, one of :data:`KINDS`; None where it has none of ours.
+
+    A folder, or a file that cannot be read, has none: who reads it says why.
+    """
+    if not path.is_file():
+        return None
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except _UNREADABLE:
+        return None
+    marks = [key for key in KINDS if isinstance(value, dict) and key in value]
+    return marks[0] if marks else None
+
+
 @dataclass(frozen=True)
 class EncoderCheckpoint:
     """A distilled encoder, to be tuned with a decoder by ``edgekd finetune --encoder``.

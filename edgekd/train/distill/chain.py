@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from edgekd.contracts.artifacts import canonical_json, sha256_bytes, sha256_file
-from edgekd.contracts.distill import DistillSpec, StageSpec, TeacherSpec
+from edgekd.contracts.distill import CrossModalSpec, DistillSpec, StageSpec, TeacherSpec
 from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.schema import resolve_path
 from edgekd.contracts.sensor_labelled import camera_view
 from edgekd.contracts.sensor_set import SensorSet, open_sensor_set
-from edgekd.errors import CheckpointError, InputError
+from edgekd.errors import InputError
 from edgekd.train.average import Average
 from edgekd.train.checkpoint import (
     BEST_NAME,
@@ -38,6 +38,7 @@ from edgekd.train.teachers._saved import (
     TEACHER_NAME,
     TeacherCheckpoint,
     build_teacher,
+    check_teacher,
     describe_teacher,
     load_teacher,
     rebuild_teacher,
@@ -59,6 +60,7 @@ class SensorTask(Task):
         names: sensors that the crops hold.
         taught: the teacher before it with its file's sha256, or None: labels alone.
         entry: of the recipe, where a teacher learns.
+        first: whether the log must tell of the set.
     """
 
     method: CrossModal
@@ -72,7 +74,9 @@ class SensorTask(Task):
         names: list[str],
         taught: tuple[SensorTeacher, str] | None,
         entry: TeacherSpec | None = None,
+        first: bool = True,
     ) -> None:
+        self._lines = list(data.report) if first else []
         self.recipe, self.spec, self.data = recipe, spec, data
         self.learner, self.names, self.entry = learner, names, entry
         rules = spec.cross_modal
@@ -114,7 +118,7 @@ class SensorTask(Task):
         )
         what = f"learns {self.learner.name} from {', '.join(self.names)}"
         taught = "labels alone" if self._taught is None else f"teacher {self._taught[0].name}"
-        return [*self.data.report, f"labels: {labels}", f"{what}, taught by {taught}"]
+        return [*self._lines, f"labels: {labels}", f"{what}, taught by {taught}"]
 
     def begin(self, out: Path, log: Callable[[str], None]) -> None:
         """Ask the teacher once for each scene."""
@@ -235,12 +239,12 @@ def stage_spec(spec: DistillSpec, stage: StageSpec | None) -> DistillSpec:
     """``distill`` with what a stage changes."""
     if stage is None:
         return spec
-    values = spec.model_dump(by_alias=True)
     asked = stage.model_dump(exclude={"cross_modal"}, exclude_none=True)
     if "steps" in asked:
-        values["epochs"] = None
-    rules = _merged(values["cross_modal"], stage.cross_modal)
-    return DistillSpec.model_validate({**values, **asked, "cross_modal": rules})
+        asked["epochs"] = None
+    rules = _merged(spec.cross_modal.model_dump(), stage.cross_modal)
+    asked["cross_modal"] = CrossModalSpec.model_validate(rules)
+    return spec.model_copy(update=asked)
 
 
 def _merged(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,7 +299,7 @@ def distill_chain(
         else:
             path = resolve_path(entry.weights, recipe_folder)
         saved = load_teacher(path)
-        _check_teacher(saved, recipe, found, path)
+        check_teacher(saved, recipe, found, path)
         taught = (rebuild_teacher(saved, str(path)), sha256_file(_file(path)))
         before = taught[1]
     student = recipe.distill
@@ -305,7 +309,7 @@ def distill_chain(
         del log
         learner = build_for(recipe)
         check_normalization(learner, recipe.io.inputs[0])
-        return SensorTask(recipe, student, found, learner, ["visual"], taught)
+        return SensorTask(recipe, student, found, learner, ["visual"], taught, first=taught is None)
 
     return run_task(
         recipe, make, out, resume=going_on, fresh=fresh or (resume and not going_on),
@@ -357,7 +361,7 @@ def _stage(
         for name, item in data.statistics().items():
             if name in plans:
                 learner.set_statistics(name, item.mean, item.std)
-        return SensorTask(recipe, spec, data, learner, names, taught, entry)
+        return SensorTask(recipe, spec, data, learner, names, taught, entry, taught is None)
 
     result = run_task(
         recipe, make, folder, spec=spec, resume=going_on,
@@ -366,26 +370,3 @@ def _stage(
     )  # fmt: skip
     mark.write_text(made_from)
     return result.path
-
-
-def _check_teacher(saved: TeacherCheckpoint, recipe: Recipe, data: SensorSet, path: Path) -> None:
-    """A teacher must know these classes and sensors, band for band.
-
-    Raises:
-        CheckpointError: names what differs.
-    """
-    theirs = [(item["index"], item["name"]) for item in saved.recipe["io"]["classes"]]
-    ours = [(item.index, item.name) for item in recipe.io.classes]
-    if theirs != ours:
-        raise CheckpointError(
-            f"{path} was trained for the classes {[name for _, name in theirs]}, the recipe "
-            f"'{recipe.name}' has {[name for _, name in ours]}"
-        )
-    for name, item in saved.teacher["sensors"].items():
-        if name not in data.sensors:
-            raise CheckpointError(f"{path} sees {name}, which recipe '{recipe.name}' does not have")
-        if data.channels[name] != item["channels"]:
-            raise CheckpointError(
-                f"{path} sees {item['channels']} bands of {name}, and the set has "
-                f"{data.channels[name]} good ones; train the teacher on these bands"
-            )

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from edgekd.contracts import registry
+from edgekd.contracts.recipe import Recipe
+from edgekd.contracts.sensor_set import SensorSet
 from edgekd.errors import CheckpointError, InputError
 from edgekd.train.checkpoint import read_torch, save_torch
 from edgekd.train.teachers._sensors import SensorPlan, SensorTeacher
@@ -112,3 +114,26 @@ def rebuild_teacher(saved: TeacherCheckpoint, source: str) -> SensorTeacher:
             f"{source} does not hold weights of the teacher {said['name']}: {detail}"
         ) from err
     return teacher.eval().requires_grad_(False)
+
+
+def check_teacher(saved: TeacherCheckpoint, recipe: Recipe, data: SensorSet, path: Path) -> None:
+    """A teacher must know these classes and sensors, band for band.
+
+    Raises:
+        CheckpointError: names what differs.
+    """
+    theirs = [(item["index"], item["name"]) for item in saved.recipe["io"]["classes"]]
+    ours = [(item.index, item.name) for item in recipe.io.classes]
+    if theirs != ours:
+        raise CheckpointError(
+            f"{path} was trained for the classes {[name for _, name in theirs]}, the recipe "
+            f"'{recipe.name}' has {[name for _, name in ours]}"
+        )
+    for name, item in saved.teacher["sensors"].items():
+        if name not in data.sensors:
+            raise CheckpointError(f"{path} sees {name}, which recipe '{recipe.name}' does not have")
+        if data.channels[name] != item["channels"]:
+            raise CheckpointError(
+                f"{path} sees {item['channels']} bands of {name}, and the set has "
+                f"{data.channels[name]} good ones; train the teacher on these bands"
+            )
