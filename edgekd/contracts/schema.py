@@ -182,8 +182,13 @@ def _written(value: Any, place: Place) -> Place:
 
 def _fields(kind: Any, place: Place) -> set[str]:
     """Valid keys of the (nested) schema at ``place``."""
-    for part in place:
-        kind = _inner(kind.model_fields[part].annotation) if isinstance(part, str) else kind
+    parts = iter(place)
+    for part in parts:
+        if isinstance(part, str):
+            annotation = kind.model_fields[part].annotation
+            if dict in (get_origin(annotation), *map(get_origin, get_args(annotation))):
+                next(parts, None)  # a name of the document's own
+            kind = _inner(annotation)
     fields = getattr(kind, "model_fields", {})
     return {field.alias or name for name, field in fields.items()}
 

@@ -36,15 +36,15 @@ from edgekd.errors import GateError, OutputError
 #: blocks of the plain file: narrow, because as many rows are held as wide as the scene
 _BLOCK_PX, _BLOCK_ROWS = 256, 64
 #: blocks of the COG; what is read back is compared in columns so wide
-_COG_BLOCK_PX = 512
+COG_BLOCK_PX = 512
 #: while a map is copied, each of its blocks passes once
-_COPY_CACHE_BYTES = 8 << 20
+COPY_CACHE_BYTES = 8 << 20
 #: What decides the bytes of a map is not left to the environment: GDAL takes any of these from
 #: there, and looks for no overview beside a file where it may not read the folder.
-_MAP_OPTIONS = {
+MAP_OPTIONS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "FALSE",
     "GDAL_TIFF_ENDIANNESS": "LITTLE",
-    "GDAL_TIFF_OVR_BLOCKSIZE": str(_COG_BLOCK_PX),
+    "GDAL_TIFF_OVR_BLOCKSIZE": str(COG_BLOCK_PX),
     "COMPRESS_OVERVIEW": "DEFLATE",
     "PREDICTOR_OVERVIEW": "1",
     "ZLEVEL_OVERVIEW": "6",
@@ -190,7 +190,7 @@ class _Level:
         self._buffer = np.empty((_BLOCK_ROWS, self._width), dtype=np.uint8)
         self._filled = 0
         self._row = 0
-        self.checksums = [0] * len(range(0, self._width, _COG_BLOCK_PX))
+        self.checksums = [0] * len(range(0, self._width, COG_BLOCK_PX))
         self.below: _Level | None = None
 
     def write(self, rows: UInt8Array) -> None:
@@ -223,8 +223,8 @@ class _Level:
             raise OutputError(
                 f"{self._path} cannot be written ({cause_text(err)}); is the disk full?"
             ) from err
-        for number, start in enumerate(range(0, self._width, _COG_BLOCK_PX)):
-            part = rows[:, start : start + _COG_BLOCK_PX]
+        for number, start in enumerate(range(0, self._width, COG_BLOCK_PX)):
+            part = rows[:, start : start + COG_BLOCK_PX]
             self.checksums[number] = zlib.crc32(part.tobytes(), self.checksums[number])
         if self.below is not None:
             self.below.write(self._thin(rows))
@@ -329,8 +329,9 @@ class MapWriter:
             )
         try:
             self._open.close()
-            with gdal_environment(cache_bytes=_COPY_CACHE_BYTES):
-                _as_cog(self._rasterio, self._plain, self._part, self._look.smooth)
+            with gdal_environment(cache_bytes=COPY_CACHE_BYTES):
+                predictor = "STANDARD" if self._look.smooth else "NO"
+                copy_as_cog(self._rasterio, self._plain, self._part, predictor)
                 count = _count_levels(self._rasterio, self._part)
                 found = [_checksums(self._rasterio, self._part, level) for level in range(count)]
         except self._failure as err:
@@ -407,7 +408,7 @@ def create_map(
         profile["crs"] = georeference.crs
         if georeference.transform is not None:
             profile["transform"] = georeference.transform
-    with gdal_environment(_MAP_OPTIONS) as rasterio, publish_file(path) as part:
+    with gdal_environment(MAP_OPTIONS) as rasterio, publish_file(path) as part:
         plain = part.with_name(part.name + ".plain") if scratch is None else scratch / part.name
         try:
             writer = MapWriter(
@@ -425,7 +426,7 @@ def create_map(
 def _sizes(height: int, width: int) -> list[tuple[int, int]]:
     """Rows and columns of the map and of its overviews, down to one block."""
     sizes = [(height, width)]
-    while max(sizes[-1]) > _COG_BLOCK_PX:
+    while max(sizes[-1]) > COG_BLOCK_PX:
         sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
     return sizes
 
@@ -444,7 +445,14 @@ def _describe(dataset: Any, look: Look, georeference: Raster | None) -> None:
         dataset.update_tags(number, **tags)
 
 
-def _as_cog(rasterio: Any, plain: Path, part: Path, smooth: bool) -> None:
+def copy_as_cog(rasterio: Any, plain: Path, part: Path, predictor: str, **more: str) -> None:
+    """A plain GeoTIFF as a COG, with the overviews that it has, or else GDAL's.
+
+    Args:
+        rasterio: the module, inside its environment.
+        predictor: what is compressed, see GDAL's driver: ``NO``, ``STANDARD``, ``FLOATING_POINT``.
+        more: options of the driver.
+    """
     import warnings
 
     from rasterio.shutil import copy
@@ -457,12 +465,13 @@ def _as_cog(rasterio: Any, plain: Path, part: Path, smooth: bool) -> None:
             driver="COG",
             COMPRESS="DEFLATE",
             LEVEL=6,
-            PREDICTOR="STANDARD" if smooth else "NO",
+            PREDICTOR=predictor,
             OVERVIEW_COMPRESS="DEFLATE",
-            OVERVIEW_PREDICTOR="STANDARD" if smooth else "NO",
-            BLOCKSIZE=_COG_BLOCK_PX,
+            OVERVIEW_PREDICTOR=predictor,
+            BLOCKSIZE=COG_BLOCK_PX,
             BIGTIFF="IF_SAFER",
             NUM_THREADS=_THREADS,
+            **more,
         )
 
 
@@ -477,7 +486,7 @@ def _checksums(rasterio: Any, path: Path, level: int) -> list[list[int]]:
     found: list[list[int]] = []
     options = {"overview_level": level - 1} if level else {}
     with open_quietly(rasterio, path, **options) as dataset:
-        step = _COG_BLOCK_PX
+        step = COG_BLOCK_PX
         for x in range(0, dataset.width, step):
             totals = [0] * dataset.count
             for y in range(0, dataset.height, step):

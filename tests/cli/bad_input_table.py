@@ -22,6 +22,7 @@ import numpy as np
 from rasterio.transform import from_origin
 
 from tests.cli.bad_power_rows import POWER_ROWS, make_power_files
+from tests.cli.bad_uptake_rows import UPTAKE_ROWS, make_uptake_files
 from tests.helpers.bundles import an_origin, make_bundle
 from tests.helpers.labelled import CLASSES, lite0_values, make_set, recipe_values, write_recipe
 from tests.helpers.rasters import smooth_image, write_raster
@@ -93,6 +94,7 @@ def make_work(root: Path) -> Path:
     (root / "record.json").write_text('{"schema": 1}')
     (root / "text.json").write_text("no record")
     make_power_files(root)
+    make_uptake_files(root)
     (root / "folder").mkdir()
     (root / "folder" / "notes.txt").write_text("mine")
     return root
@@ -542,6 +544,7 @@ CASES = [
     Case("record of something else", "report record.json -o r.html", ("record.json",)),
     Case("report with wrong suffix", "report record.json -o r.pdf", (".md or .json", "r.pdf")),
     *(Case(*row) for row in POWER_ROWS),
+    *(Case(*row) for row in UPTAKE_ROWS),
 ]  # fmt: skip
 
 
