@@ -199,18 +199,17 @@ def test_one_uptake_in_many_units(files: dict[str, Path], tmp_path: Path) -> Non
         assert other == pytest.approx(first)
 
 
-def test_areas_are_those_of_the_ground(files: dict[str, Path], tmp_path: Path) -> None:
+def test_areas_are_those_of_the_ground(files: dict[str, Path], site: Site, tmp_path: Path) -> None:
     """A degree of longitude at 60 degrees is half of one at the equator, and rows differ."""
-    small = make_site(4)
-    place = {"crs": "EPSG:4326", "transform": from_origin(10, 64, 0.05, 0.05)}
-    chance, chart = write_site(tmp_path, small, **place)
+    place = {"crs": "EPSG:4326", "transform": from_origin(10, 64, 0.01, 0.01)}
+    chance, chart = write_site(tmp_path, site, **place)
     with Raster(chance) as raster:
         areas = raster.row_areas_m2()
     assert areas is not None and areas[-1] > 1.1 * areas[0]
-    expected = areas @ shares(small).sum(axis=2).T
+    expected = areas @ shares(site).sum(axis=2).T
     found = carbonation(chance, files["yaml"])
     assert [item.expected_m2 for item in found.classes] == pytest.approx(list(expected), rel=1e-6)
-    counts = np.stack([(small.mapped == n).sum(axis=1) for n in range(5)], axis=1)
+    counts = np.stack([(site.mapped == n).sum(axis=1) for n in range(5)], axis=1)
     found = carbonation(chart, files["yaml"])
     assert [item.mapped_m2 for item in found.classes] == pytest.approx(list(areas @ counts))
     with pytest.raises(InputError, match=r"--gsd-m 2 is for a map without a place, and .* has one"):
