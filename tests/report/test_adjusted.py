@@ -91,6 +91,9 @@ def test_what_nobody_has_seen_may_be_anything(independent: str) -> None:
         AdjustedAreas(np.array([5.0, 2.0, 0.0]), Reference(counts, independent))  # type: ignore[arg-type]
         .sum(weights).value + 0.5
     )  # fmt: skip
+    wide = found.sum(weights, np.array([0.1, 0.2, 0.0]))
+    assert wide.below == pytest.approx(0.3 + 0.2 * NORMAL_95)
+    assert wide.above == pytest.approx(0.4 + 0.2 * NORMAL_95)
     area = found.sum(np.eye(3)[2])
     assert (area.below, area.above) == (1.0, 0.0)
     with pytest.raises(ValueError, match="of no class that is mapped"):

@@ -251,6 +251,20 @@ def test_what_the_matrix_does_not_tell_is_noted(files: dict[str, Path], tmp_path
         carbonation(chance, files["yaml"], confusion=write_confusion(path, counts))
 
 
+def test_no_interval_holds_what_cannot_be(files: dict[str, Path], tmp_path: Path) -> None:
+    """Two samples tell next to nothing, but there is no area below 0 or above that of the map."""
+    small = make_site(4)
+    chance, _ = write_site(tmp_path, small)
+    path = write_confusion(tmp_path / "e.json", small.confusions[:2])
+    found = carbonation(chance, files["yaml"], confusion=path)
+    assert found.total.interval is not None and found.total.interval.low >= 0
+    assert found.total.interval_of_areas is not None
+    assert found.total.interval_of_areas.high <= 0.9e-4 * found.area_m2 * (1 + 1e-9)
+    bounds = [item.adjusted_interval for item in found.classes]
+    assert all(item is not None and 0 <= item.low for item in bounds)
+    assert max(item.high for item in bounds if item) == found.area_m2
+
+
 def test_the_parts_do_not_show(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
