@@ -2,11 +2,14 @@
 
 Mistakes are those of maps: patches, not single pixels, and each place has its own bent, as another
 light or another weathering would give it. Everything about it is made up but the truth is known.
+
+    python -m tests.helpers.sites FOLDER    # chance.tif, map.tif, eval.json, coefficients.yaml
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -145,3 +148,17 @@ def write_coefficients(path: Path, unit: str = "t CO2 per ha and year", **change
              "coefficients": {key: item for key, item in value.items() if item}}  # fmt: skip
     path.write_text(json.dumps(whole), encoding="utf-8")  # JSON is YAML
     return path
+
+
+if __name__ == "__main__":
+    made = make_site()
+    place = write_site(Path(sys.argv[1]), made)[0].parent
+    evaluated = np.random.default_rng(0).choice(len(made.confusions), 20, replace=False)
+    write_confusion(place / "eval.json", made.confusions[evaluated])
+    write_coefficients(place / "coefficients.yaml")
+    areas_m2 = 0.25 * np.bincount(made.truth.ravel(), minlength=len(ROCKS))
+    uptake_t = 1e-4 * areas_m2 @ [0, 0.8, 0.9, 0.4, 0.3]
+    named = zip([item.name for item in ROCKS], areas_m2, strict=True)
+    print(
+        "truth:", *(f"{name} {area:,.0f} m²," for name, area in named), f"{uptake_t:.3f} t a year"
+    )

@@ -261,7 +261,7 @@ def test_no_interval_holds_what_cannot_be(files: dict[str, Path], tmp_path: Path
     assert found.total.interval_of_areas is not None
     assert found.total.interval_of_areas.high <= 0.9e-4 * found.area_m2 * (1 + 1e-9)
     bounds = [item.adjusted_interval for item in found.classes]
-    assert all(item is not None and 0 <= item.low for item in bounds)
+    assert all(item is not None and item.low >= 0 for item in bounds)
     assert max(item.high for item in bounds if item) == found.area_m2
 
 
