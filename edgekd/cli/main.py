@@ -21,7 +21,7 @@ from edgekd.errors import EdgeKDError
 _ORDER = [
     "doctor", "ls", "validate", "distill", "finetune", "eval", "export", "quantize", "check",
     "build", "finalize", "keygen", "sign", "verify", "inspect", "run", "watch", "bench", "report",
-    "power",
+    "power", "carbonation",
 ]  # fmt: skip
 
 

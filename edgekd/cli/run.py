@@ -34,6 +34,8 @@ if TYPE_CHECKING:
               help="GeoTIFF to write; of a folder, the folder of the results.")  # fmt: skip
 @click.option("--scores", type=PathArgument, metavar="TIF",
               help="Confidence of each pixel as 8 bits: value / 254.")  # fmt: skip
+@click.option("--probabilities", type=PathArgument, metavar="TIF",
+              help="Probability of each class as 8 bits: a band each, value / 254.")  # fmt: skip
 @click.option("--polygons", type=PathArgument, metavar="GPKG|GEOJSON",
               help="The map as simplified polygons with areas.")  # fmt: skip
 @click.option("--summary", type=PathArgument, metavar="JSON",
@@ -52,6 +54,7 @@ def command(
     scene: Path,
     output: Path,
     scores: Path | None,
+    probabilities: Path | None,
     polygons: Path | None,
     summary: Path | None,
     trace: Path | None,
@@ -75,7 +78,8 @@ def command(
     What is done is kept beside the map until it is whole: after a kill, a power cut or a full disk,
     the same command with --resume goes on and gives the same bytes. SIGTERM and Ctrl-C end it
     cleanly, a second one at once. Of a folder, every image gets a map in the output folder;
-    --scores, --polygons and --summary then take what their names end in, e.g. --polygons .gpkg.
+    --scores, --probabilities, --polygons and --summary then take what their names end in, e.g.
+    --polygons .gpkg.
     With --trace the power is that of this very run: no benchmark, which edgekd bench is.
     """
     from edgekd.contracts.memory import separate_large_memory
@@ -102,7 +106,7 @@ def command(
 
             wanted = Wanted(
                 bands=bands, overlap_px=overlap, nodata=nodata, scale=scale,
-                scores=scores is not None,
+                scores=scores is not None, probabilities=probabilities is not None,
                 polygons=None if polygons is None else Path(f"x{polygons.name}").suffix,
                 summary=summary is not None, outline=outline,
             )  # fmt: skip
@@ -132,8 +136,8 @@ def command(
         with _recording(session, trace, power) as recorder, progress_bar("run", "tile") as update:
             result = session.run_scene(
                 scene, output, bands, overlap, update, nodata, scale=scale, scores=scores,
-                polygons=polygons, summary=summary, outline=outline, resume=resume,
-                restart=restart, cancel=asked.is_set,
+                probabilities=probabilities, polygons=polygons, summary=summary, outline=outline,
+                resume=resume, restart=restart, cancel=asked.is_set,
             )  # fmt: skip
     logged, told = _logged(recorder, trace)
     emit(result.plain() | logged, [*_lines(result), *told], as_json)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.argument("inputs", metavar="IN", type=PathArgument)
 @click.argument("outputs", metavar="OUT", type=PathArgument)
 @click.option("--scores", is_flag=True, help="Write NAME.scores.tif as well.")
+@click.option("--probabilities", is_flag=True, help="Write NAME.probabilities.tif as well.")
 @click.option("--polygons", type=click.Choice(["gpkg", "geojson"]),
               help="Write NAME.gpkg or NAME.geojson as well.")  # fmt: skip
 @click.option("--summary", is_flag=True, help="Write NAME.json as well.")
@@ -40,6 +41,7 @@ def command(
     inputs: Path,
     outputs: Path,
     scores: bool,
+    probabilities: bool,
     polygons: str | None,
     summary: bool,
     settle_s: float,
@@ -69,7 +71,7 @@ def command(
 
     wanted = Wanted(
         bands=bands, overlap_px=overlap, nodata=nodata, scale=scale, scores=scores,
-        polygons=f".{polygons}" if polygons else None, summary=summary,
+        probabilities=probabilities, polygons=f".{polygons}" if polygons else None, summary=summary,
         outline=Outline(simplify_px=simplify, min_area_px=min_area),
     )  # fmt: skip
     separate_large_memory()

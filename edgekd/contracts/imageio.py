@@ -116,6 +116,8 @@ class Raster:
         count: number of bands.
         dtype: element type of the first band, as NumPy names it.
         dtypes: element type of each band; only a VRT may mix them.
+        descriptions: what the file calls each band, empty where it does not.
+        tags: of the file.
         crs: coordinate reference system (rasterio ``CRS``) or None.
         transform: affine pixel-to-CRS transform, or None for an image without one.
         gcps: ground control points and their CRS (empty where the file names none), or None.
@@ -222,6 +224,7 @@ class Raster:
         _require_sizes(self.path, data)
         self.dtypes = [str(dtype) for dtype in data.dtypes]
         self.dtype = self.dtypes[0]
+        self.descriptions: list[str] = [text or "" for text in data.descriptions]
         for dtype in self.dtypes:
             if dtype.startswith("complex"):
                 raise ImageError(f"{self.path} holds complex numbers, expected real ones")

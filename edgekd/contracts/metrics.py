@@ -27,8 +27,10 @@ class Confusion:
     def __init__(self, classes: int) -> None:
         self.counts = np.zeros((classes, classes), dtype=np.int64)
 
-    def add(self, target: npt.NDArray[np.uint8], predicted: npt.NDArray[np.uint8]) -> None:
-        """Count the pixels of one image.
+    def add(
+        self, target: npt.NDArray[np.uint8], predicted: npt.NDArray[np.uint8]
+    ) -> npt.NDArray[np.int64]:
+        """Count the pixels of one image; returns its own ``(classes, classes)``.
 
         Args:
             target: channel numbers, :data:`~edgekd.contracts.labelled.IGNORE` is left out.
@@ -44,9 +46,11 @@ class Confusion:
         rows, columns = target[keep].astype(np.int64), predicted[keep].astype(np.int64)
         if rows.size and max(int(rows.max()), int(columns.max())) >= classes:
             raise ValueError(f"a label or prediction is outside 0..{classes - 1}")
-        self.counts += np.bincount(rows * classes + columns, minlength=classes**2).reshape(
-            classes, classes
-        )
+        counts: npt.NDArray[np.int64] = np.bincount(
+            rows * classes + columns, minlength=classes**2
+        ).reshape(classes, classes)
+        self.counts += counts
+        return counts
 
     def iou(self) -> list[float | None]:
         """Intersection over union per class, 0-1; None for a class that occurs nowhere."""

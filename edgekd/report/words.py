@@ -164,6 +164,10 @@ def bundle_rows(record: BenchmarkRecord) -> list[tuple[str, str]]:
     ]
 
 
+#: of an evaluation: they stay in the record
+_RAW_COUNTS = ("confusion", "confusion_by_sample")
+
+
 def quality_tables(quality: dict[str, Any] | None) -> list[tuple[str, list[str], list[list[str]]]]:
     """Accuracy figures as tables (name, head, rows).
 
@@ -179,7 +183,7 @@ def quality_tables(quality: dict[str, Any] | None) -> list[tuple[str, list[str],
     listed: list[list[str]] = []
     tables: list[tuple[str, list[str], list[list[str]]]] = []
     for key, value in quality.items():
-        if key in numbers:
+        if key in numbers or key in _RAW_COUNTS:
             continue
         if isinstance(value, dict):
             nested = value if key == "baselines" else {key: value}
@@ -192,7 +196,7 @@ def quality_tables(quality: dict[str, Any] | None) -> list[tuple[str, list[str],
             head = list(dict.fromkeys(column for row in value for column in row))
             rows = [[plain(row.get(column)) for column in head] for row in value]
             tables.append((f"Quality: {key}", [str(column) for column in head], rows))
-        elif key != "confusion":  # the raw counts stay in the record
+        else:
             listed.append([str(key), plain(value)])
     shared = [key for key in numbers if any(key in item for item in others.values())]
     first: list[tuple[str, list[str], list[list[str]]]] = []

@@ -9,10 +9,13 @@ is mixed with.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+
+from edgekd.runtime.maps import code_scores
 
 FloatArray = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
@@ -134,28 +137,59 @@ class BandBlender:
         return done
 
 
+class Pixels(NamedTuple):
+    """Some pixels of the map.
+
+    Attributes:
+        y0, x0: first pixel row and column.
+        channel: winning channel ``(n, w)`` uint8, the lower index on ties.
+        confidence: its probability, float32.
+        planes: probabilities of all channels ``(K, n, w)``, coded by ``maps.code_scores``, or None
+            where nobody wants them. The winner's code is the highest: others that round to the
+            same are one less.
+    """
+
+    y0: int
+    x0: int
+    channel: UInt8Array
+    confidence: FloatArray
+    planes: UInt8Array | None
+
+
+def _keep_winner(planes: UInt8Array, channel: UInt8Array, best: UInt8Array) -> None:
+    """Let no code reach that of the winning channel, so that the codes tell the class, too."""
+    for index, plane in enumerate(planes):
+        np.minimum(plane, best - 1, out=plane, where=channel != index)
+
+
 class Upsampler:
     """Cell probabilities to pixel classes: bilinear, pixel centres at half-integers.
 
     The same as ``interpolate(..., mode="bilinear", align_corners=False)`` of the whole grid, but
     fed in bands of rows, each a panel of columns after the other (bit for bit where the stride is a
     power of two; of other strides OpenCV rounds the last bit by where a panel begins). Yields
-    ``(y0, x0, channel, confidence)``: first pixel row and column, winning channel ``(n, w)`` uint8
-    (the lower index on ties) and its probability, float32. A panel's pixels end a cell before its
-    last column, which is interpolated with the next; bands likewise.
+    :class:`Pixels`. A panel's pixels end a cell before its last column, which is interpolated with
+    the next; bands likewise.
 
     Args:
         stride_px: pixels per cell.
         height_px, width_px: of the scene; what lies beyond (padding) is cut off.
         width: cells across the (padded) scene.
-        confidence: False leaves the last value undefined, where nobody wants it.
+        confidence: False leaves the confidence undefined, where nobody wants it.
+        planes: whether somebody wants the probabilities of all channels.
     """
 
     def __init__(
-        self, stride_px: int, height_px: int, width_px: int, width: int, confidence: bool = True
+        self,
+        stride_px: int,
+        height_px: int,
+        width_px: int,
+        width: int,
+        confidence: bool = True,
+        planes: bool = False,
     ) -> None:
         self._stride = stride_px
-        self._confidence = confidence
+        self._confidence, self._planes = confidence, planes
         self._size_px = (height_px, width_px)
         self._width = width
         self._above: FloatArray | None = None  # cell rows from the one above self._row on
@@ -171,9 +205,7 @@ class Upsampler:
         """
         self._row = row + 1 if row else 0
 
-    def push(
-        self, cells: FloatArray, last: bool
-    ) -> Iterator[tuple[int, int, UInt8Array, FloatArray]]:
+    def push(self, cells: FloatArray, last: bool) -> Iterator[Pixels]:
         """Take the next finished cells ``(K, n, w)`` of a band; ``last``: the scene's last band."""
         classes, _, new = cells.shape
         if self._above is None:
@@ -212,7 +244,7 @@ class Upsampler:
         place: tuple[int, int],
         skip: tuple[int, int],
         count: tuple[int, int],
-    ) -> Iterator[tuple[int, int, UInt8Array, FloatArray]]:
+    ) -> Iterator[Pixels]:
         """``count`` cells (down, across) from cell ``place`` on; ``cells`` has ``skip`` before."""
         s = self._stride
         y0, x0 = place[0] * s, place[1] * s
@@ -228,19 +260,33 @@ class Upsampler:
             # The two add up to 1, so their difference says it all and is resized once.
             difference = self._resized(cells[1] - cells[0], part)
             channel = (difference > 0).view(np.uint8)
-            if self._confidence:
+            if self._confidence or self._planes:
                 np.abs(difference, out=difference)
                 difference *= np.float32(0.5)
                 difference += np.float32(0.5)
-            yield y0, x0, channel, difference
+            pair = None
+            if self._planes:
+                winner, loser = code_scores(difference), code_scores(1 - difference)
+                pair = np.stack(
+                    [np.where(channel, loser, winner), np.where(channel, winner, loser)]
+                )
+                _keep_winner(pair, channel, winner)
+            yield Pixels(y0, x0, channel, difference, pair)
             return
+        codes = np.empty((len(cells), height, width), dtype=np.uint8) if self._planes else None
         best = self._resized(cells[0], part)
+        if codes is not None:
+            codes[0] = code_scores(best)
         channel = np.zeros((height, width), dtype=np.uint8)
         for index, plane in enumerate(cells[1:], start=1):
             other = self._resized(plane, part)
+            if codes is not None:
+                codes[index] = code_scores(other)
             channel[other > best] = index
             np.maximum(best, other, out=best)
-        yield y0, x0, channel, best
+        if codes is not None:
+            _keep_winner(codes, channel, code_scores(best))
+        yield Pixels(y0, x0, channel, best, codes)
 
     def _resized(self, plane: FloatArray, part: tuple[slice, slice]) -> FloatArray:
         """Cells to pixels, and of these the part that is asked for."""

@@ -32,11 +32,12 @@ def evaluate_bundle(
     for number, item in enumerate(session.manifest.classes):
         channel[item.index] = number
     samples = data.split(split)
-    confusion = Confusion(len(data.classes))
+    confusion, by_sample = Confusion(len(data.classes)), []
     start = time.perf_counter()
     for number, sample in enumerate(samples, start=1):
         pixels, target = data.load(sample)
-        confusion.add(target, channel[session.run(pixels).classes])
+        counts = confusion.add(target, channel[session.run(pixels).classes])
+        by_sample.append({"id": sample.id, "confusion": counts.tolist()})
         if progress is not None:
             progress(number, len(samples))
     return {
@@ -49,4 +50,5 @@ def evaluate_bundle(
         "samples": len(samples),
         "seconds": time.perf_counter() - start,
         **confusion.summary(data.classes),
+        "confusion_by_sample": by_sample,
     }

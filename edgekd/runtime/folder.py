@@ -58,7 +58,8 @@ class Wanted:
     """What is made of every file; see :meth:`edgekd.runtime.session.Session.run_scene`.
 
     Attributes:
-        scores, summary: whether to write ``name.scores.tif`` and ``name.json``.
+        scores, probabilities, summary: whether to write ``name.scores.tif``,
+            ``name.probabilities.tif`` and ``name.json``.
         polygons: suffix of ``name.gpkg`` or ``name.geojson``; None writes none.
     """
 
@@ -67,6 +68,7 @@ class Wanted:
     nodata: Nodata = "auto"
     scale: Sequence[tuple[float, float]] | tuple[float, float] | None = None
     scores: bool = False
+    probabilities: bool = False
     polygons: str | None = None
     summary: bool = False
     outline: Outline = field(default_factory=Outline)
@@ -285,6 +287,7 @@ def _run(
         "nodata": wanted.nodata,
         "scale": wanted.scale,
         "scores": beside(".scores.tif") if wanted.scores else None,
+        "probabilities": beside(".probabilities.tif") if wanted.probabilities else None,
         "polygons": beside(wanted.polygons) if wanted.polygons else None,
         "summary": beside(".json") if wanted.summary else None,
         "outline": wanted.outline,
@@ -342,6 +345,7 @@ def _result_name(path: Path) -> str:
 def _results(output: Path, wanted: Wanted) -> list[Path]:
     """All files that are made of one image."""
     ends = [".tif", *([".scores.tif"] if wanted.scores else []),
+            *([".probabilities.tif"] if wanted.probabilities else []),
             *([wanted.polygons] if wanted.polygons else []),
             *([".json"] if wanted.summary else [])]  # fmt: skip
     return [output.with_name(output.name.removesuffix(".tif") + end) for end in ends]

@@ -2,7 +2,8 @@
 
 A folder beside the output, ``.<name>.edgekd``, holds ``job.json`` (what was asked of which scene by
 which model) and ``rows``: an append-only file of records, each with its own checksum: *pieces* of
-the map as they were finished, and *commits*. A commit says how many rows of windows are behind; it
+the map as they were finished, behind a piece *planes* of probabilities where they are asked for,
+and *commits*. A commit says how many rows of windows are behind; it
 is on the disk before the next one is begun.
 Whatever stands behind the last commit is cut off when the journal is opened again, so a journal is
 always at a place where :func:`edgekd.runtime.tiler.run_tiles` can start. The lock is the system's
@@ -46,6 +47,8 @@ _WORDS = {
     "concurrent": "way to call the model, several at once or one (--streams)",
 }  # fmt: skip
 _PIECE, _COMMIT = b"EKP2", b"EKC2"
+#: of a plane of probabilities, before the number of its class; only where they are asked for
+_PLANE = b"EKB"
 #: a class map shrinks as well as it needs to, in two thirds of the time of the usual level
 _LEVEL = 1
 
@@ -290,18 +293,32 @@ class Journal:
                 yield replace(record, after=place)
 
     def append(
-        self, y0: int, x0: int, classes: UInt8Array, scores: UInt8Array | None = None
+        self,
+        y0: int,
+        x0: int,
+        classes: UInt8Array,
+        scores: UInt8Array | None = None,
+        planes: UInt8Array | None = None,
     ) -> None:
         """Keep a piece; it counts from the next :meth:`commit` on.
 
         Pieces that begin in one row have one height, and lie side by side over the whole width.
+
+        Args:
+            y0, x0: its first row and column, px.
+            classes, scores: ``(h, w)``, see :class:`Block`.
+            planes: probability of each class, ``(K, h, w)``, coded as the scores are.
 
         Raises:
             OutputError: the disk is full.
         """
         second = b"" if scores is None else zlib.compress(np.ascontiguousarray(scores).data, _LEVEL)
         first = zlib.compress(np.ascontiguousarray(classes).data, _LEVEL)
-        self._write(_PIECE, (y0, classes.shape[0], x0, classes.shape[1]), first, second)
+        box = (y0, classes.shape[0], x0, classes.shape[1])
+        self._write(_PIECE, box, first, second)
+        for number, plane in enumerate(() if planes is None else planes):
+            content = zlib.compress(np.ascontiguousarray(plane).data, _LEVEL)
+            self._write(_plane(number), box, content, b"")
 
     def commit(self, state: Commit) -> None:
         """Bring everything to the disk: from here a later attempt goes on.
@@ -329,15 +346,18 @@ class Journal:
         with self._writing():
             self._file.write(b"".join((head, first, second, _CRC.pack(checksum))))
 
-    def blocks(self) -> Generator[Block, None, None]:
+    def blocks(self, plane: int | None = None) -> Generator[Block, None, None]:
         """The committed rows from the top, at most :data:`BLOCK_ROWS` at a time.
+
+        Args:
+            plane: number of a class: its probabilities take the place of the classes.
 
         Raises:
             OutputError: the file was changed since.
         """
-        row = 0
+        row, kind = 0, _PIECE if plane is None else _plane(plane)
         with (self.folder / ROWS_NAME).open("rb") as stream:
-            for group in self._pieces(stream):
+            for group in self._pieces(stream, kind):
                 for y0 in sorted(group):
                     block = self._block(stream, y0, group[y0])
                     if block is None or y0 != row:
@@ -350,8 +370,10 @@ class Journal:
                 "with --restart (restart=True)"
             )
 
-    def _pieces(self, stream: BinaryIO) -> Generator[dict[int, list[int]], None, None]:
-        """First row -> bytes where its pieces begin, from commit to commit."""
+    def _pieces(
+        self, stream: BinaryIO, wanted: bytes
+    ) -> Generator[dict[int, list[int]], None, None]:
+        """First row -> bytes where its pieces of a kind begin, from commit to commit."""
         found: dict[int, list[int]] = {}
         place = 0
         while place < self._end:
@@ -360,9 +382,9 @@ class Journal:
             if len(head) < _HEAD.size:
                 return
             kind, y0, *_, first, second = _HEAD.unpack(head)
-            if kind == _PIECE:
+            if kind == wanted:
                 found.setdefault(y0, []).append(place)
-            else:
+            elif kind == _COMMIT:
                 yield found
                 found = {}
             place += _HEAD.size + first + second + _CRC.size
@@ -415,13 +437,19 @@ def _read_record(stream: BinaryIO, most: int) -> _Record | None:
         return None
     kind, y0, rows, x0, columns, first, second = _HEAD.unpack(head)
     size = _HEAD.size + first + second + _CRC.size
-    if kind not in (_PIECE, _COMMIT) or size > most:
+    known = kind in (_PIECE, _COMMIT) or kind.startswith(_PLANE)
+    if not known or size > most:
         return None
     content = stream.read(first + second)
     checksum = stream.read(_CRC.size)
     if checksum != _CRC.pack(zlib.crc32(content, zlib.crc32(head))):
         return None
     return _Record(kind, (y0, rows, x0, columns), content[:first], content[first:], size)
+
+
+def _plane(number: int) -> bytes:
+    """Kind of the records that hold the probabilities of a class."""
+    return _PLANE + bytes([number])
 
 
 def _short(value: Any) -> str:

@@ -49,7 +49,7 @@ class SceneResult:
     are wall-clock seconds; ``infer_s`` adds up the model's calls, of which ``streams`` ran at once.
     With ``attempts`` above 1 the run was resumed: ``resumed_rows`` were there before, times are of
     all attempts, ``latencies_s`` of the last one. ``file_bytes`` holds the sizes of what was
-    written (``map``, ``scores``, ``polygons``, ``summary``).
+    written (``map``, ``scores``, ``probabilities``, ``polygons``, ``summary``).
     """
 
     input: str
@@ -197,7 +197,7 @@ def _job(
 ) -> dict[str, Any]:
     """What decides the bytes of the map."""
     status = raster.path.stat()
-    return {
+    job = {
         "edgekd": edgekd.__version__,
         "scene": str(raster.path.resolve()),
         "scene_bytes": status.st_size,
@@ -216,6 +216,9 @@ def _job(
         "panel_px": panel_px(source),
         "confidence": products.confidence,
     }
+    if products.probabilities is not None:  # a job without is as it was before there were any
+        job["probabilities"] = True
+    return job
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -271,6 +274,7 @@ def _keep_rows(
         streams=streams,
         behind=journal.state.windows,
         batch=session.backend.batch_max,
+        planes=products.probabilities is not None,
     )
     # Closed before the raster: a thread may still be reading.
     with (
@@ -300,7 +304,7 @@ class _Keeper:
         self._table[: len(index)] = index
         self._same = list(index) == list(range(len(index)))
         self._scores = scores
-        self._parts: list[tuple[UInt8Array, UInt8Array | None]] = []
+        self._parts: list[tuple[UInt8Array, UInt8Array | None, UInt8Array | None]] = []
         self._y0 = self._x0 = self._y1 = 0  # of the parts together
         self._valid = journal.state.valid
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edgekd")
@@ -315,6 +319,8 @@ class _Keeper:
             values[empty] = MAP_NODATA
             if codes is not None:
                 codes[empty] = MAP_NODATA
+            if piece.planes is not None:
+                piece.planes[:, empty] = MAP_NODATA
             self._valid += int(np.count_nonzero(piece.valid))
         else:
             self._valid += values.size
@@ -327,7 +333,10 @@ class _Keeper:
             rows = slice(y - piece.y0, y1 - piece.y0)
             if not self._parts:
                 self._y0, self._x0 = y, piece.x0
-            self._parts.append((values[rows], None if codes is None else codes[rows]))
+            self._parts.append((
+                values[rows], None if codes is None else codes[rows],
+                None if piece.planes is None else piece.planes[:, rows],
+            ))  # fmt: skip
             y = self._y1 = y1
             if y % BLOCK_ROWS == 0:
                 self._flush()
@@ -361,7 +370,11 @@ class _Keeper:
         def work(y0: int, x0: int) -> None:
             classes = np.concatenate([item[0] for item in taken])
             codes = [item[1] for item in taken if item[1] is not None]
-            self._journal.append(y0, x0, classes, np.concatenate(codes) if codes else None)
+            planes = [item[2] for item in taken if item[2] is not None]
+            self._journal.append(
+                y0, x0, classes, np.concatenate(codes) if codes else None,
+                np.concatenate(planes, axis=1) if planes else None,
+            )  # fmt: skip
 
         self._submit(work, self._y0, self._x0)
 

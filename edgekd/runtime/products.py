@@ -22,6 +22,7 @@ from edgekd.runtime.maps import (
     SCORE_TOP,
     class_look,
     create_map,
+    probability_look,
     require_map_place,
     score_look,
 )
@@ -43,12 +44,14 @@ class Products:
     Attributes:
         map: class map, GeoTIFF.
         scores: confidence of each pixel's class as 8 bits, GeoTIFF.
+        probabilities: those of all classes as 8 bits, a GeoTIFF with a band each.
         polygons: ``.gpkg`` or ``.geojson``; ``outline`` says how they are drawn.
         summary: JSON with areas, confidences and sizes.
     """
 
     map: Path
     scores: Path | None = None
+    probabilities: Path | None = None
     polygons: Path | None = None
     summary: Path | None = None
     outline: Outline = field(default_factory=Outline)
@@ -60,7 +63,7 @@ class Products:
 
     def paths(self) -> list[Path]:
         """Everything that will be there, the map last."""
-        more = (self.scores, self.polygons, self.summary)
+        more = (self.scores, self.probabilities, self.polygons, self.summary)
         return [*(item for item in more if item is not None), self.map]
 
     def require_places(self, raster: Raster) -> None:
@@ -73,8 +76,9 @@ class Products:
         """
         scene = raster.path
         require_map_place(self.map, scene)
-        if self.scores is not None:
-            require_map_place(self.scores, scene)
+        for other in (self.scores, self.probabilities):
+            if other is not None:
+                require_map_place(other, scene)
         if self.polygons is not None:
             require_polygon_place(self.polygons, raster)
         if self.summary is not None and self.summary.suffix.lower() != ".json":
@@ -202,8 +206,8 @@ def finish(
         OutputError: a place cannot be written.
     """
 
-    def blocks() -> Iterator[Block]:
-        for block in journal.blocks():
+    def blocks(plane: int | None = None) -> Iterator[Block]:
+        for block in journal.blocks(plane):
             if cancel is not None and cancel():
                 raise CancelledError(
                     f"{products.map} was cancelled while results were written; all rows are done "
@@ -246,6 +250,27 @@ def finish(
         sizes = {"map": writer.complete()}
         if scores is not None:
             sizes["scores"] = scores.complete()
+        if products.probabilities is not None:
+            planes = stack.enter_context(
+                create_map(
+                    products.probabilities, height, width, probability_look(classes, tags), raster,
+                    journal.folder,
+                )
+            )  # fmt: skip
+            # a class at a time, so that memory does not grow with their number
+            for number in range(len(classes)):
+                if number:
+                    planes.next_band()
+                seen = 0
+                for block in blocks(number):
+                    planes.write(block.classes)
+                    seen += int(np.count_nonzero(block.classes != MAP_NODATA))
+                if seen != valid:
+                    raise GateError(
+                        f"{seen} pixels have a probability of {classes[number].name}, {valid} hold "
+                        "data: the map was dropped"
+                    )
+            sizes["probabilities"] = planes.complete()
         if products.polygons is not None:
             sizes["polygons"] = products.polygons.stat().st_size
         if products.summary is not None:

@@ -247,6 +247,7 @@ class Session:
         *,
         scale: Sequence[tuple[float, float]] | tuple[float, float] | None = None,
         scores: str | Path | None = None,
+        probabilities: str | Path | None = None,
         polygons: str | Path | None = None,
         summary: str | Path | None = None,
         outline: Outline | None = None,
@@ -271,6 +272,8 @@ class Session:
             scale: ``(low, high)``, which become 0 and 255, or a list of such pairs, one for each
                 band; needed for pixels of more than 8 bits.
             scores: GeoTIFF of the confidence, value / 254, 255 is no data.
+            probabilities: GeoTIFF with a band for each class: its probability, coded likewise. The
+                highest band is the class of the map.
             polygons: ``.gpkg`` or ``.geojson`` to write; ``outline`` says how they are drawn.
             summary: JSON of areas, confidences and sizes.
             cancel: asked after every window; True ends the run, which can be resumed.
@@ -288,6 +291,7 @@ class Session:
         products = Products(
             map=Path(dst),
             scores=None if scores is None else Path(scores),
+            probabilities=None if probabilities is None else Path(probabilities),
             polygons=None if polygons is None else Path(polygons),
             summary=None if summary is None else Path(summary),
             outline=outline or Outline(),

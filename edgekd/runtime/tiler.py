@@ -51,6 +51,8 @@ class Piece:
         channel: winning channel ``(h, w)`` uint8; meaningless where ``valid`` is False.
         confidence: its probability ``(h, w)`` float32.
         valid: which pixels hold data, ``(h, w)`` bool.
+        planes: probabilities of all channels ``(K, h, w)`` as codes, where they are asked for; see
+            :class:`~edgekd.runtime.blend.Pixels`.
         windows: rows of windows that are behind, where this is the last piece that they give; a
             run that starts again behind them gives the same pieces from here on. None elsewhere.
     """
@@ -61,6 +63,7 @@ class Piece:
     confidence: npt.NDArray[np.float32]
     valid: BoolArray
     windows: int | None = None
+    planes: UInt8Array | None = None
 
     @property
     def y1(self) -> int:
@@ -125,6 +128,7 @@ def run_tiles(
     streams: int = 1,
     behind: int = 0,
     batch: int = 1,
+    planes: bool = False,
 ) -> Generator[Piece, None, None]:
     """Yield the map, every pixel exactly once.
 
@@ -143,6 +147,7 @@ def run_tiles(
             earlier run); only what comes after them is given, with the same bits. Some of these
             windows are run again, because what follows is blended with them; they are not counted.
         batch: tiles of a call; the last call has what is left.
+        planes: whether somebody wants :attr:`Piece.planes`.
 
     Raises:
         GateError: the model gave NaN or infinity.
@@ -163,7 +168,7 @@ def run_tiles(
         max(rows[0][group][-1].x1 - rows[0][group][0].x0 for group in groups) // s,
     )
     blender.begin(rows[again][0].y0 // s)
-    upsampler = Upsampler(s, source.height, source.width, width, confidence)
+    upsampler = Upsampler(s, source.height, source.width, width, confidence, planes)
     upsampler.begin(rows[again][0].y0 // s)
     uniform = np.full((classes, cells, cells), 1 / classes, dtype=np.float32)
     stats.streams = streams
@@ -184,7 +189,7 @@ def run_tiles(
             assert valid is not None
             area, last = panel.area, panel.row == len(rows) - 1
             blended = blender.advance(panel.next_y // s, panel.next_x // s)
-            for y0, x0, channel, best in upsampler.push(blended, last):
+            for y0, x0, channel, best, codes in upsampler.push(blended, last):
                 above = max(area.y0 - y0, 0)  # given by an earlier run
                 if above < len(channel):
                     y0, y1 = y0 + above, y0 + len(channel)
@@ -192,6 +197,7 @@ def run_tiles(
                     yield Piece(
                         y0, x0, channel[above:], best[above:],
                         valid[y0 - area.y0 : y1 - area.y0], panel.row + 1 if ends else None,
+                        None if codes is None else codes[:, above:],
                     )  # fmt: skip
 
 

@@ -80,14 +80,15 @@ def evaluate_model(
     """
     check_same_classes(data.classes, list(io.classes), str(data.root))
     samples = data.split(split)
-    confusion = Confusion(len(data.classes))
+    confusion, by_sample = Confusion(len(data.classes)), []
     start = time.perf_counter()
     was_training = model.training
     model.eval()
     try:
         for number, sample in enumerate(samples, start=1):
             pixels, target = data.load(sample)
-            confusion.add(target, predict(model, pixels, io, tiling))
+            counts = confusion.add(target, predict(model, pixels, io, tiling))
+            by_sample.append({"id": sample.id, "confusion": counts.tolist()})
             if progress is not None:
                 progress(number, len(samples))
     finally:
@@ -100,6 +101,7 @@ def evaluate_model(
         "samples": len(samples),
         "seconds": time.perf_counter() - start,
         **confusion.summary(data.classes),
+        "confusion_by_sample": by_sample,
     }
 
 

@@ -23,6 +23,7 @@ from rasterio.transform import from_origin
 
 from tests.cli.bad_power_rows import POWER_ROWS, make_power_files
 from tests.cli.bad_sensor_rows import SENSOR_ROWS, make_sensor_files
+from tests.cli.bad_uptake_rows import UPTAKE_ROWS, make_uptake_files
 from tests.helpers.bundles import an_origin, make_bundle
 from tests.helpers.labelled import CLASSES, lite0_values, make_set, recipe_values, write_recipe
 from tests.helpers.rasters import smooth_image, write_raster
@@ -95,6 +96,7 @@ def make_work(root: Path) -> Path:
     (root / "text.json").write_text("no record")
     make_power_files(root)
     make_sensor_files(root)
+    make_uptake_files(root)
     (root / "folder").mkdir()
     (root / "folder" / "notes.txt").write_text("mine")
     return root
@@ -548,7 +550,7 @@ CASES = [
     Case("record not JSON", "report text.json -o r.html", ("text.json is not JSON",)),
     Case("record of something else", "report record.json -o r.html", ("record.json",)),
     Case("report with wrong suffix", "report record.json -o r.pdf", (".md or .json", "r.pdf")),
-    *(Case(*row) for row in (*POWER_ROWS, *SENSOR_ROWS)),
+    *(Case(*row) for row in (*POWER_ROWS, *SENSOR_ROWS, *UPTAKE_ROWS)),
 ]  # fmt: skip
 
 

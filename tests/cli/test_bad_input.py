@@ -17,7 +17,9 @@ from tests.cli.bad_input_table import CASES, Case, make_work
 
 ROOT = Path(__file__).resolve().parents[2]
 #: progress bars and notes that may stand before the error
-PROGRESS = ("run:", "eval:", "finetune:", "bench:", "build:", "note:", "measure:")
+PROGRESS = (
+    "run:", "eval:", "finetune:", "bench:", "build:", "note:", "measure:", "carbonation:"
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -247,6 +247,7 @@ def test_quality_is_put_beside_its_baselines() -> None:
             "baselines": {"constant": {"canopy_iou": 0.2}, "excess green": {"canopy_iou": 0.31}},
             "per_class": [{"name": "canopy", "iou": 0.6}, {"name": "other", "iou": None}],
             "confusion": [[1, 2], [3, 4]],
+            "confusion_by_sample": [{"id": "a", "confusion": [[1, 2], [3, 4]]}],
         }
     )
     assert tables[0] == (

@@ -50,12 +50,14 @@ def test_counts_are_those_of_the_map(tmp_path: Path, bundle: Path) -> None:
     with load(bundle) as session:
         result = evaluate_bundle(session, data, "test", lambda *now: said.append(now))
         expected = np.zeros((2, 2), int)
-        for sample in data.split("test"):
+        for sample, own in zip(data.split("test"), result["confusion_by_sample"], strict=True):
+            before = expected.copy()
             pixels, target = data.load(sample)
             found = session.run(pixels).classes
             for row in range(2):
                 for column, index in enumerate((4, 1)):
                     expected[row, column] += int(((target == row) & (found == index)).sum())
+            assert own == {"id": sample.id, "confusion": (expected - before).tolist()}
     assert result["confusion"] == expected.tolist() and result["pixels"] == expected.sum()
     assert result["samples"] == 2 and said == [(1, 2), (2, 2)]
     assert result["per_class"][0]["name"] == "water" and result["data_sha256"] == data.digest

@@ -218,12 +218,12 @@ def test_a_folder_run_once(session: Session, tmp_path: Path) -> None:
     scene(inputs / "a.tif")
     scene(inputs / "b.png", 1)
     (inputs / "c.jpg").write_text("no picture")
-    wanted = Wanted(scores=True, polygons=".geojson", summary=True)
+    wanted = Wanted(scores=True, probabilities=True, polygons=".geojson", summary=True)
     tally = run_folder(session, inputs, tmp_path / "out", wanted)
     assert names(inputs) == ["a.tif", "b.png", "c.jpg"] and list(tally.failed) == ["c.jpg"]
     assert names(tmp_path / "out") == sorted(
         f"{stem}{end}" for stem in ("a", "b.png")
-        for end in (".tif", ".scores.tif", ".geojson", ".json")
+        for end in (".tif", ".scores.tif", ".probabilities.tif", ".geojson", ".json")
     )  # fmt: skip
 
 
@@ -288,7 +288,7 @@ class Killed(BaseException):
     """Ends a run as a kill does: nothing catches it."""
 
 
-FULL = Wanted(scores=True, polygons=".gpkg", summary=True)
+FULL = Wanted(scores=True, probabilities=True, polygons=".gpkg", summary=True)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def rows(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 9, (count, WIDTH), dtype=np.uint8)
 
 
-def fill(output: Path, commits: int, scores: bool) -> list[int]:
+def fill(output: Path, commits: int, scores: bool, planes: int = 0) -> list[int]:
     """A journal of ``commits`` rows of windows, each of two blocks; the byte behind each commit."""
     ends = []
     with Journal(output, JOB, WIDTH) as journal:
@@ -41,8 +41,13 @@ def fill(output: Path, commits: int, scores: bool) -> list[int]:
             for part in range(2):
                 y0 = 10 * number + 5 * part
                 for x0, x1 in ((0, 20), (20, WIDTH)):
-                    classes, codes = (rows(5, y0 + seed)[:, x0:x1] for seed in (0, 1000))
-                    journal.append(y0, x0, classes, codes if scores else None)
+                    classes, codes, *chances = (
+                        rows(5, y0 + seed)[:, x0:x1] for seed in range(0, 1000 * (planes + 2), 1000)
+                    )
+                    journal.append(
+                        y0, x0, classes, codes if scores else None,
+                        np.stack(chances) if chances else None,
+                    )  # fmt: skip
             state = replace(
                 journal.state, windows=number + 1, rows=10 * (number + 1), run=number,
                 read=[[10 * number, 10 * number + 10, 0, WIDTH, number]],
@@ -53,34 +58,44 @@ def fill(output: Path, commits: int, scores: bool) -> list[int]:
     return ends
 
 
-def opened(output: Path) -> tuple[Commit, np.ndarray]:
+def opened(output: Path, planes: int = 0) -> tuple[Commit, np.ndarray]:
     with Journal(output, JOB, WIDTH, resume=True) as journal:
         blocks = list(journal.blocks())
         for block in blocks:
             if block.scores is not None:
                 np.testing.assert_array_equal(block.scores, rows(5, block.y0 + 1000))
+        for plane in range(planes):
+            chances = list(journal.blocks(plane))
+            assert [block.y0 for block in chances] == [block.y0 for block in blocks]
+            for block in chances:
+                wanted = rows(5, block.y0 + 1000 * (plane + 2))
+                np.testing.assert_array_equal(block.classes, wanted)
         parts = [block.classes for block in blocks]
         return journal.state, np.concatenate(parts) if parts else np.empty((0, WIDTH), np.uint8)
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["scores", "classes alone"])
+@pytest.fixture(
+    scope="module", params=[(True, 0), (False, 0), (True, 3)],
+    ids=["scores", "classes alone", "probabilities"],
+)  # fmt: skip
 def filled(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[int]]:
+) -> tuple[Path, list[int], int]:
     output = tmp_path_factory.mktemp("j") / "m.tif"
-    return output, fill(output, 4, request.param)
+    scores, planes = request.param
+    return output, fill(output, 4, scores, planes), planes
 
 
 @settings(max_examples=150, deadline=None)
 @given(place=st.floats(0, 1), flip=st.booleans(), garbage=st.binary(max_size=60))
 def test_cut_or_changed_anywhere_it_opens_at_the_last_commit(
-    filled: tuple[Path, list[int]],
+    filled: tuple[Path, list[int], int],
     tmp_path_factory: pytest.TempPathFactory,
     place: float,
     flip: bool,
     garbage: bytes,
 ) -> None:
-    source, ends = filled
+    source, ends, planes = filled
     output = tmp_path_factory.mktemp("c") / "m.tif"
     shutil.copytree(journal_folder(source), journal_folder(output))
     path = journal_folder(output) / ROWS_NAME
@@ -92,7 +107,7 @@ def test_cut_or_changed_anywhere_it_opens_at_the_last_commit(
         content[at:] = garbage
     path.write_bytes(content)
     whole = sum(end <= at for end in ends)
-    state, found = opened(output)
+    state, found = opened(output, planes)
     assert state.rows == 10 * whole and state.windows == whole
     assert [item[-1] for item in state.read] == list(range(whole))
     expected = [rows(5, y0) for y0 in range(0, 10 * whole, 5)]
@@ -195,6 +210,14 @@ def test_rows_that_were_changed_after_the_opening(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(OutputError, match="was changed: it gives 10 of 20 rows"):
             list(journal.blocks())
+
+
+def test_planes_that_were_never_asked_for(tmp_path: Path) -> None:
+    fill(tmp_path / "m.tif", 2, True, 3)
+    with Journal(tmp_path / "m.tif", JOB, WIDTH, resume=True) as journal:
+        assert len(list(journal.blocks(2))) == 4
+        with pytest.raises(OutputError, match="it gives 0 of 20 rows"):
+            list(journal.blocks(3))
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def everything(folder: Path, kind: str = "gpkg") -> dict[str, Path]:
     folder.mkdir(exist_ok=True)
     return {
         "scores": folder / "scores.tif",
+        "probabilities": folder / "chance.tif",
         "polygons": folder / f"p.{kind}",
         "summary": folder / "s.json",
     }
@@ -83,7 +84,7 @@ def test_stopped_after_any_window_and_resumed_it_gives_the_same_bytes(
         )  # fmt: skip
         assert seen == list(range(1, whole.windows + 1)) and whole.attempts == 1
         expected = contents(tmp_path / "a")
-        assert sorted(expected) == ["m.tif", f"p.{kind}", "s.json", "scores.tif"]
+        assert sorted(expected) == ["chance.tif", "m.tif", f"p.{kind}", "s.json", "scores.tif"]
         for stop in range(1, whole.windows + 1, 3):
             folder = tmp_path / f"b{stop}"
             calls: list[int] = []
@@ -121,8 +122,11 @@ def test_panels_do_not_show(
         for place in (scene, in_tiles(scene)):
             with rasterio.open(place) as data:
                 assert (data.block_shapes[0][1] < data.width) == (place != scene)
-            session.run_scene(place, tmp_path / "m.tif", scores=tmp_path / "s.tif")
-            found = [rasterio.open(tmp_path / name).read(1) for name in ("m.tif", "s.tif")]
+            session.run_scene(
+                place, tmp_path / "m.tif", scores=tmp_path / "s.tif",
+                probabilities=tmp_path / "p.tif",
+            )  # fmt: skip
+            found = [rasterio.open(tmp_path / f"{name}.tif").read() for name in "msp"]
             maps.append(found)
     for one, other in zip(*maps, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -139,7 +143,8 @@ from edgekd.runtime.session import load
 from tests.helpers.bundles import slow_down
 session = load(sys.argv[1], streams=1)
 slow_down(session, float(sys.argv[4]))
-session.run_scene(sys.argv[2], sys.argv[3] + "/m.tif", resume=True, scores=sys.argv[3] + "/s.tif")
+places = {name: f"{sys.argv[3]}/{name}.tif" for name in ("scores", "probabilities")}
+session.run_scene(sys.argv[2], sys.argv[3] + "/m.tif", resume=True, **places)
 """
 
 
@@ -155,7 +160,8 @@ def test_killed_at_moments_of_its_own_choosing(tmp_path: Path, bundle: Path, sce
     """kill -9 as soon as the journal has grown; benchmarks/kill_resume.py does it at random."""
     with load(bundle, streams=1) as session:
         (tmp_path / "a").mkdir()
-        session.run_scene(scene, tmp_path / "a" / "m.tif", scores=tmp_path / "a" / "s.tif")
+        places = {name: tmp_path / "a" / f"{name}.tif" for name in ("scores", "probabilities")}
+        session.run_scene(scene, tmp_path / "a" / "m.tif", **places)
     folder = tmp_path / "b"
     folder.mkdir()
     size, kills = 0, 0
@@ -244,6 +250,7 @@ def test_what_was_asked_must_be_the_same(tmp_path: Path, bundle: Path, scene: Pa
             ({"scale": [(0, 200)]}, "another scale"),
             ({"nodata": "none"}, "another nodata_rule"),
             ({"scores": tmp_path / "s.tif"}, "another confidence"),
+            ({"probabilities": tmp_path / "p.tif"}, "another probabilities"),
         ):
             with pytest.raises(InputError, match=words):
                 session.run_scene(scene, tmp_path / "m.tif", resume=True, **changes)
@@ -266,6 +273,32 @@ def test_nothing_is_written_into_the_bundle(
         with pytest.raises(OutputError, match="is in the bundle"):
             session.run_scene(scene, bundle / "m.tif")
     assert contents_of_files(bundle) == before
+
+
+def test_who_asks_for_no_probabilities_gets_what_was_there_before(
+    tmp_path: Path, bundle: Path, scene: Path
+) -> None:
+    """The other results have the same bytes, and so has the journal but for what it holds more."""
+    rows, jobs, maps = {}, {}, {}
+    with load(bundle, streams=1) as session:
+        for name in ("with", "without"):
+            folder = tmp_path / name
+            more = {"probabilities": folder / "p.tif"} if name == "with" else {}
+            options: dict[str, Any] = {"scores": folder / "s.tif", **more}
+            left = iter(range(19))
+            with pytest.raises(CancelledError):
+                session.run_scene(
+                    scene, folder / "m.tif", cancel=lambda left=left: next(left, None) is None,
+                    **options,
+                )  # fmt: skip
+            journal = folder / ".m.tif.edgekd"
+            rows[name] = (journal / "rows").read_bytes()
+            jobs[name] = json.loads((journal / "job.json").read_text())
+            session.run_scene(scene, folder / "m.tif", resume=True, **options)
+            maps[name] = {end: (folder / end).read_bytes() for end in ("m.tif", "s.tif")}
+    assert maps["with"] == maps["without"]
+    assert jobs["with"] == jobs["without"] | {"probabilities": True}
+    assert b"EKB" in rows["with"] and b"EKB" not in rows["without"]
 
 
 def test_one_scale_may_be_given_as_it_is(tmp_path: Path, bundle: Path, scene: Path) -> None:
@@ -296,7 +329,16 @@ def test_products_say_the_same(tmp_path: Path, bundle: Path, scene: Path) -> Non
         scores = data.read(1)
         assert data.scales == (1 / 254,) and data.nodata == MAP_NODATA
         assert data.crs.to_epsg() == 32617
+    with rasterio.open(tmp_path / "o" / "chance.tif") as data:
+        planes = data.read()
+        assert data.descriptions == tuple(result.class_pixels) and data.count == 3
+        assert data.crs.to_epsg() == 32617 and data.transform == UTM["transform"]
+        assert data.tags()["EDGEKD_MODEL_SHA256"]
     valid = (image != 0).any(axis=2)
+    assert (planes[:, ~valid] == MAP_NODATA).all()
+    np.testing.assert_array_equal(planes.argmax(axis=0)[valid], classes[valid])
+    np.testing.assert_array_equal(planes.max(axis=0), scores)
+    assert np.abs(planes[:, valid].sum(axis=0, dtype=int) - 254).max() <= 3
     assert ((classes == MAP_NODATA) == ~valid).all() and ((scores == MAP_NODATA) == ~valid).all()
     counts = {n: int((classes == i).sum()) for i, n in enumerate(result.class_pixels)}
     assert counts == result.class_pixels and sum(counts.values()) == result.pixels_valid
@@ -335,9 +377,10 @@ def test_cancelled_while_results_are_written_it_goes_on_with_the_same_bytes(
         whole = session.run_scene(
             scene, tmp_path / "a" / "m.tif", cancel=cancel, **everything(tmp_path / "a", kind)
         )
-        blocks = (10**6 - left[0] - whole.windows) // 2  # once for the polygons, once for the map
-        assert blocks >= 5
-        for block in range(1, 2 * blocks + 1):
+        passes = 5  # one for the polygons, one for the map, one for each class
+        blocks, rest = divmod(10**6 - left[0] - whole.windows, passes)
+        assert blocks >= 5 and not rest
+        for block in range(1, passes * blocks + 1):
             left[0] = block if block > 1 else whole.windows + 1
             with pytest.raises(CancelledError, match=r"results were written.*--resume"):
                 session.run_scene(
@@ -415,6 +458,7 @@ def test_bad_places_are_refused_before_anything_is_done(
     with load(bundle) as session:
         for products, words in (
             ({"scores": tmp_path / "s.png"}, "ends in .tif"),
+            ({"probabilities": tmp_path / "s.png"}, "ends in .tif"),
             ({"polygons": tmp_path / "p.shp"}, "ends in .gpkg or .geojson"),
             ({"summary": tmp_path / "s.txt"}, "ends in .json"),
             ({"scores": tmp_path / "m.tif"}, "named for two results"),

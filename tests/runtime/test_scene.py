@@ -30,6 +30,7 @@ CLASSES = [
     ClassSpec(index=7, name="Wasser ü", color="#0000ff"),
 ]
 LOOK = class_look(CLASSES, {})
+BANDS = maps.probability_look(CLASSES, {})
 UTM = {"crs": "EPSG:32617", "transform": rasterio.Affine(0.1, 0.01, 5e5, 0.01, -0.1, 4e6)}
 
 
@@ -104,6 +105,62 @@ def test_overviews(tmp_path: Path, scores: bool, height: int, width: int, levels
             assert data.nodata == MAP_NODATA
             if not scores:
                 assert data.colormap(1)[7][:3] == (0, 0, 255)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 12])
+def test_a_band_for_each_class(tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three bands are no colours and the fourth is no alpha; thinned, described, the same bytes."""
+    classes = [
+        ClassSpec(index=10 + 3 * n, name=f"Gestein ü {n}", color="#102030") for n in range(count)
+    ]
+    rng = np.random.default_rng(0)
+    planes = rng.integers(0, 256, (count, 600, 530), dtype=np.uint8)
+    look, found = maps.probability_look(classes, {"EDGEKD_BUNDLE": "b"}), set()
+    path = tmp_path / "p.tif"
+    for threads in ("1", "ALL_CPUS"):
+        monkeypatch.setattr(maps, "_THREADS", threads)
+        with create_map(path, 600, 530, look, None) as writer:
+            for number, plane in enumerate(planes):
+                if number:
+                    writer.next_band()
+                for y in range(0, 600, 70):
+                    writer.write(plane[y : y + 70])
+        found.add(path.read_bytes())
+    assert len(found) == 1 and [item.name for item in tmp_path.iterdir()] == ["p.tif"]
+    kinds = rasterio.enums.ColorInterp
+    with rasterio.open(path) as data:
+        assert data.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        np.testing.assert_array_equal(data.read(), planes)
+        assert data.descriptions == tuple(item.name for item in classes)
+        assert data.scales == (1 / 254,) * count and data.offsets == (0.0,) * count
+        assert data.nodatavals == (MAP_NODATA,) * count
+        assert set(data.colorinterp) <= {kinds.gray, kinds.undefined}
+        assert [data.tags(n)["CLASS_INDEX"] for n in data.indexes] == [
+            str(item.index) for item in classes
+        ]
+        tags = data.tags()
+        assert json.loads(tags["CLASS_NAMES"]) == {str(c.index): c.name for c in classes}
+        assert tags["EDGEKD_PRODUCT"] == "probabilities" and tags["EDGEKD_BUNDLE"] == "b"
+        np.testing.assert_array_equal(data.read_masks(count) > 0, planes[-1] != MAP_NODATA)
+    with rasterio.open(path, overview_level=0) as data:
+        for number in {0, 1, count - 1}:
+            np.testing.assert_array_equal(data.read(number + 1), maps.thin_scores(planes[number]))
+
+
+def test_a_map_with_missing_bands_never_appears(tmp_path: Path) -> None:
+    path = tmp_path / "p.tif"
+    with (
+        pytest.raises(GateError, match="1 bands came, the map has 2"),
+        create_map(path, 300, 50, BANDS, None) as writer,
+    ):
+        writer.write(answer(300, 50))
+    with (
+        pytest.raises(GateError, match="7 rows came, the map has 300"),
+        create_map(path, 300, 50, BANDS, None) as writer,
+    ):
+        writer.write(answer(7, 50))
+        writer.next_band()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_same_rows_give_the_same_bytes_on_any_number_of_cores(
@@ -312,21 +369,26 @@ def test_the_cache_of_the_application_is_given_back() -> None:
 
 
 @pytest.mark.parametrize("spoilt", [0, 1])
+@pytest.mark.parametrize("look", [LOOK, BANDS], ids=["a band", "two bands"])
 def test_a_map_that_reads_back_differently_never_appears(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: int, look: maps.Look
 ) -> None:
     real = maps._checksums
 
-    def other(rasterio: Any, path: Path, level: int) -> list[int]:
-        *first, last = real(rasterio, path, level)
-        return [*first, last ^ 1 if level == spoilt else last]
+    def other(rasterio: Any, path: Path, level: int) -> list[list[int]]:
+        found = real(rasterio, path, level)
+        found[-1][-1] ^= level == spoilt
+        return found
 
     monkeypatch.setattr(maps, "_checksums", other)
     with (
         pytest.raises(OutputError, match="reads back differently"),
-        create_map(tmp_path / "m.tif", 300, 700, LOOK, None) as writer,
+        create_map(tmp_path / "m.tif", 300, 700, look, None) as writer,
     ):
         writer.write(answer(300, 700))
+        for _ in look.bands[1:]:
+            writer.next_band()
+            writer.write(answer(300, 700))
     assert list(tmp_path.iterdir()) == []
 
 

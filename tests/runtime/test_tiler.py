@@ -19,6 +19,7 @@ from edgekd.errors import EdgeKDError, GateError
 from edgekd.runtime import tiler
 from edgekd.runtime.backends.fake import FakeBackend
 from edgekd.runtime.blend import BandBlender, Upsampler, softmax
+from edgekd.runtime.maps import SCORE_TOP, code_scores
 from edgekd.runtime.tiler import Piece, TilePlan, TileStats, run_tiles
 from tests.helpers import reference
 
@@ -530,8 +531,36 @@ def test_pixels_come_out_the_same_however_cells_are_fed(
     for y0, band in zip(np.cumsum([0, *bands]), bands, strict=False):
         for x0, panel in zip(np.cumsum([0, *panels]), panels, strict=False):
             cells = grid[:, y0 : y0 + band, x0 : x0 + panel]
-            for y, x, channel, confidence in upsampler.push(cells, y0 + band == count):
+            for y, x, channel, confidence, _ in upsampler.push(cells, y0 + band == count):
                 pieces.append(Piece(y, x, channel, confidence, np.ones(channel.shape, bool)))
     expected = reference.bilinear(grid.astype(np.float64), stride)[:, :height, :width_px]
     _, confidence, _ = joined(pieces, height, width_px)
     np.testing.assert_allclose(confidence, expected.max(axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+@pytest.mark.parametrize("spread", [0.0, 0.02, 3.0], ids=["all level", "nearly level", "sure"])
+def test_the_probabilities_of_all_channels(classes: int, spread: float) -> None:
+    """Each within half a step of the truth, or one more below a winner that it ties with; the
+    highest is the winner, whose code is that of the confidence."""
+    rng = np.random.default_rng(classes)
+    grid = softmax(spread * rng.standard_normal((1, classes, 9, 11)).astype(np.float32))[0]
+    plain = list(Upsampler(4, 35, 42, 11).push(grid, True))
+    found = list(Upsampler(4, 35, 42, 11, planes=True).push(grid, True))
+    without = list(Upsampler(4, 35, 42, 11, confidence=False, planes=True).push(grid, True))
+    exact = reference.bilinear(grid.astype(np.float64), 4)[:, :35, :42] * SCORE_TOP
+    tied = 0
+    for old, new, other in zip(plain, found, without, strict=True):
+        np.testing.assert_array_equal(new.channel, old.channel)
+        np.testing.assert_array_equal(new.confidence, old.confidence)
+        assert old.planes is None and new.planes is not None and other.planes is not None
+        np.testing.assert_array_equal(new.planes, other.planes)
+        np.testing.assert_array_equal(new.planes.argmax(axis=0), new.channel)
+        codes = code_scores(new.confidence)
+        np.testing.assert_array_equal(new.planes.max(axis=0), codes)
+        assert ((new.planes == codes).sum(axis=0) == 1).all()
+        here = exact[:, new.y0 : new.y0 + len(codes), new.x0 : new.x0 + codes.shape[1]]
+        above, below = new.planes - here, here - new.planes
+        assert above.max() <= 0.5 + 1e-3 and below.max() <= 1.5 + 1e-3
+        tied += int((below > 0.5 + 1e-3).sum())
+    assert tied > 0 or spread > 1

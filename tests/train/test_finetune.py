@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,6 +43,9 @@ def test_learns_to_tell_trees_from_ground(data: Path, tmp_path: Path) -> None:
     metrics = evaluate_model(model, open_labelled(data), "test", recipe.io, recipe.tiling)
     assert metrics["per_class"][1]["iou"] > 0.6
     assert metrics["miou"] > metrics["majority_class"]["miou"] + 0.2
+    own = [item["confusion"] for item in metrics["confusion_by_sample"]]
+    assert len(own) == metrics["samples"]
+    assert np.sum(own, axis=0).tolist() == metrics["confusion"]
     assert result.tuning["steps_done"] == 30
 
 
