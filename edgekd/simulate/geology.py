@@ -68,6 +68,8 @@ _BASE_M = 1400.0
 _NODATA_M = -9999.0
 #: least cosine of incidence for the model, which goes wrong for grazing light
 _GRAZING = 0.05
+#: how rough what was washed together is beside the rock that it came from
+_FILL = np.float32(0.15)
 #: thickness of a bed and the next, m
 _BED_M = 11.0
 #: a texture shows more in the opaque grains than in the size of all
@@ -184,11 +186,12 @@ class Scene:
             scores = self.structure.scores(down, east)
             unit = self.structure.units(scores)
             ground[first:last], stands[first:last] = self.structure.ground_m(scores, unit)
-            amount = self.structure.expected(scores, unit) @ relief
+            solid = np.where(unit == UNITS.index("alluvium"), _FILL, np.float32(1))
+            amount = solid * (self.structure.expected(scores, unit) @ relief)
             blocks = np.abs(self._fields["blocky"](down, east)) - np.float32(0.8)
             small = self._fields["rough"](down, east)
             rough[first:last] = amount * (blocks + np.float32(0.4) * small)
-            rough[first:last] += np.float32(0.25) * scores["detail"] * (amount > 0.03)
+            rough[first:last] += np.float32(0.25) * solid * scores["detail"]
         # erosion rounds the edges of what it leaves standing
         scipy.ndimage.gaussian_filter(stands, 2.0, mode="nearest", output=stands)
         ground += stands
