@@ -135,5 +135,5 @@ def geology(
     if rgb_only:
         note(f"next: edgekd run BUNDLE {first} -o map.tif")
     else:
+        note(f"next: edgekd inspect {output}")
         note(f"next: edgekd finetune RECIPE --data {output}")
-        note(f"next: edgekd run BUNDLE {first} -o map.tif")

@@ -24,7 +24,7 @@ UNITS = (
 #: the strata, from below, and how thick they are on the map, m
 _STRATA = {"ultramafic": 75.0, "basalt": 60.0, "carbonate": 65.0, "schist": 45.0}
 #: expected share of the scene for what came later; each scene varies by a quarter or so
-SHARES = {"alluvium": 0.16, "granite": 0.08, "altered": 0.10, "gossan": 0.016, "skarn": 0.014}
+SHARES = {"alluvium": 0.16, "granite": 0.08, "altered": 0.10, "gossan": 0.012, "skarn": 0.014}
 #: of the carbonate that is dolomite, of the ultramafic that is serpentine, and so on
 PARTS = {"serpentine": 0.42, "dolomite": 0.40, "alunite": 0.17, "clay": 0.30, "playa": 0.25}
 #: what erosion leaves standing, m above or below: of a rock, and by the share of a class in it (the

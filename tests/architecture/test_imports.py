@@ -43,6 +43,8 @@ CONFINED = {
     "jtop": ("telemetry/sensors/jtop.py",),
     "pynvml": ("telemetry/sensors/nvml.py",),
     "pyarrow": ("telemetry/parquet.py",),
+    "spectral": ("simulate/",),
+    "scipy": ("simulate/",),
 }
 
 
@@ -182,7 +184,7 @@ def python(code: str, *args: str) -> str:
 
 HEAVY = (
     "torch", "onnx", "onnxruntime", "cv2", "rasterio", "numpy", "pydantic", "yaml", "click", "tqdm",
-    "psutil", "jinja2", "lightning_fabric", "cryptography",
+    "psutil", "jinja2", "lightning_fabric", "cryptography", "scipy", "spectral",
 )  # fmt: skip
 
 
@@ -241,7 +243,7 @@ def test_the_device_side_imports_with_the_base_dependencies_alone() -> None:
     names = modules("contracts", "runtime", "telemetry", "report", "cli", "errors.py")
     wall = (
         "torch,onnx,onnxscript,onnxruntime,rasterio,tensorrt,pycuda,jtop,lightning_fabric,"
-        "cryptography,pynvml,pyarrow"
+        "cryptography,pynvml,pyarrow,scipy,spectral"
     )
     assert python(_BLOCKED, wall, *names).strip() == ""
 

@@ -60,6 +60,15 @@ def test_a_field_is_the_same_by_rows_and_as_a_whole() -> None:
     assert np.allclose(field(cells + period, cells - period), field.tile[:6, :6], atol=1e-5)
 
 
+def test_between_cells_a_field_is_interpolated() -> None:
+    field = Field(np.random.default_rng(5), 12.0, 80.0)
+    down, east = np.mgrid[:512, :512].astype(np.float32)
+    field.tile = (down - 3 * east).astype(np.float32)  # a plane stays one
+    at, across = np.array([100.25, 200.9]), np.array([7.5, 300.1])
+    seen = field(at * field.cell_m, across * field.cell_m)
+    assert np.allclose(seen, at[:, None] - 3 * across[None, :], atol=1e-3)
+
+
 @pytest.mark.parametrize(("along_deg", "axis"), [(0.0, 0), (90.0, 1)])
 def test_waves_are_longer_along_their_direction(along_deg: float, axis: int) -> None:
     field = Field(np.random.default_rng(1), 8.0, 64.0, 1.0, stretch=5.0, along_deg=along_deg)

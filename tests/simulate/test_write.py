@@ -68,6 +68,8 @@ def test_every_file_says_that_it_is_simulated(made: Path) -> None:
         header = spectral.open_image(str(path)).metadata
         assert header["description"].strip().startswith("SIMULATED")
         assert header["sensor type"] == "SIMULATED"
+        text = header["coordinate system string"]  # whole, with its commas, for who reads that
+        assert CRS.from_wkt(",".join(text)) == CRS.from_epsg(32611)
     assert (made / "README").read_text().startswith("SIMULATED")
     assert (made / "sensors.yaml").read_text().startswith("# SIMULATED")
     assert json.loads((made / "provenance.json").read_text())["simulated"] is True
