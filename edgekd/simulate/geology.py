@@ -38,6 +38,7 @@ from edgekd.simulate.minerals import (
 )
 from edgekd.simulate.mixing import (
     albedo_factor,
+    blend,
     cross_sections,
     reflect,
     reflect_diffuse,
@@ -187,7 +188,7 @@ class Scene:
             unit = self.structure.units(scores)
             ground[first:last], stands[first:last] = self.structure.ground_m(scores, unit)
             solid = np.where(unit == UNITS.index("alluvium"), _FILL, np.float32(1))
-            amount = solid * (self.structure.expected(scores, unit) @ relief)
+            amount = solid * blend(self.structure.expected(scores, unit), relief)
             blocks = np.abs(self._fields["blocky"](down, east)) - np.float32(0.8)
             small = self._fields["rough"](down, east)
             rough[first:last] = amount * (blocks + np.float32(0.4) * small)
@@ -288,7 +289,7 @@ class Scene:
         texture = np.float32(0.05) * rng.standard_normal(parts.shape[:-1], dtype=np.float32)
         for name, field in textures.items():
             amount = np.array([getattr(item, name) for item in CLASSES], dtype=np.float32)
-            texture = texture + (parts @ amount) * field
+            texture = texture + blend(parts, amount) * field
         return np.asarray(texture)
 
     def _looks(self, fields: dict[str, Array]) -> Array:
@@ -306,8 +307,8 @@ class Scene:
         Each (pixels, bands); the pixels of all arguments in one order.
         """
         parts, texture = parts.reshape(-1, len(CLASSES)), texture.reshape(-1, 1)
-        minerals = parts @ recipes().astype(np.float32)
-        dark = (parts @ self._dark) * np.exp(np.minimum(_DARKENS * texture[:, 0], 2))
+        minerals = blend(parts, recipes().astype(np.float32))
+        dark = blend(parts, self._dark) * np.exp(np.minimum(_DARKENS * texture[:, 0], 2))
         minerals[:, MINERAL_NAMES.index("opaque")] += dark
         # iron from weathering tints whatever it runs over; of rocks with iron more
         stain = self._stain * np.exp(np.float32(0.6) * fields["stain"].ravel())
@@ -315,8 +316,9 @@ class Scene:
         minerals[:, MINERAL_NAMES.index("hematite")] += 0.3 * stain
         sections = cross_sections(minerals, diameters_um().astype(np.float32))
         by_look = sections[:, :, None] * looks.reshape(-1, 1, looks.shape[-1])
-        w = by_look.reshape(len(sections), -1) @ self._facies.reshape(-1, self._facies.shape[-1])
-        grain = np.exp(parts @ _GRAIN + texture[:, 0])[:, None]
+        facies = self._facies.reshape(-1, self._facies.shape[-1])
+        w = blend(by_look.reshape(len(sections), -1), facies)
+        grain = np.exp(blend(parts, _GRAIN) + texture[:, 0])[:, None]
         gamma = albedo_factor(regrain(w, grain))
         mu0, mu = (value[:, None] for value in light)
         return (
@@ -334,7 +336,7 @@ class Scene:
             [item.name in ("basalt", "quartz_feldspar", "muscovite", "olivine") for item in CLASSES]
         ).astype(np.float32)
         wave = np.exp(np.float32(0.6) * fields["cover"])
-        varnish = np.minimum(self._varnish * wave * (abundances @ lasting), 0.4)
+        varnish = np.minimum(self._varnish * wave * blend(abundances, lasting), 0.4)
         dust = np.minimum(self._dust * mu**4 / wave, 0.3)
         return np.stack([varnish.ravel(), dust.ravel()], -1)
 
@@ -385,13 +387,13 @@ def _covers(facies: Array, seeds: Seeds) -> list[Array]:
     """Albedo factors of this scene's varnish and of its dust, (bands,) each."""
     rng = seeds.rng("covers")
 
-    def blend(parts: dict[str, float]) -> Array:
+    def cover(parts: dict[str, float]) -> Array:
         w = sum(
-            part * (rng.dirichlet(np.ones(facies.shape[1])) @ facies[MINERAL_NAMES.index(name)])
+            part * blend(rng.dirichlet(np.ones(facies.shape[1])), facies[MINERAL_NAMES.index(name)])
             for name, part in parts.items()
         )
         return albedo_factor(np.asarray(w, dtype=np.float32))
 
     dust = {"montmorillonite": 0.35, "quartz": 0.3, "feldspar": 0.25, "goethite": 0.05,
             "hematite": 0.01, "calcite": 0.04}  # fmt: skip
-    return [blend({"varnish": 1.0}), blend(dust)]
+    return [cover({"varnish": 1.0}), cover(dust)]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgekd.simulate.mixing import blend
 from edgekd.simulate.terrain import Seeds
 
 Array = npt.NDArray[np.float32]
@@ -75,7 +76,8 @@ def photograph(
     Returns:
         uint8 (..., 3): shot and read-out noise, clipped, with sRGB's curve (IEC 61966-2-1).
     """
-    light = apparent @ weights.T * np.asarray(camera.balance, dtype=np.float32) / camera.full_scale
+    gain = np.asarray(camera.balance, dtype=np.float32) / np.float32(camera.full_scale)
+    light = gain * blend(apparent, weights.T)
     deviation = np.sqrt(np.maximum(light, 0) / FULL_WELL + (READ_NOISE / FULL_WELL) ** 2)
     noise = rng.standard_normal(light.shape, dtype=np.float32)
     linear = np.clip(light + deviation * noise, 0, 1)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekd.simulate.library import Library
-from edgekd.simulate.mixing import albedo, regrain
+from edgekd.simulate.mixing import albedo, blend, regrain
 from edgekd.simulate.terrain import Seeds
 
 Array = npt.NDArray[np.float32]
@@ -169,5 +169,5 @@ class Cabinet:
             rng = seeds.rng("facies", name)
             weights = rng.dirichlet(np.full(len(entries), 0.6), FACIES)
             grain = np.exp(rng.normal(0.0, 0.15, (FACIES, 1)))
-            looks[index] = regrain(weights @ entries, grain)
+            looks[index] = regrain(blend(weights, entries), grain)
         return looks

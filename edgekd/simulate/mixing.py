@@ -66,6 +66,17 @@ def albedo_factor(w: Array) -> Array:
     return np.asarray(np.sqrt(np.maximum(1 - w, 0)))
 
 
+def blend(shares: Array, values: Array) -> Array:
+    """``shares @ values``, (..., n) and (n, bands) or (n,), added up in one order always.
+
+    A matrix product of BLAS depends in its last bit on the number of threads, and the same seed
+    must give the same bytes.
+    """
+    return np.asarray(
+        np.einsum("...n,nb->...b" if values.ndim == 2 else "...n,n->...", shares, values)
+    )
+
+
 def cross_sections(volumes: Array, diameters_um: Array) -> Array:
     """Share of each mineral in the geometric cross section of a mixture.
 
@@ -95,7 +106,7 @@ def mix_intimate(
     Returns:
         (..., bands).
     """
-    w = np.asarray(shares) @ albedo(reflectance, mu0, mu)
+    w = blend(np.asarray(shares), albedo(reflectance, mu0, mu))
     return reflect(albedo_factor(w), mu0, mu)
 
 

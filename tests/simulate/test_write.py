@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from edgekd.simulate.minerals import CLASS_NAMES
 from edgekd.simulate.write import Order, _Raster, write_geology
 from tests.helpers.spectra import make_library
 
+ROOT = Path(__file__).resolve().parents[2]
 SIDE = 64
 FILES = ("rgb.tif", "lidar.tif", "labels.tif", "abundance.tif", "spectral.hdr", "spectral.img")
 
@@ -147,6 +151,25 @@ def test_the_same_seed_gives_the_same_bytes(made: Path, library: Path, tmp_path:
     assert len(names) == 3 + 3 * len(FILES)
     for name in names:
         assert (made / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_bytes_do_not_depend_on_the_number_of_threads(
+    made: Path, library: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from pathlib import Path; from edgekd.simulate.write import *;"
+        f"write_geology(Path(sys.argv[1]), Path(sys.argv[2]), Order(1, {SIDE}, 7, (1, 0, 0)))"
+    )
+    for threads in ("1", "3"):
+        given = {"OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
+        out = tmp_path / threads
+        subprocess.run(
+            [sys.executable, "-c", code, str(out), str(library)], cwd=ROOT, check=True,
+            env={**os.environ, **given},
+        )  # fmt: skip
+        for name in FILES:
+            file = f"scene_000_{name}"
+            assert (made / file).read_bytes() == (out / file).read_bytes(), (threads, file)
 
 
 def test_a_scene_does_not_depend_on_how_many_there_are(
