@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {"", "errors", "contracts"},
     "runtime": {"", "errors", "contracts", "telemetry"},
     "telemetry": {"", "errors", "contracts"},
+    "simulate": {"", "errors", "contracts"},
     "deploy": {"", "errors", "contracts", "runtime", "train"},
     "report": {"", "errors", "contracts", "runtime", "telemetry"},
 }
@@ -42,8 +43,8 @@ CONFINED = {
     "jtop": ("telemetry/sensors/jtop.py",),
     "pynvml": ("telemetry/sensors/nvml.py",),
     "pyarrow": ("telemetry/parquet.py",),
-    "spectral": ("contracts/envi.py",),
-    "scipy": ("contracts/sensor_files.py", "contracts/sensor_set.py", "train/"),
+    "spectral": ("contracts/envi.py", "simulate/"),
+    "scipy": ("contracts/sensor_files.py", "contracts/sensor_set.py", "simulate/", "train/"),
 }
 
 
@@ -151,6 +152,8 @@ def test_the_import_rules_hold() -> None:
         ("telemetry/x.py", "import pyarrow.parquet"),
         ("runtime/x.py", "from cryptography.exceptions import InvalidSignature"),
         ("report/x.py", "import edgekd.train.flops"),
+        ("simulate/x.py", "from edgekd.train import losses"),
+        ("train/x.py", "from edgekd.simulate import geology"),
         ("deploy/x.py", "import torch"),
         ("cli/x.py", "import numpy"),
         ("cli/x.py", "def f():\n    import torch"),
@@ -163,7 +166,7 @@ def test_a_broken_rule_is_seen(
     path = tmp_path / "edgekd" / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-    for name in ("contracts", "runtime", "train", "deploy", "telemetry", "report"):
+    for name in ("contracts", "runtime", "train", "deploy", "telemetry", "report", "simulate"):
         (tmp_path / "edgekd" / name).mkdir(exist_ok=True)
         (tmp_path / "edgekd" / name / "__init__.py").touch()
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
