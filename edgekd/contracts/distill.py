@@ -22,6 +22,106 @@ Pair = Annotated[list[int], pydantic.Field(min_length=2, max_length=2)]
 LATTICE = {0.75: 2, 8 / 9: 3, 15 / 16: 4}
 
 
+class TemperatureSpec(Document):
+    """Temperature of the softened answers over a run (Hinton et al. 2015).
+
+    Attributes:
+        start, end: at the first and the last step; losses are multiplied by T squared.
+        schedule: ``constant`` stays at ``start``; ``linear`` and ``cosine`` go to ``end``.
+    """
+
+    start: Positive = 3.0
+    end: Positive = 1.0
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+
+    def at(self, part: float) -> float:
+        """Temperature when ``part`` (0-1) of the run is over."""
+        if self.schedule == "constant":
+            return self.start
+        share = part if self.schedule == "linear" else (1 - math.cos(math.pi * part)) / 2
+        return self.start + (self.end - self.start) * share
+
+
+class BalanceSpec(Document):
+    """Weights of the classes, for rare ones.
+
+    Attributes:
+        kind: ``none``; ``effective_number``: in proportion to ``(1 - beta) / (1 - beta ** n)`` of
+            the ``n`` labelled pixels (Cui et al. 2019, equation 2), scaled to a mean of 1 over the
+            classes that have any.
+        beta: 0 weighs all classes alike, towards 1 by the inverse of their pixels.
+    """
+
+    kind: Literal["none", "effective_number"] = "effective_number"
+    beta: float = pydantic.Field(default=0.999, ge=0, lt=1)
+
+
+class SensorJitterSpec(Document):
+    """Random changes of a crop, sensor by sensor; mirroring and turns are the same for all.
+
+    Attributes:
+        flip, quarter_turn: mirror with probability 0.5; turn by 0, 90, 180 or 270 degrees.
+        illumination: of images: 1 +- at most this as a factor, and an offset of the same size in
+            standard deviations.
+        colour: of images: the same again, drawn for each channel on its own.
+        spectral_gain: of spectra: standard deviation of a factor per crop, ``1 + gain``.
+        spectral_warp: of spectra: standard deviation of a smooth factor over the wavelengths (a
+            curve through 8 random points): another atmosphere or calibration.
+        spectral_noise: of spectra: standard deviation added to every band and pixel, as a part of
+            the band's own standard deviation.
+        elevation_noise_m: standard deviation added to every height, m.
+        elevation_dropout: part of the heights that are lost, and replaced by the crop's median.
+        sensor_dropout: probability that a crop lacks a sensor that may be missing.
+    """
+
+    flip: bool = True
+    quarter_turn: bool = True
+    illumination: Fraction = 0.1
+    colour: Fraction = 0.0
+    spectral_gain: Fraction = 0.05
+    spectral_warp: Fraction = 0.02
+    spectral_noise: Fraction = 0.1
+    elevation_noise_m: float = pydantic.Field(default=0.0, ge=0)
+    elevation_dropout: Fraction = 0.0
+    sensor_dropout: Fraction = 0.0
+
+
+class CrossModalSpec(Document):
+    """Learning of one set of sensors from a network that sees another.
+
+    The loss is ``kd_weight * T^2 * KL(teacher / T, student / T) + feature_weight * (1 - cosine) +
+    label_weight * cross-entropy``; the first two over all training pixels, labelled or not.
+
+    Attributes:
+        temperature: of the softened answers.
+        kd_weight, feature_weight, label_weight: of the three parts.
+        balance: weights of the classes in cross-entropy and, by what the teacher answers, in KL.
+        trust: unlabeled pixels where the teacher's largest probability (at temperature 1) is lower
+            do not count.
+        pixels: of a batch, that the losses look at: all labelled ones, and others at random.
+        labelled_crops: part of the crops that lie around a labelled pixel, whose class is drawn
+            with equal chances; the others lie anywhere in the training pixels.
+        ema: decay of the averaged weights that are kept; 0 is off.
+        augment: random changes.
+        val_every_steps: evaluations on the validation part, where there is one.
+        keep: ``last`` keeps the weights of the last step, ``best`` those with the best balanced
+            accuracy on the validation part.
+    """
+
+    temperature: TemperatureSpec = TemperatureSpec()
+    kd_weight: float = pydantic.Field(default=1.0, ge=0)
+    feature_weight: float = pydantic.Field(default=0.5, ge=0)
+    label_weight: float = pydantic.Field(default=1.0, ge=0)
+    balance: BalanceSpec = BalanceSpec()
+    trust: Fraction = 0.0
+    pixels: int = pydantic.Field(default=2048, ge=1)
+    labelled_crops: Fraction = 0.5
+    ema: float = pydantic.Field(default=0.98, ge=0, lt=1)
+    augment: SensorJitterSpec = SensorJitterSpec()
+    val_every_steps: int = pydantic.Field(default=100, ge=1)
+    keep: Literal["last", "best"] = "last"
+
+
 class StageSpec(Document):
     """How a teacher of a chain is trained; what is absent is as in ``distill``.
 
@@ -36,6 +136,23 @@ class StageSpec(Document):
     lr: Positive | None = None
     weight_decay: float | None = pydantic.Field(default=None, ge=0)
     cross_modal: dict[str, Any] = {}
+
+    def rules(self, base: CrossModalSpec) -> CrossModalSpec:
+        """``distill.cross_modal`` with what this stage changes.
+
+        Raises:
+            ValueError: a key that is not there, or a value that does not fit.
+        """
+        return CrossModalSpec.model_validate(_merged(base.model_dump(), self.cross_modal))
+
+
+def _merged(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(old)
+    for key, value in new.items():
+        inner = result.get(key)
+        nested = isinstance(inner, dict) and isinstance(value, Mapping)
+        result[key] = _merged(inner, value) if nested else value  # type: ignore[arg-type]
+    return result
 
 
 class TeacherSpec(Document):
@@ -233,106 +350,6 @@ class CacheSpec(Document):
     crops: int = pydantic.Field(default=4096, ge=1)
 
 
-class TemperatureSpec(Document):
-    """Temperature of the softened answers over a run (Hinton et al. 2015).
-
-    Attributes:
-        start, end: at the first and the last step; losses are multiplied by T squared.
-        schedule: ``constant`` stays at ``start``; ``linear`` and ``cosine`` go to ``end``.
-    """
-
-    start: Positive = 3.0
-    end: Positive = 1.0
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-
-    def at(self, part: float) -> float:
-        """Temperature when ``part`` (0-1) of the run is over."""
-        if self.schedule == "constant":
-            return self.start
-        share = part if self.schedule == "linear" else (1 - math.cos(math.pi * part)) / 2
-        return self.start + (self.end - self.start) * share
-
-
-class BalanceSpec(Document):
-    """Weights of the classes, for rare ones.
-
-    Attributes:
-        kind: ``none``; ``effective_number``: in proportion to ``(1 - beta) / (1 - beta ** n)`` of
-            the ``n`` labelled pixels (Cui et al. 2019, equation 2), scaled to a mean of 1 over the
-            classes that have any.
-        beta: 0 weighs all classes alike, towards 1 by the inverse of their pixels.
-    """
-
-    kind: Literal["none", "effective_number"] = "effective_number"
-    beta: float = pydantic.Field(default=0.999, ge=0, lt=1)
-
-
-class SensorJitterSpec(Document):
-    """Random changes of a crop, sensor by sensor; mirroring and turns are the same for all.
-
-    Attributes:
-        flip, quarter_turn: mirror with probability 0.5; turn by 0, 90, 180 or 270 degrees.
-        illumination: of images: 1 +- at most this as a factor, and an offset of the same size in
-            standard deviations.
-        colour: of images: the same again, drawn for each channel on its own.
-        spectral_gain: of spectra: standard deviation of a factor per crop, ``1 + gain``.
-        spectral_warp: of spectra: standard deviation of a smooth factor over the wavelengths (a
-            curve through 8 random points): another atmosphere or calibration.
-        spectral_noise: of spectra: standard deviation added to every band and pixel, as a part of
-            the band's own standard deviation.
-        elevation_noise_m: standard deviation added to every height, m.
-        elevation_dropout: part of the heights that are lost, and replaced by the crop's median.
-        sensor_dropout: probability that a crop lacks a sensor that may be missing.
-    """
-
-    flip: bool = True
-    quarter_turn: bool = True
-    illumination: Fraction = 0.1
-    colour: Fraction = 0.0
-    spectral_gain: Fraction = 0.05
-    spectral_warp: Fraction = 0.02
-    spectral_noise: Fraction = 0.1
-    elevation_noise_m: float = pydantic.Field(default=0.0, ge=0)
-    elevation_dropout: Fraction = 0.0
-    sensor_dropout: Fraction = 0.0
-
-
-class CrossModalSpec(Document):
-    """Learning of one set of sensors from a network that sees another.
-
-    The loss is ``kd_weight * T^2 * KL(teacher / T, student / T) + feature_weight * (1 - cosine) +
-    label_weight * cross-entropy``; the first two over all training pixels, labelled or not.
-
-    Attributes:
-        temperature: of the softened answers.
-        kd_weight, feature_weight, label_weight: of the three parts.
-        balance: weights of the classes in cross-entropy and, by what the teacher answers, in KL.
-        trust: unlabeled pixels where the teacher's largest probability (at temperature 1) is lower
-            do not count.
-        pixels: of a batch, that the losses look at: all labelled ones, and others at random.
-        labelled_crops: part of the crops that lie around a labelled pixel, whose class is drawn
-            with equal chances; the others lie anywhere in the training pixels.
-        ema: decay of the averaged weights that are kept; 0 is off.
-        augment: random changes.
-        val_every_steps: evaluations on the validation part, where there is one.
-        keep: ``last`` keeps the weights of the last step, ``best`` those with the best balanced
-            accuracy on the validation part.
-    """
-
-    temperature: TemperatureSpec = TemperatureSpec()
-    kd_weight: float = pydantic.Field(default=1.0, ge=0)
-    feature_weight: float = pydantic.Field(default=0.5, ge=0)
-    label_weight: float = pydantic.Field(default=1.0, ge=0)
-    balance: BalanceSpec = BalanceSpec()
-    trust: Fraction = 0.0
-    pixels: int = pydantic.Field(default=2048, ge=1)
-    labelled_crops: Fraction = 0.5
-    ema: float = pydantic.Field(default=0.98, ge=0, lt=1)
-    augment: SensorJitterSpec = SensorJitterSpec()
-    val_every_steps: int = pydantic.Field(default=100, ge=1)
-    keep: Literal["last", "best"] = "last"
-
-
 class DistillSpec(Document):
     """Training without labels, or with few.
 
@@ -454,7 +471,9 @@ class DistillSpec(Document):
         return self
 
 
-def check_chain(teachers: Sequence[TeacherSpec], sensors: Mapping[str, object] | None) -> None:
+def check_chain(
+    spec: DistillSpec, teachers: Sequence[TeacherSpec], sensors: Mapping[str, object] | None
+) -> None:
     """What method ``cross_modal`` asks of teachers and sensors; None has faults of its own.
 
     Raises:
@@ -471,3 +490,13 @@ def check_chain(teachers: Sequence[TeacherSpec], sensors: Mapping[str, object] |
     for item, name in zip(teachers, names, strict=True):
         if item.stage is not None and item.weights != "train":
             raise ValueError(f"teacher {name} has a stage, which is of weights: train")
+        if item.stage is not None:
+            try:
+                item.stage.rules(spec.cross_modal)
+            except pydantic.ValidationError as err:
+                fault = err.errors()[0]
+                place = ".".join(map(str, fault["loc"]))
+                raise ValueError(
+                    f"teacher {name}: stage.cross_modal.{place} is {fault['input']!r}: "
+                    f"{fault['msg'].lower()}"
+                ) from err

@@ -391,7 +391,7 @@ class Recipe(Document):
             return value
         count = len(info.data["teachers"])
         if value.method == "cross_modal":
-            check_chain(info.data["teachers"], info.data.get("sensors"))
+            check_chain(value, info.data["teachers"], info.data.get("sensors"))
             return value
         if asked := [item for item in info.data["teachers"] if item.weights == "train"]:
             raise ValueError(

@@ -116,3 +116,31 @@ def sensor_recipe(
 
 
 BLOCKS = {"side_px": 12, "buffer_px": 2, "folds": 4}
+
+
+FEW = {
+    "kind": "spectral", "channels": 3, "gsd_m": 2.0,
+    "derive": {"from": "spectral", "windows_nm": [[400, 600], [600, 800], [800, 1100]]},
+}  # fmt: skip
+
+
+def chain_values(
+    root: Path, data: dict[str, Any] | None = None, teachers: list[dict[str, Any]] | None = None,
+    **distill: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """A recipe whose student geology_rgb learns from a chain of two teachers, in a few steps."""
+    sensors = {"spectral": SPECTRAL, "lidar": LIDAR, "visual": VISUAL, "few": FEW}
+    values = sensor_values(sensors, {"root": str(root), "blocks": BLOCKS, **(data or {})})
+    values["student"] = {"name": "geology_rgb", "variant": "nano"}
+    values["io"]["inputs"][0] |= {"mean": [127.5] * 3, "std": [64.0] * 3}
+    usual = [
+        {"name": "geology_fusion", "id": "fusion", "sensors": ["visual", "spectral", "lidar"],
+         "weights": "train", "stage": {"crop_px": 8, "batch": 8}},
+        {"name": "geology_fusion", "id": "few", "sensors": ["visual", "few"], "weights": "train"},
+    ]  # fmt: skip
+    values["teachers"] = usual if teachers is None else teachers
+    values["distill"] = {
+        "method": "cross_modal", "crop_px": 16, "batch": 2, "steps": 6, "lr": 3e-3,
+        "log_every_steps": 1, "save_every_steps": 2, "seed": 3, **distill,
+    }  # fmt: skip
+    return copy.deepcopy(values)

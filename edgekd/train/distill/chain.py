@@ -6,14 +6,14 @@ run's folder itself. A stage that is done is not done again; one that was stoppe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from edgekd.contracts.artifacts import canonical_json, sha256_bytes, sha256_file
-from edgekd.contracts.distill import CrossModalSpec, DistillSpec, StageSpec, TeacherSpec
+from edgekd.contracts.distill import DistillSpec, StageSpec, TeacherSpec
 from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.schema import resolve_path
 from edgekd.contracts.sensor_labelled import camera_view
@@ -242,18 +242,8 @@ def stage_spec(spec: DistillSpec, stage: StageSpec | None) -> DistillSpec:
     asked = stage.model_dump(exclude={"cross_modal"}, exclude_none=True)
     if "steps" in asked:
         asked["epochs"] = None
-    rules = _merged(spec.cross_modal.model_dump(), stage.cross_modal)
-    asked["cross_modal"] = CrossModalSpec.model_validate(rules)
+    asked["cross_modal"] = stage.rules(spec.cross_modal)
     return spec.model_copy(update=asked)
-
-
-def _merged(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(old)
-    for key, value in new.items():
-        inner = result.get(key)
-        nested = isinstance(inner, dict) and isinstance(value, Mapping)
-        result[key] = _merged(inner, value) if nested else value  # type: ignore[arg-type]
-    return result
 
 
 def distill_chain(

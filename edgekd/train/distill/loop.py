@@ -392,7 +392,9 @@ class _Run:
         self._begin = time.perf_counter()
         self.task.begin(self.out, self.log)
         loader = self._loader()
-        batches = iter(loader)
+        state = torch.get_rng_state()
+        batches = iter(loader)  # draws a seed for workers, which a resumed run would draw twice
+        torch.set_rng_state(state)
         self.method.train()
         names = self._columns()
         curves: Any = Curves(self.out, names, self.step) if self.main else contextlib.nullcontext()

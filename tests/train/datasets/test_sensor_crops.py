@@ -1,0 +1,160 @@
+"""Crops of sensor sets: the same for the same number, turned alike, of training pixels alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edgekd.contracts.blocks import TRAIN
+from edgekd.contracts.distill import SensorJitterSpec
+from edgekd.contracts.labelled import IGNORE
+from edgekd.contracts.sensor_set import SensorSet, open_sensor_set
+from edgekd.train.datasets.sensor_crops import Answers, SensorCrop, SensorCrops
+from tests.helpers.sensors import BLOCKS, LIDAR, materials, sensor_recipe, write_set
+
+STILL = SensorJitterSpec(illumination=0, spectral_gain=0, spectral_warp=0, spectral_noise=0)
+NAMES = ["visual", "spectral", "lidar"]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> SensorSet:
+    folder = tmp_path_factory.mktemp("set")
+    recipe = sensor_recipe(data={"blocks": BLOCKS})
+    return open_sensor_set(recipe, write_set(folder))
+
+
+def crops(data: SensorSet, **changes: Any) -> SensorCrops:
+    values = {"names": NAMES, "crop_px": 12, "jitter": STILL, "length": 40, "seed": 5,
+              "labelled": 0.5, "answers": None}  # fmt: skip
+    return SensorCrops(data, **{**values, **changes})
+
+
+def same(first: SensorCrop, second: SensorCrop) -> bool:
+    tensors = [(first.sensors[name], second.sensors[name]) for name in first.sensors] + [
+        (first.target, second.target),
+        (first.counted, second.counted),
+    ]
+    return all(torch.equal(a, b) for a, b in tensors)
+
+
+def test_a_crop_is_a_function_of_seed_and_number(found: SensorSet) -> None:
+    jitter = SensorJitterSpec(elevation_noise_m=0.1, elevation_dropout=0.2, colour=0.2)
+    first, again = crops(found, jitter=jitter), crops(found, jitter=jitter, length=99)
+    assert all(same(first[n], again[n]) for n in range(40))
+    other = crops(found, jitter=jitter, seed=6)
+    assert not any(same(first[n], other[n]) for n in range(10))
+    with pytest.raises(IndexError):
+        first[40]
+
+
+def test_all_sensors_and_labels_are_cut_and_turned_alike(found: SensorSet) -> None:
+    """A pixel's spectrum, height and label must be those of one place of the view."""
+    view = found.training_view("one")
+    height, width = view.valid.shape
+    index = np.arange(height * width, dtype=np.float32).reshape(1, height, width)
+    answers = {"one": Answers(index, np.repeat(index, 2, 0).astype(np.float16))}
+    turned = set()
+    for crop in (data := crops(found, answers=answers))[0], *(data[n] for n in range(1, 30)):
+        places = crop.scores[0].numpy().astype(int)
+        ys, xs = places // width, places % width
+        for name in NAMES:
+            assert np.array_equal(crop.sensors[name].numpy(), view.sensors[name][:, ys, xs])
+        counted = crop.counted.numpy()
+        assert (view.valid[ys, xs] | ~counted).all()
+        expected = np.where(counted, view.target[ys, xs], IGNORE)
+        assert np.array_equal(crop.target.numpy(), expected)
+        assert crop.features.dtype == torch.float16
+        steps = (ys[1, 0] - ys[0, 0], xs[1, 0] - xs[0, 0], ys[0, 1] - ys[0, 0])
+        turned.add((*map(int, steps), int(xs[0, 1] - xs[0, 0])))
+    assert len(turned) >= 6, "of eight ways to lie"
+
+
+def test_mirrored_pixels_of_the_border_do_not_count(found: SensorSet) -> None:
+    """A place counts once in a crop: its mirror image is context."""
+    view = found.training_view("one")
+    width = view.valid.shape[1]
+    index = np.arange(view.valid.size, dtype=np.float32).reshape(1, *view.valid.shape)
+    data = crops(found, answers={"one": Answers(index, None)}, crop_px=24)
+    mirrored = 0
+    for number in range(40):
+        crop = data[number]
+        places = crop.scores[0].numpy().astype(int)
+        counted = places[crop.counted.numpy()]
+        assert len(set(counted.tolist())) == len(counted)
+        mirrored += len(set(places.ravel().tolist())) < places.size
+        assert places.max() < view.valid.size and width
+    assert mirrored > 5
+
+
+def test_labelled_crops_hold_every_class_alike(tmp_path: Path) -> None:
+    arrays = materials()
+    rare = arrays["labels"].copy()
+    rare[rare == 1] = 255
+    rare[:2, :2] = 1  # four pixels of the first class
+    path = write_set(tmp_path, {"one": {**arrays, "labels": rare, "split": "train"}})
+    data = open_sensor_set(sensor_recipe(), path)
+    items = crops(data, labelled=1.0, length=150, crop_px=8)
+    held = sum(bool((items[n].target == 0).any()) for n in range(150))
+    assert 35 <= held <= 100, "a third of the crops, though 4 of 2,880 pixels are of the class"
+    assert all(bool((items[n].target != IGNORE).any()) for n in range(150))
+    anywhere = crops(data, labelled=0.0, length=150, crop_px=8)
+    assert sum(bool((anywhere[n].target == 0).any()) for n in range(150)) < 12
+
+
+def test_no_pixel_of_another_part_is_in_a_crop(tmp_path: Path) -> None:
+    """Test blocks and the buffer hold absurd values; no crop may show one, counted or context."""
+    recipe = sensor_recipe(data={"blocks": BLOCKS})
+    plain = open_sensor_set(recipe, write_set(tmp_path / "a"))
+    hidden = plain.load("one").parts != TRAIN
+    arrays = materials()
+    arrays["spectral"][hidden], arrays["lidar"][hidden] = 77.0, -5000.0
+    spoiled = open_sensor_set(recipe, write_set(tmp_path / "b", {"one": arrays}))
+    assert float(spoiled.load("one").sensors["spectral"].max()) == 77.0
+    jitter = SensorJitterSpec(elevation_noise_m=0.1, elevation_dropout=0.1, colour=0.2)
+    ours, theirs = (
+        crops(plain, jitter=jitter, crop_px=20),
+        crops(spoiled, jitter=jitter, crop_px=20),
+    )
+    assert all(same(ours[n], theirs[n]) for n in range(40))
+    assert max(float(theirs[n].sensors["spectral"].abs().max()) for n in range(40)) < 5
+
+
+def test_jitter_changes_what_it_says(found: SensorSet) -> None:
+    still = crops(found)[3]
+    gain = crops(found, jitter=STILL.model_copy(update={"spectral_gain": 0.3}))[3]
+    ratio = gain.sensors["spectral"] / still.sensors["spectral"]
+    assert float(ratio.std()) < 1e-5 and abs(float(ratio.mean()) - 1) > 0.01
+    assert torch.equal(gain.sensors["visual"], still.sensors["visual"])
+    warp = crops(found, jitter=STILL.model_copy(update={"spectral_warp": 0.1}))[3]
+    curve = (warp.sensors["spectral"] / still.sensors["spectral"]).reshape(24, -1)
+    assert float(curve.std(1).max()) < 1e-5 < float(curve.mean(1).std())
+    steps = curve.mean(1).diff().abs().max()
+    assert float(steps) < 0.15, "smooth over the wavelengths"
+    light = crops(found, jitter=STILL.model_copy(update={"illumination": 0.5}))[3]
+    assert torch.equal(light.sensors["spectral"], still.sensors["spectral"])
+    assert 0 <= float(light.sensors["visual"].min()) <= float(light.sensors["visual"].max()) <= 255
+    assert not torch.equal(light.sensors["visual"], still.sensors["visual"])
+    lost = crops(found, jitter=STILL.model_copy(update={"elevation_dropout": 0.5}))[3]
+    changed = lost.sensors["lidar"] != still.sensors["lidar"]
+    assert 0.2 < float(changed.float().mean()) < 0.7
+    assert lost.sensors["lidar"][changed].unique().numel() == 1
+
+
+def test_absent_sensors_are_told(tmp_path: Path) -> None:
+    arrays = materials()
+    without = {key: value for key, value in materials(seed=1).items() if key != "lidar"}
+    path = write_set(
+        tmp_path, {"one": {**arrays, "split": "train"}, "two": {**without, "split": "train"}}
+    )
+    recipe = sensor_recipe()
+    sensors = dict(recipe.sensors)
+    sensors["lidar"] = sensors["lidar"].model_validate({**LIDAR, "missing": "allowed"})
+    data = open_sensor_set(recipe.model_copy(update={"sensors": sensors}), path)
+    present = [crops(data)[n].present.tolist() for n in range(40)]
+    assert {tuple(item) for item in present} == {(True, True, True), (True, True, False)}
+    dropping = crops(data, jitter=STILL.model_copy(update={"sensor_dropout": 1.0}))
+    assert {tuple(dropping[n].present.tolist()) for n in range(20)} == {(True, True, False)}

@@ -1,0 +1,256 @@
+"""Chains of teachers: stages in order, what each learns, and going on after a stop or a kill."""
+
+from __future__ import annotations
+
+import copy
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from edgekd.contracts.recipe import Recipe
+from edgekd.contracts.sensor_labelled import camera_view
+from edgekd.contracts.sensor_set import open_sensor_set
+from edgekd.errors import CheckpointError, DatasetError, InputError
+from edgekd.train.checkpoint import load_checkpoint, rebuild
+from edgekd.train.distill.chain import distill_chain, stage_spec
+from edgekd.train.evaluate import answer, evaluate_model, evaluate_teacher
+from edgekd.train.run import read_curves
+from edgekd.train.teachers._saved import load_teacher, rebuild_teacher
+from tests.helpers.sensors import chain_values, materials, write_set
+
+
+@pytest.fixture(scope="module")
+def rocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_set(tmp_path_factory.mktemp("rocks"))
+
+
+def run(values: dict[str, Any], rocks: Path, out: Path, **options: Any) -> Any:
+    recipe = Recipe.model_validate(values)
+    return distill_chain(recipe, rocks.parent, rocks, out, accelerator="cpu", **options)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return dict(torch.load(path, weights_only=True)["weights"])
+
+
+def same(first: Path, second: Path) -> bool:
+    ours, theirs = weights(first), weights(second)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+FILES = ["teachers/1-fusion/teacher.ckpt", "teachers/2-few/teacher.ckpt", "best.ckpt"]
+
+
+def test_each_stage_learns_from_the_one_before(rocks: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    result = run(chain_values(rocks), rocks, tmp_path, say=lines.append)
+    assert result.path == tmp_path / "best.ckpt"
+    said = [line for line in lines if line.startswith("learns")]
+    assert said == [
+        "learns geology_fusion from visual, spectral, lidar, taught by labels alone",
+        "learns geology_fusion from visual, few, taught by teacher geology_fusion",
+        "learns geology_rgb from visual, taught by teacher geology_fusion",
+    ]
+    columns = [set(read_curves((tmp_path / name).parent / "curves.csv")[0]) for name in FILES]
+    assert "kd" not in columns[0] and {"kd", "feature", "temperature"} <= columns[1] & columns[2]
+    first, second = (load_teacher(tmp_path / name) for name in FILES[:2])
+    assert list(first.teacher["sensors"]) == ["visual", "spectral", "lidar"]
+    assert first.distilled["teacher_sha256"] is None and second.distilled["teacher_sha256"]
+    student = load_checkpoint(tmp_path)
+    assert student.tuning["teacher_sha256"] != second.distilled["teacher_sha256"]
+    assert student.student["options"]["variant"] == "nano" and student.tuning["simulated"]
+    curve = [float(row["temperature"]) for row in read_curves(tmp_path / "curves.csv")]
+    assert curve[0] == 3.0 and curve[-1] == pytest.approx(1.0) and curve == sorted(curve)[::-1]
+
+
+def test_it_learns(rocks: Path, tmp_path: Path) -> None:
+    """Materials of a few hundred pixels with clear spectra: every stage must find them."""
+    values = chain_values(rocks, {"labels_per_class": 10}, steps=60, batch=8, lr=5e-3)
+    values["teachers"][0]["stage"] |= {"lr": 1e-3, "batch": 32}
+    run(values, rocks, tmp_path)
+    recipe = Recipe.model_validate(values)
+    data = open_sensor_set(recipe, rocks)
+    for name in FILES[:2]:
+        teacher = rebuild_teacher(load_teacher(tmp_path / name), name)
+        assert evaluate_teacher(teacher, data, "test")["balanced_accuracy"] > 0.9, name
+    student = rebuild(load_checkpoint(tmp_path), "student")
+    found = evaluate_model(student, camera_view(data), "test", recipe.io, recipe.tiling)
+    assert found["balanced_accuracy"] > 0.9
+
+
+def test_stopped_and_resumed_equals_one_run_at_every_stage(rocks: Path, tmp_path: Path) -> None:
+    values = chain_values(rocks)
+    run(values, rocks, tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    for stop_at in (5, 9, 15):  # of 18 steps in all; the last checkpoint is one or two before
+        count = 0
+
+        def stop(step: int, steps: int, text: str) -> None:
+            nonlocal count
+            count += 1
+            if count == stop_at:  # noqa: B023
+                raise Stop
+
+        out = tmp_path / f"cut{stop_at}"
+        with pytest.raises(Stop):
+            run(values, rocks, out, progress=stop)
+        done = [(out / name).exists() for name in FILES]
+        assert done == [stop_at > 6, stop_at > 12, False]
+        before = [(out / name).stat().st_mtime_ns for name in FILES if (out / name).exists()]
+        run(values, rocks, out, resume=True)
+        for name in FILES:
+            assert same(tmp_path / "whole" / name, out / name), (stop_at, name)
+        after = [(out / name).stat().st_mtime_ns for name in FILES]
+        assert after[: len(before)] == before, "what was done is not done again"
+
+
+def test_killed_and_resumed_equals_one_run(rocks: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(chain_values(rocks, steps=20)))
+    command = [sys.executable, "-m", "edgekd", "distill", str(recipe), "--accelerator", "cpu"]
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, "-o", str(whole)], check=True, stderr=subprocess.PIPE)
+    process = subprocess.Popen([*command, "-o", str(out)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    curves = out / "teachers" / "2-few" / "curves.csv"
+    while time.monotonic() < deadline and process.poll() is None and len(read_curves(curves)) < 5:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL and not (out / "best.ckpt").exists()
+    done = subprocess.run(
+        [*command, "-o", str(out), "--resume", "--json"], check=True, stdout=subprocess.PIPE
+    )
+    assert json.loads(done.stdout)["steps"] == 20
+    assert all(same(whole / name, out / name) for name in FILES)
+
+
+def test_another_recipe_makes_later_stages_anew(rocks: Path, tmp_path: Path) -> None:
+    values = chain_values(rocks)
+    run(values, rocks, tmp_path)
+    kept = (tmp_path / FILES[0]).stat().st_mtime_ns
+    changed = copy.deepcopy(values)
+    changed["teachers"][1]["stage"] = {"steps": 4}
+    with pytest.raises(CheckpointError, match="another recipe, data, teacher"):
+        run(changed, rocks, tmp_path, resume=True)
+    run(changed, rocks, tmp_path, fresh=True)
+    assert (tmp_path / FILES[0]).stat().st_mtime_ns != kept
+    assert load_teacher(tmp_path / FILES[1]).distilled["steps"] == 4
+
+
+def test_a_finished_run_is_not_overwritten_unasked(rocks: Path, tmp_path: Path) -> None:
+    values = chain_values(rocks, teachers=[])
+    run(values, rocks, tmp_path)
+    with pytest.raises(InputError, match="already holds a run"):
+        run(values, rocks, tmp_path)
+
+
+def test_a_teacher_that_is_there_is_used(rocks: Path, tmp_path: Path) -> None:
+    values = chain_values(rocks)
+    run(values, rocks, tmp_path / "first")
+    path = tmp_path / "first" / FILES[1]
+    values["teachers"] = [{"name": "geology_fusion", "weights": str(path)}]
+    run(values, rocks, tmp_path / "second")
+    assert not (tmp_path / "second" / "teachers").exists()
+    assert same(tmp_path / "first" / "best.ckpt", tmp_path / "second" / "best.ckpt")
+
+
+def test_a_teacher_of_other_classes_or_bands_is_refused(rocks: Path, tmp_path: Path) -> None:
+    values = chain_values(rocks)
+    run(values, rocks, tmp_path / "first")
+    path = tmp_path / "first" / FILES[0]
+    values["teachers"] = [{"name": "geology_fusion", "weights": str(path)}]
+    values["sensors"]["spectral"]["bad_bands"] = {"bands": [1, 2]}
+    with pytest.raises(CheckpointError, match="sees 24 bands of spectral.*has 22 good ones"):
+        run(values, rocks, tmp_path / "bands")
+    values["sensors"]["spectral"]["bad_bands"] = {}
+    del values["sensors"]["lidar"]
+    with pytest.raises(CheckpointError, match="sees lidar, which recipe"):
+        run(values, rocks, tmp_path / "sensors")
+
+
+def test_hidden_parts_change_no_weight(rocks: Path, tmp_path: Path) -> None:
+    """Pixels of test blocks and buffers are other ones: teachers and student stay bit for bit."""
+    values = chain_values(rocks)
+    run(values, rocks, tmp_path / "plain")
+    hidden = open_sensor_set(Recipe.model_validate(values), rocks).load("one").parts > 1
+    arrays = materials()
+    random = np.random.default_rng(1)
+    arrays["spectral"][hidden] = random.random((int(hidden.sum()), 24))
+    arrays["lidar"][hidden] = 50.0
+    spoiled = write_set(tmp_path / "spoiled", {"one": arrays})
+    values["data"]["root"] = str(spoiled)
+    run(values, spoiled, tmp_path / "other")
+    assert all(same(tmp_path / "plain" / name, tmp_path / "other" / name) for name in FILES)
+
+
+def test_the_best_on_validation_is_kept_where_asked_for(rocks: Path, tmp_path: Path) -> None:
+    values = chain_values(rocks, teachers=[], cross_modal={"keep": "best", "val_every_steps": 2})
+    run(values, rocks, tmp_path / "best")
+    rows = read_curves(tmp_path / "best" / "curves.csv")
+    found = {int(row["step"]): float(row["val_balanced_accuracy"]) for row in rows
+             if row["val_balanced_accuracy"]}  # fmt: skip
+    assert sorted(found) == [2, 4, 6]
+    done = load_checkpoint(tmp_path / "best").tuning
+    assert done["best_val_balanced_accuracy"] == max(found.values())
+    assert found[done["best_step"]] == max(found.values())
+    values["data"]["blocks"]["val"] = 0
+    with pytest.raises(InputError, match="no validation label"):
+        run(values, rocks, tmp_path / "none")
+
+
+def test_stages_change_what_they_name(rocks: Path) -> None:
+    values = chain_values(rocks, cross_modal={"trust": 0.3, "augment": {"colour": 0.2}})
+    values["teachers"][0]["stage"] = {
+        "steps": 9, "lr": 0.1, "cross_modal": {"augment": {"spectral_gain": 0.5}}
+    }  # fmt: skip
+    recipe = Recipe.model_validate(values)
+    assert recipe.distill is not None
+    spec = stage_spec(recipe.distill, recipe.teachers[0].stage)
+    assert (spec.steps, spec.lr, spec.batch) == (9, 0.1, 2)
+    rules = spec.cross_modal
+    assert (rules.trust, rules.augment.colour, rules.augment.spectral_gain) == (0.3, 0.2, 0.5)
+    assert stage_spec(recipe.distill, None) == recipe.distill
+
+
+def test_wrong_input_is_one_line(rocks: Path, tmp_path: Path) -> None:
+    values = chain_values(rocks)
+    values["teachers"][0]["stage"] = {"cross_modal": {"trusts": 1}}
+    with pytest.raises(Exception, match="trusts"):
+        Recipe.model_validate(values)
+    values = chain_values(rocks, teachers=[{"name": "sam", "weights": "train"}])
+    with pytest.raises(InputError, match="sees images alone"):
+        run(values, rocks, tmp_path)
+    arrays = materials()
+    arrays["labels"][arrays["labels"] == 4] = 255
+    path = write_set(tmp_path / "lacking", {"one": {**arrays, "split": "train"}})
+    values = chain_values(path)
+    del values["data"]["blocks"]
+    with pytest.raises(DatasetError, match="not a single training label of basalt"):
+        run(values, path, tmp_path / "x")
+
+
+def test_answers_in_parts_are_those_of_the_whole(
+    rocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = chain_values(rocks)
+    run(values, rocks, tmp_path)
+    teacher = rebuild_teacher(load_teacher(tmp_path / FILES[0]), "x")
+    view = open_sensor_set(Recipe.model_validate(values), rocks).training_view("one")
+    whole, features = answer(teacher, view, features=True)
+    monkeypatch.setattr("edgekd.train.evaluate._ROWS_PX", 300)
+    parts, again = answer(teacher, view, features=True)
+    assert features is not None and again is not None and features.shape == (256, 48, 60)
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
