@@ -80,6 +80,11 @@ class SensorTask(Task):
         self.recipe, self.spec, self.data = recipe, spec, data
         self.learner, self.names, self.entry = learner, names, entry
         rules = spec.cross_modal
+        if taught is None and rules.label_weight == 0:
+            raise InputError(
+                f"{learner.name} learns from labels alone, and cross_modal.label_weight is 0; give "
+                "it a weight, in teachers[].stage.cross_modal where the student shall have none"
+            )
         self._taught = taught
         self._labels = data.label_counts()["train"]
         width = None if taught is None else taught[0].width

@@ -233,6 +233,9 @@ def test_wrong_input_is_one_line(rocks: Path, tmp_path: Path) -> None:
     values = chain_values(rocks, teachers=[{"name": "sam", "weights": "train"}])
     with pytest.raises(InputError, match="sees images alone"):
         run(values, rocks, tmp_path)
+    values = chain_values(rocks, cross_modal={"label_weight": 0})
+    with pytest.raises(InputError, match="learns from labels alone, and .*label_weight is 0"):
+        run(values, rocks, tmp_path)
     arrays = materials()
     arrays["labels"][arrays["labels"] == 4] = 255
     path = write_set(tmp_path / "lacking", {"one": {**arrays, "split": "train"}})

@@ -60,7 +60,9 @@ def curves(out: Path) -> list[dict[str, str]]:
 def test_every_method_file_is_tested() -> None:
     from edgekd.contracts import registry
 
-    assert registry.module_names("edgekd.train.distill.methods") == sorted(METHODS)
+    # cross_modal trains on sensor sets: tests/train/distill/test_chain.py
+    found = registry.module_names("edgekd.train.distill.methods")
+    assert found == sorted([*METHODS, "cross_modal"])
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -15,7 +15,12 @@ from edgekd.train.teachers._base import Teacher, TransformerTeacher  # noqa: E40
 from edgekd.train.teachers._weights import state_sha256  # noqa: E402
 from tests.train.teachers.samples import PACKAGE, SAMPLES, changed_weights  # noqa: E402
 
-NAMES = registry.module_names(PACKAGE)
+#: teachers of images; those of several sensors: tests/train/teachers/test_sensors.py
+NAMES = [
+    name
+    for name in registry.module_names(PACKAGE)
+    if not getattr(registry.load(PACKAGE, name, "teacher"), "SENSORS", False)
+]
 
 
 @pytest.fixture(scope="module", params=NAMES)

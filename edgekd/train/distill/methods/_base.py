@@ -5,6 +5,9 @@ offers::
 
     def build(recipe: Recipe, student: Segmenter, teachers: list[Teacher]) -> Method
 
+``cross_modal`` is made by a task of its own (:mod:`edgekd.train.distill.chain`), which trains
+teachers, too.
+
 The loop (:mod:`edgekd.train.distill.loop`) owns optimiser, data, checkpoints and logs, and is the
 same for all methods. Files that begin with an underscore are shared parts.
 """
