@@ -98,7 +98,7 @@ class CrossModalSpec(Document):
         balance: weights of the classes in cross-entropy and, by what the teacher answers, in KL.
         trust: unlabeled pixels where the teacher's largest probability (at temperature 1) is lower
             do not count.
-        pixels: of a batch, that the losses look at: all labelled ones, and others at random.
+        pixels: of a batch, that the losses look at: labelled ones first, then others, at random.
         labelled_crops: part of the crops that lie around a labelled pixel, whose class is drawn
             with equal chances; the others lie anywhere in the training pixels.
         ema: decay of the averaged weights that are kept; 0 is off.

@@ -120,17 +120,12 @@ class GeologyFusion(SensorTeacher):
         return around
 
     def _attend(self, tokens: Tensor, seen: Tensor) -> Tensor:
-        """Tokens ``(P, S, 256)``, which sensors are there ``(P, S)`` -> their mean ``(P, 256)``.
-
-        Written out, because torch's attention is made for long sequences, not for thousands of two
-        or three tokens.
-        """
+        """Tokens ``(P, S, 256)``, which sensors are there ``(P, S)`` -> their mean ``(P, 256)``."""
         pixels, count, _ = tokens.shape
         parts = self.qkv(tokens).reshape(pixels, count, 3, HEADS, SHARED // HEADS)
-        query, key, value = parts.unbind(2)
-        match = torch.einsum("pshd,pthd->phst", query, key) / (SHARED // HEADS) ** 0.5
-        match = match.masked_fill(~seen[:, None, None], float("-inf"))
-        mixed = torch.einsum("phst,pthd->pshd", match.softmax(-1), value)
+        query, key, value = parts.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None, None])
+        mixed = mixed.transpose(1, 2)
         mixed = self.mix(mixed.reshape(pixels, count, SHARED)) * seen[..., None]
         mean: Tensor = mixed.sum(1) / seen.sum(1, keepdim=True)
         return mean

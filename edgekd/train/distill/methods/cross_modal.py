@@ -186,18 +186,23 @@ def _at_pixels(maps: Tensor, side: Sequence[int], where: tuple[Tensor, ...]) -> 
 
 
 def chosen_pixels(batch: SensorBatch, rules: CrossModalSpec) -> Tensor:
-    """``(N, H, W)`` bool: all labelled pixels, and others at random up to ``rules.pixels``.
+    """``(N, H, W)`` bool: at most ``rules.pixels`` pixels, labelled ones first, drawn at random.
 
     Without a teacher the others teach nothing and are left out.
     """
     labelled = batch.counted & (batch.target != IGNORE)
-    if not batch.scores.numel():
-        return labelled
-    others = (batch.counted & ~labelled).reshape(-1).nonzero()[:, 0]
-    room = max(0, rules.pixels - int(labelled.sum()))
-    if len(others) > room:
-        # drawn on the CPU, whose random state a checkpoint keeps
-        others = others[torch.randperm(len(others))[:room].to(others.device)]
-    chosen = labelled.reshape(-1).clone()
-    chosen[others] = True
-    return chosen.reshape(labelled.shape)
+    chosen = _some(labelled, rules.pixels)
+    room = rules.pixels - int(chosen.sum())
+    if batch.scores.numel() and room:
+        chosen = chosen | _some(batch.counted & ~labelled, room)
+    return chosen
+
+
+def _some(where: Tensor, most: int) -> Tensor:
+    """At most so many of the True elements; drawn on the CPU, whose random state is kept."""
+    places = where.reshape(-1).nonzero()[:, 0]
+    if len(places) <= most:
+        return where
+    chosen = torch.zeros_like(where).reshape(-1)
+    chosen[places[torch.randperm(len(places))[:most].to(places.device)]] = True
+    return chosen.reshape(where.shape)
