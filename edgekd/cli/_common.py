@@ -149,6 +149,9 @@ def progress_bar(title: str, unit: str) -> Iterator[Update]:
 
     def update(done: int, total: int, text: str = "") -> None:
         nonlocal bar
+        if bar is not None and (done < bar.n or total != bar.total):
+            bar.close()  # the next of several pieces of work: a bar of its own
+            bar = None
         if bar is None:
             bar = tqdm(
                 total=total,

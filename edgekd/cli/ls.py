@@ -46,9 +46,9 @@ def command(kind: str | None, tile_px: int, under: str, as_json: bool) -> None:
         students = _students(tile_px)
         rows = [
             [
-                item["name"],
+                " ".join(filter(None, (item["name"], item["variant"]))),
                 item["attention"] or "-",
-                item["head"],
+                item["head"] or "-",
                 f"{item['parameters'] / 1e6:.2f} M",
                 f"{item['flops'] / 1e9:.1f}",
                 f"{item['flops_attention_products'] / 1e9:.1f}",

@@ -8,6 +8,7 @@ meta device anyway; the pin keeps it so, and the tests hold the result to a coun
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,30 +86,35 @@ def count(model: nn.Module, side_px: int = 1024) -> Cost:
 
 
 def variants(name: str, side_px: int = 1024) -> list[dict[str, Any]]:
-    """Cost of a student in every combination of attention and head that it offers.
+    """Cost of a student in every combination of size, attention and head that it offers.
 
     Two classes are counted; more of them change little but the last layer.
 
     Returns:
-        JSON-ready rows: ``name``, ``attention`` (None where the student has no choice), ``head``,
-        ``parameters``, ``flops``, ``flops_attention_products``, ``stride``, ``side_multiple``.
+        JSON-ready rows: ``name``, ``variant``, ``attention``, ``head`` (None where the student has
+        no choice), ``parameters``, ``flops``, ``flops_attention_products``, ``stride``,
+        ``side_multiple``.
     """
     module = registry.load("edgekd.train.students", name, "student")
     rows = []
-    for attention in module.ATTENTIONS:
-        for head in module.HEADS:
-            model = module.build(2, attention=attention, head=head, pretrained=False)
-            cost = count(model, side_px)
-            rows.append(
-                {
-                    "name": name,
-                    "attention": attention,
-                    "head": head,
-                    "parameters": cost.parameters,
-                    "flops": cost.flops,
-                    "flops_attention_products": cost.flops_attention_products,
-                    "stride": model.stride,
-                    "side_multiple": model.side_multiple,
-                }
-            )
+    sizes: tuple[str | None, ...] = tuple(getattr(module, "VARIANTS", (None,)))
+    for size, attention, head in itertools.product(sizes, module.ATTENTIONS, module.HEADS):
+        options = {"attention": attention, "head": head, "pretrained": False}
+        if size is not None:
+            options["variant"] = size
+        model = module.build(2, **options)
+        cost = count(model, side_px)
+        rows.append(
+            {
+                "name": name,
+                "variant": size,
+                "attention": attention,
+                "head": head,
+                "parameters": cost.parameters,
+                "flops": cost.flops,
+                "flops_attention_products": cost.flops_attention_products,
+                "stride": model.stride,
+                "side_multiple": model.side_multiple,
+            }
+        )
     return rows

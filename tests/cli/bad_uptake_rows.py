@@ -13,11 +13,11 @@ def make_uptake_files(root: Path) -> None:
     """Beside the files of the other rows."""
     site = make_site(2, side_px=20)
     chance, _ = write_site(root / "up", site)
-    bare = write_site(root / "bare", site, crs=None)[0]
+    bare = write_site(root / "placeless", site, crs=None)[0]
     empty = write_site(root / "void", site, empty_px=40)[0]
     for source, name in ((chance, "chance"), (bare, "chance-bare"), (empty, "chance-void")):
         shutil.move(source, root / f"{name}.tif")
-    for folder in ("up", "bare", "void"):
+    for folder in ("up", "placeless", "void"):
         shutil.rmtree(root / folder)
     content = (root / "chance.tif").read_bytes()
     (root / "chance-cut.tif").write_bytes(content[: len(content) // 2])

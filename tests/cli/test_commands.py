@@ -83,9 +83,11 @@ def test_help(name: str, told: Any) -> None:
 def test_ls_students_counts_the_attention_products(call: Any, told: Any) -> None:
     value = call("ls", "students")
     assert value["tile_px"] == 1024 and value["flops_per_multiply_add"] == 2
+    sizes = [row["variant"] for row in value["students"] if row["name"] == "geology_rgb"]
+    assert sizes == ["small", "nano"]
     rows = {(row["name"], row["attention"], row["head"]): row for row in value["students"]}
     assert {name for name, _, _ in rows} == set(registry.module_names("edgekd.train.students"))
-    assert len(rows) == 3 * 4 + 1
+    assert len(rows) == 3 * 4 + 1 + 1
     # 64 x 64 tokens; QK^T and AV take 2 x tokens² x width multiply-adds per block
     tokens, width = 4096, 384
     whole = 12 * 2 * 2 * tokens**2 * width
@@ -107,8 +109,8 @@ def test_ls(call: Any, told: Any) -> None:
         "students", "heads", "teachers", "methods", "targets", "recipes", "sensors", "backends",
         "builders",
     }  # fmt: skip
-    assert value["teachers"] == ["efficientnet_lite", "hf_vision", "sam"]
-    assert value["methods"] == ["feature", "mae", "mask_cdkd"]
+    assert value["teachers"] == ["efficientnet_lite", "geology_fusion", "hf_vision", "sam"]
+    assert value["methods"] == ["cross_modal", "feature", "mae", "mask_cdkd"]
     assert value["recipes"] == sorted(path.stem for path in RECIPES)
     assert "x86-cpu" in value["targets"] and "onnxrt" in value["backends"]
     for kind in (
@@ -139,7 +141,7 @@ def test_ls_targets(call: Any, told: Any) -> None:
 
 
 def test_validate(call: Any, told: Any, bundles: dict[str, Path]) -> None:
-    assert len(RECIPES) == 5
+    assert len(RECIPES) == 6
     value = call("validate", *RECIPES, bundles["small"])
     assert [item["path"] for item in value["results"]] == [
         *map(str, RECIPES),
