@@ -93,7 +93,7 @@ class Space:
         recipe: with ``search``.
 
     Attributes:
-        axes: one per key, in the recipe's order.
+        axes: one per key, by name, so that their order in a recipe changes no search.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -101,7 +101,7 @@ class Space:
         self._plain = recipe.plain() | {"search": None}
         self.axes = [
             Axis(key, spec, self._holds_whole(key, spec))
-            for key, spec in recipe.search.ranges.items()
+            for key, spec in sorted(recipe.search.ranges.items())
         ]
 
     def _holds_whole(self, key: str, spec: RangeSpec) -> bool:

@@ -149,12 +149,13 @@ def write_files(
     """Write table, best and plot; each appears whole or not at all."""
     _write(out / FILES[0], _table(space, results))
     write_json(out / FILES[1], value)
-    lines = [
-        "# The best of a search, for: edgekd distill RECIPE, each line as --set 'KEY=VALUE' with =",
-        "# in place of the colon. With OMP_NUM_THREADS=1 the CPU trains the same student again.",
-    ]
     texts = settings(value, out, recipe_folder)
-    _write(out / FILES[2], "\n".join([*lines, *(t.replace("=", ": ", 1) for t in texts)]) + "\n")
+    lines = [
+        "# The best of a search. With OMP_NUM_THREADS=1 the CPU trains the same student again:",
+        f"#   edgekd distill RECIPE{as_options(texts)}",
+        *(text.replace("=", ": ", 1) for text in texts),
+    ]
+    _write(out / FILES[2], "\n".join(lines) + "\n")
     title = f"{value['recipe']}: best balanced accuracy on the validation part so far"
     if value["data"]["simulated"]:
         title += " (SIMULATED data)"
