@@ -106,7 +106,6 @@ def run_search(
             "blocks alone; type: --set data.blocks.val=1"
         )
     with only_one(out):
-        make_room(out, [NAME, *FILES], NAME, fresh or resume, look_only=True)
         if resume and not (out / NAME).is_file():
             raise InputError(f"{out / NAME} does not exist: there is nothing to resume")
         data = open_sensor_set(recipe, data_path)

@@ -137,14 +137,17 @@ def test_equal_answers_are_no_reason_to_stop() -> None:
 
 def test_what_diverged_loses() -> None:
     def answer(asked: list[Values]) -> list[list[float | None]]:
+        low = [hill(values) - 3 for values in asked]  # less than what may be taken for no value
         return [
-            [hill(v), None if v[f"{C}.temperature.start"] > 4 else hill(v)] for v in asked
-        ]  # one of two trainings
+            [value, None if item[f"{C}.temperature.start"] > 4 else value]  # one of two trainings
+            for item, value in zip(asked, low, strict=True)
+        ]
 
     tried = run("de", 40, answer=answer)
     best = best_of(tried)
     assert best is not None and best.values[f"{C}.temperature.start"] <= 4
-    assert any(item.value is None for item in tried[:12])
+    lost = [item.value is None for item in tried]
+    assert any(lost[:12]) and sum(lost[20:]) < 10
     nothing = run("de", 20, answer=lambda asked: [[None]] * len(asked))
     assert len(nothing) == 20 and best_of(nothing) is None
 
@@ -163,6 +166,13 @@ def test_a_space_that_is_used_up_ends_the_search(method: str) -> None:
     assert len({name_of(item.values) for item in tried}) == len(tried) == sum(calls) <= 8
     assert len(calls) <= 100 * 8 / 6 + 1
     assert method == "de" or len(tried) == 8
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_search_that_finds_no_others_ends(method: str) -> None:
+    """A range narrower than the digits of a value."""
+    ranges = {"distill.lr": [0.1234567, 0.1234568]}
+    assert len(run(method, 6, ranges=ranges, answer=lambda asked: [[0.5]] * len(asked))) == 1
 
 
 def test_own_values_outside_the_ranges_are_not_tried() -> None:

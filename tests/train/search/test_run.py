@@ -116,6 +116,7 @@ def test_files_say_what_was_done(rocks: Path, tmp_path: Path) -> None:
     for row in rows:
         each = json.loads(row["each"])
         lost = None in each
+        assert lost or each[1] - each[0] == pytest.approx(0.001), "a training for each seed"
         assert (row["val_balanced_accuracy"] == "") == lost
         assert lost or float(row["val_balanced_accuracy"]) == pytest.approx(sum(each) / 2)
     best = max(float(row["val_balanced_accuracy"] or 0) for row in rows)
