@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 _WIDTH_PX, _HEIGHT_PX = 720, 380
 _LEFT_PX, _RIGHT_PX, _TOP_PX, _BOTTOM_PX = 64, 20, 46, 62
@@ -11,6 +11,8 @@ _LEFT_PX, _RIGHT_PX, _TOP_PX, _BOTTOM_PX = 64, 20, 46, 62
 _COLOURS = {"de": "#117733", "random": "#aa4499"}
 _NAMES = {"de": "differential evolution", "random": "random draws"}
 _STEPS = (1, 2, 5)
+#: number of a candidate, or a value, to CSS pixels
+Place = Callable[[float], float]
 
 
 def draw(
@@ -78,7 +80,7 @@ def draw(
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _run(method: str, seed: int, values: Sequence[float | None], x, y) -> list[str]:  # type: ignore[no-untyped-def]
+def _run(method: str, seed: int, values: Sequence[float | None], x: Place, y: Place) -> list[str]:
     """Dots, and the best so far as a stair."""
     colour = _COLOURS[method]
     dots = [
