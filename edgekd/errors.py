@@ -23,6 +23,10 @@ class InputError(EdgeKDError):
     """Something the user gave cannot be used: a file, a folder, a value, an option."""
 
 
+class DivergedError(InputError):
+    """A loss or gradient of a training became NaN or infinite."""
+
+
 class RecipeError(InputError):
     """A recipe does not follow the schema.
 

@@ -202,7 +202,7 @@ def run_folder(out: Path) -> Iterator[None]:
         yield
     except BaseException as err:
         # What a person stopped is theirs to look at, and so are curves of a run that had begun.
-        begun = any(out.glob("*.ckpt")) or any(out.glob("curves.csv"))
+        begun = any((*out.glob("*.ckpt"), *out.glob("curves.csv"), *out.glob("journal.jsonl")))
         if not isinstance(err, KeyboardInterrupt) and out in missing and not begun:
             shutil.rmtree(out, ignore_errors=True)
             with contextlib.suppress(OSError):  # a parent that another run uses by now stays

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
+import pydantic_core
 
 from edgekd.contracts import registry
 from edgekd.contracts.blocks import BlockSpec
@@ -29,6 +30,7 @@ from edgekd.contracts.schema import (
     read_yaml,
     resolve_path,
 )
+from edgekd.contracts.search import SearchSpec, check_search
 from edgekd.contracts.sensors import Sensors, check_sensors
 from edgekd.contracts.system import SystemSpec, check_system, check_teacher_sensors
 from edgekd.contracts.tensors import Classes, ImageInput, LogitsOutput
@@ -331,6 +333,7 @@ class Recipe(Document):
         system: what computes the first teacher, and how fast the ground is surveyed; reports put
             sensors and computing of teacher and student side by side.
         targets: classes of devices that the product is for, see ``edgekd ls targets``.
+        search: which values of ``distill`` ``edgekd search`` may change, and how far.
         presets: name -> values that replace the recipe's where ``preset`` names it; they are
             merged before validation (:func:`load_recipe`) and not kept.
     """
@@ -352,6 +355,7 @@ class Recipe(Document):
     calibration: CalibrationSpec | None = pydantic.Field(default=None, validate_default=True)
     gates: GateSpec
     targets: list[str] = pydantic.Field(min_length=1)
+    search: SearchSpec | None = None  # the last, for it is held against all others
 
     @pydantic.field_validator("data")
     @classmethod
@@ -458,6 +462,18 @@ class Recipe(Document):
                 f"overlap_px must be smaller than the tile of {io.inputs[0].tile_px} px; "
                 f"received {value.overlap_px}"
             )
+        return value
+
+    @pydantic.field_validator("search")
+    @classmethod
+    def _search_of(
+        cls, value: SearchSpec | None, info: pydantic.ValidationInfo
+    ) -> SearchSpec | None:
+        whole = set(cls.model_fields) - {"search"} <= set(info.data)  # not with faults of its own
+        if value is not None and whole:
+            plain = pydantic_core.to_jsonable_python(info.data, by_alias=True)
+            plain["schema"] = plain.pop("schema_version")
+            check_search(value, plain, cls.model_validate)
         return value
 
     def plain(self) -> dict[str, Any]:

@@ -23,7 +23,13 @@ from torch import distributed
 
 from edgekd.contracts.artifacts import publish_file
 from edgekd.contracts.tensors import ImageInput
-from edgekd.errors import EdgeKDError, EnvironmentLacksError, InputError, OutputError
+from edgekd.errors import (
+    DivergedError,
+    EdgeKDError,
+    EnvironmentLacksError,
+    InputError,
+    OutputError,
+)
 from edgekd.train.students._base import Segmenter
 
 Result = TypeVar("Result")
@@ -212,7 +218,7 @@ def check_finite(
         section: of the recipe, for the message.
 
     Raises:
-        InputError: names what became what, and what to change.
+        DivergedError: names what became what, and what to change.
     """
     found = {f"the loss {name}".removesuffix(" loss"): item for name, item in losses.items()}
     if norm is not None and precision != "fp16":
@@ -220,7 +226,7 @@ def check_finite(
     for name, value in found.items():
         if not math.isfinite(value):
             exact = "" if precision == "32" else f", or set {section}.precision: 32"
-            raise InputError(
+            raise DivergedError(
                 f"{name} became {value} at step {step}; lower {section}.lr{exact}; curves and log "
                 "of the run are kept, and so is its last checkpoint if there was one"
             )

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 
 from tests.helpers.labelled import write_recipe
-from tests.helpers.sensors import LIDAR, NM, SPECTRAL, VISUAL, materials, sensor_values, write_set
+from tests.helpers.sensors import (
+    LIDAR,
+    NM,
+    SPECTRAL,
+    VISUAL,
+    chain_values,
+    materials,
+    sensor_values,
+    write_set,
+)
 
 
 def make_sensor_files(root: Path) -> None:
@@ -43,6 +52,9 @@ def make_sensor_files(root: Path) -> None:
         {"root": "uncut", "blocks": {"side_px": 12, "buffer_px": 24, "folds": 4}},
     )
     recipe("rocks-mono", visual={"kind": "spectral"})
+    values = chain_values(root / "uncut") | {"name": "rocks-search"}
+    values["search"] = {"ranges": {"distill.cross_modal.temperature.start": [1, 8]}}
+    write_recipe(root, values)
 
 
 #: name, command, words of the printed line, exit code
@@ -71,5 +83,26 @@ SENSOR_ROWS: tuple[tuple[str, str, tuple[str, ...], int], ...] = (
      ("labels_per_class apply to sensor sets",), 2),
     ("--recipe for no sensor set", "inspect in.tif --recipe small.yaml",
      ("--recipe is about sensor sets, and in.tif is none",), 2),
+    ("search without ranges", "search rocks-recipe.yaml --budget 20",
+     ("recipe 'rocks-recipe' has no search section; add search: {ranges:",), 2),
+    ("search upside down",
+     "search rocks-search.yaml --budget 20 "
+     "--set search.ranges={distill.cross_modal.temperature.start:[8,1]}",
+     ("rocks-search.yaml has 1 fault: --set: search.ranges", "received [8, 1]"), 2),
+    ("search of no key",
+     "search rocks-search.yaml --budget 20 "
+     "--set search.ranges={distill.cross_modal.temperature.begin:[1,8]}",
+     ("distill.cross_modal.temperature has no key 'begin'", "valid: end, schedule, start"), 2),
+    ("search of another method", "search rocks-search.yaml --budget 20 --set distill=null",
+     ("a search needs distill.method: cross_modal, and there is no distill section",), 2),
+    ("search with a small budget", "search rocks-search.yaml --budget 7",
+     ("--budget 7 is less than one generation: 8 candidates; give 8 at least",), 2),
+    ("search without validation",
+     "search rocks-search.yaml --budget 20 --set data.blocks.val=0",
+     ("data.blocks.val of recipe 'rocks-search' is 0", "--set data.blocks.val=1"), 2),
+    ("search with nothing to resume", "search rocks-search.yaml --budget 20 --resume",
+     ("journal.jsonl does not exist: there is nothing to resume",), 2),
+    ("search that resumes and begins", "search rocks-search.yaml --budget 9 --resume --fresh",
+     ("--resume and --fresh exclude each other",), 2),
     ("--set without --recipe", "inspect rocks --set data.root=x", ("name one with --recipe",), 2),
 )  # fmt: skip

@@ -281,22 +281,10 @@ def distill_chain(
     if recipe.distill is None or recipe.distill.method != "cross_modal":
         raise InputError(f"recipe '{recipe.name}' has no distill section of method cross_modal")
     found = data or open_sensor_set(recipe, data_path)
-    taught: tuple[SensorTeacher, str] | None = None
-    before: str | None = None
-    for number, entry in enumerate(recipe.teachers, start=1):
-        name = entry.id or entry.name
-        folder = out / FOLDER / f"{number}-{name}"
-        if entry.weights == "train":
-            path = _stage(
-                recipe, entry, found, folder, taught, before, resume, fresh, accelerator, progress,
-                say,
-            )  # fmt: skip
-        else:
-            path = resolve_path(entry.weights, recipe_folder)
-        saved = load_teacher(path)
-        check_teacher(saved, recipe, found, path)
-        taught = (rebuild_teacher(saved, str(path)), sha256_file(_file(path)))
-        before = taught[1]
+    _, taught = train_teachers(
+        recipe, recipe_folder, found, out, resume=resume, fresh=fresh, accelerator=accelerator,
+        progress=progress, say=say,
+    )  # fmt: skip
     student = recipe.distill
     going_on = resume and (out / "last.ckpt").is_file()
 
@@ -310,6 +298,52 @@ def distill_chain(
         recipe, make, out, resume=going_on, fresh=fresh or (resume and not going_on),
         accelerator=accelerator, progress=progress, say=say,
     )  # fmt: skip
+
+
+def train_teachers(
+    recipe: Recipe,
+    recipe_folder: Path,
+    data: SensorSet,
+    out: Path,
+    *,
+    resume: bool = False,
+    fresh: bool = False,
+    accelerator: str = "auto",
+    progress: Progress | None = None,
+    say: Say | None = None,
+) -> tuple[list[Path], tuple[SensorTeacher, str] | None]:
+    """Train the recipe's teachers one after the other, or take those that are there.
+
+    Args:
+        recipe, recipe_folder, out, resume, fresh, accelerator, progress, say: as
+            :func:`distill_chain`.
+        data: the set.
+
+    Returns:
+        The file of each teacher; and the last of them with its file's sha256, None without any.
+
+    Raises:
+        InputError, DatasetError, CheckpointError, EnvironmentLacksError, OutputError: as there.
+    """
+    taught: tuple[SensorTeacher, str] | None = None
+    before: str | None = None
+    paths = []
+    for number, entry in enumerate(recipe.teachers, start=1):
+        name = entry.id or entry.name
+        folder = out / FOLDER / f"{number}-{name}"
+        if entry.weights == "train":
+            path = _stage(
+                recipe, entry, data, folder, taught, before, resume, fresh, accelerator, progress,
+                say,
+            )  # fmt: skip
+        else:
+            path = resolve_path(entry.weights, recipe_folder)
+        saved = load_teacher(path)
+        check_teacher(saved, recipe, data, path)
+        taught = (rebuild_teacher(saved, str(path)), sha256_file(_file(path)))
+        before = taught[1]
+        paths.append(_file(path))
+    return paths, taught
 
 
 def _file(path: Path) -> Path:
