@@ -1,0 +1,225 @@
+"""What a student makes of single pixels before its last, linear layer.
+
+Scores of the students here are linear in what their last 1 x 1 convolutions get, and bringing them
+to pixels is linear too. So the scores of a pixel are ``W f + b`` with the features ``f`` brought to
+pixels, and tuning the last layers on a handful of pixels needs the network once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgekd.contracts.preprocess import Normalizer
+from edgekd.contracts.recipe import Recipe
+from edgekd.contracts.windows import Window, padded_size, plan
+from edgekd.errors import InputError
+from edgekd.train.adapt.labels import Labels
+from edgekd.train.adapt.site import Picture, Site
+from edgekd.train.students._base import Segmenter
+
+#: side of the windows that are looked at, px, where the student and its tile allow it
+_SIDE_PX = 256
+#: windows in which unlabeled pixels are looked at, and pixels taken from them
+_WINDOWS = 8
+_UNLABELED = 2000
+#: part of the largest score that the linear form may be off
+_LINEAR = 1e-3
+
+
+@dataclass(frozen=True)
+class Look:
+    """Windows of a site, as a batch.
+
+    Attributes:
+        images: ``(n, 3, side, side)`` float32, normalised.
+        shown: ``(n, 1, side, side)`` float32, 1 where adaptation may see the pixel.
+        places: for every wanted pixel its window, row and column, ``(m, 3)`` int64.
+    """
+
+    images: Tensor
+    shown: Tensor
+    places: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Features:
+    """``(m, D)`` float64 features of pixels and ``(m, K)`` scores that the student gives them."""
+
+    values: Tensor
+    scores: Tensor
+
+
+def side_px(model: Segmenter, recipe: Recipe) -> int:
+    """Side of a window: a multiple of what the student takes, at most its tile."""
+    tile, step = recipe.io.inputs[0].tile_px, model.side_multiple
+    return min(tile, max(step, _SIDE_PX // step * step))
+
+
+def look_at_labels(site: Site, labels: Labels, recipe: Recipe, side: int, step: int) -> Look:
+    """The windows that hold labels; a label is looked at where it is nearest to a middle."""
+    images, shown, places = [], [], np.zeros((len(labels), 3), np.int64)
+    for number, name in enumerate(labels.images):
+        mine = np.flatnonzero(labels.image == number)
+        if not mine.size:
+            continue
+        picture = site.shown[name]()
+        windows = _windows(picture, side, step)
+        middles = np.array([(item.y0 + side / 2, item.x0 + side / 2) for item in windows])
+        at = np.stack([labels.row[mine], labels.column[mine]], axis=1)
+        off = np.abs(at[:, None] + 0.5 - middles[None]).max(2)
+        chosen = off.argmin(1)
+        for index in np.unique(chosen):
+            window = windows[index]
+            here = mine[chosen == index]
+            places[here, 0] = len(images)
+            places[here, 1] = labels.row[here] - window.y0
+            places[here, 2] = labels.column[here] - window.x0
+            pixels, seen = _cut_out(picture, window, recipe)
+            images.append(pixels)
+            shown.append(seen)
+    return Look(torch.stack(images), torch.stack(shown), places)
+
+
+def look_around(site: Site, recipe: Recipe, side: int, step: int, seed: int) -> Look:
+    """Some windows of a site with some shown pixels of each, drawn by the seed.
+
+    Raises:
+        InputError: nothing is shown.
+    """
+    random = np.random.default_rng([seed, 3])
+    names = list(site.shown)
+    chosen = [names[int(i)] for i in random.permutation(len(names))[:_WINDOWS]]
+    found: list[tuple[Tensor, Tensor]] = []
+    for number, name in enumerate(chosen):
+        picture = site.shown[name]()
+        windows = [
+            item for item in _windows(picture, side, step)
+            if picture.shown[item.y0 : item.y1, item.x0 : item.x1].any()
+        ]  # fmt: skip
+        share = _WINDOWS // len(chosen) + (number < _WINDOWS % len(chosen))
+        for i in random.permutation(len(windows))[:share]:
+            found.append(_cut_out(picture, windows[int(i)], recipe))
+    if not found:
+        raise InputError(f"{site.name} shows no pixel with data; there is nothing to adapt to")
+    shown = torch.stack([item[1] for item in found])
+    every = np.argwhere(shown[:, 0].numpy() > 0)
+    drawn = np.sort(random.permutation(len(every))[:_UNLABELED])
+    return Look(torch.stack([item[0] for item in found]), shown, every[drawn].astype(np.int64))
+
+
+def _windows(picture: Picture, side: int, step: int) -> list[Window]:
+    height, width = picture.shown.shape
+    return [item for row in plan(height, width, side, side // 4 // step * step, step) for item in row]
+
+
+def _cut_out(picture: Picture, window: Window, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Normalised pixels and what is shown, mirrored beyond the image as the runtime does."""
+    height, width = picture.shown.shape
+    more = max(0, window.y1 - height), max(0, window.x1 - width)
+    box = (slice(window.y0, window.y1), slice(window.x0, window.x1))
+    pixels = np.pad(picture.pixels[box], ((0, more[0]), (0, more[1]), (0, 0)), mode="symmetric")
+    shown = np.pad(picture.shown[box], ((0, more[0]), (0, more[1])))
+    tensor = torch.from_numpy(Normalizer(recipe.io.inputs[0])(pixels))
+    return tensor, torch.from_numpy(shown[None].astype(np.float32))
+
+
+class LastLayers:
+    """The 1 x 1 convolutions whose outputs, added up, are a student's scores.
+
+    Attributes:
+        layers: the convolutions, in the order of the decoder.
+    """
+
+    def __init__(self, model: Segmenter) -> None:
+        self._model = model
+        self.layers = [
+            item
+            for item in model.decoder.modules()
+            if isinstance(item, nn.Conv2d)
+            and item.kernel_size == (1, 1)
+            and item.out_channels == model.num_classes
+            and item.groups == 1
+            and item.bias is not None
+        ]
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """``(K, D)`` and ``(K,)`` float64 of all layers together."""
+        matrix = torch.cat([item.weight.detach().flatten(1) for item in self.layers], dim=1)
+        bias = torch.stack([_bias(item).detach() for item in self.layers]).sum(0)
+        return matrix.double(), bias.double()
+
+    @torch.no_grad()
+    def write(self, matrix: Tensor, bias: Tensor) -> None:
+        """Put other weights in; the first layer takes what the bias differs by."""
+        _, before = self.weights()
+        start = 0
+        for item in self.layers:
+            count = item.in_channels
+            item.weight.copy_(matrix[:, start : start + count].reshape(item.weight.shape))
+            start += count
+        _bias(self.layers[0]).add_((bias - before).float())
+
+    @torch.inference_mode()
+    def features(self, look: Look) -> Features | None:
+        """Features and scores of a look's pixels; None where scores are not linear in them."""
+        if not self.layers:
+            return None
+        values: list[Tensor] = []
+        scores: list[Tensor] = []
+        order: list[npt.NDArray[np.int64]] = []
+        got: dict[int, Tensor] = {}
+        hooks = [
+            item.register_forward_hook(lambda _m, given, _out, n=n: got.__setitem__(n, given[0]))  # type: ignore[misc]
+            for n, item in enumerate(self.layers)
+        ]
+        try:
+            for number in range(len(look.images)):
+                mine = np.flatnonzero(look.places[:, 0] == number)
+                if not mine.size:
+                    continue
+                logits = self._model(look.images[number : number + 1])
+                maps = [got[n] for n in range(len(self.layers))]
+                side = look.images.shape[-1]
+                rows, columns = (torch.from_numpy(look.places[mine, k]) for k in (1, 2))
+                at = [_at(item, side, rows, columns) for item in (*maps, logits)]
+                values.append(torch.cat(at[:-1], dim=1).double())
+                scores.append(at[-1].double())
+                order.append(mine)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        back = torch.from_numpy(np.argsort(np.concatenate(order)))
+        found = Features(torch.cat(values)[back], torch.cat(scores)[back])
+        matrix, bias = self.weights()
+        off = (found.values @ matrix.T + bias - found.scores).abs().max()
+        return found if off <= _LINEAR * (1 + found.scores.abs().max()) else None
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias
+
+
+def _at(values: Tensor, side: int, rows: Tensor, columns: Tensor) -> Tensor:
+    """``(1, C, h, w)`` brought to ``side`` bilinearly, at pixels: ``(m, C)``."""
+    if values.shape[-1] != side:
+        values = F.interpolate(values, size=(side, side), mode="bilinear", align_corners=False)
+    return values[0][:, rows, columns].T
+
+
+def batches(look: Look) -> Iterator[Tensor]:
+    """Windows one at a time, ``(1, 3, side, side)``."""
+    for number in range(len(look.images)):
+        yield look.images[number : number + 1]
+
+
+def inside(size_px: int, side: int, step: int) -> int:
+    """Length of an axis after it was padded for windows."""
+    return padded_size(size_px, side, step)
