@@ -19,7 +19,7 @@ from edgekd.contracts.registry import nearest
 from edgekd.errors import EdgeKDError
 
 _ORDER = [
-    "doctor", "ls", "validate", "simulate", "distill", "finetune", "eval", "export", "quantize",
+    "doctor", "ls", "validate", "simulate", "distill", "finetune", "adapt", "eval", "export", "quantize",
     "check", "build", "finalize", "keygen", "sign", "verify", "inspect", "run", "watch", "bench",
     "report", "power", "carbonation",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ pixels, and tuning the last layers on a handful of pixels needs the network once
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.recipe import Recipe
-from edgekd.contracts.windows import Window, padded_size, plan
+from edgekd.contracts.windows import Window, plan
 from edgekd.errors import InputError
 from edgekd.train.adapt.labels import Labels
 from edgekd.train.adapt.site import Picture, Site
@@ -28,7 +28,7 @@ from edgekd.train.students._base import Segmenter
 _SIDE_PX = 256
 #: windows in which unlabeled pixels are looked at, and pixels taken from them
 _WINDOWS = 8
-_UNLABELED = 2000
+_UNLABELED = 600
 #: part of the largest score that the linear form may be off
 _LINEAR = 1e-3
 
@@ -50,10 +50,17 @@ class Look:
 
 @dataclass(frozen=True)
 class Features:
-    """``(m, D)`` float64 features of pixels and ``(m, K)`` scores that the student gives them."""
+    """What a student makes of pixels.
+
+    Attributes:
+        values: ``(m, D)`` float64.
+        scores: ``(m, K)`` float64.
+        linear: whether the last layers give these scores of these features.
+    """
 
     values: Tensor
     scores: Tensor
+    linear: bool
 
 
 def side_px(model: Segmenter, recipe: Recipe) -> int:
@@ -167,39 +174,40 @@ class LastLayers:
         _bias(self.layers[0]).add_((bias - before).float())
 
     @torch.inference_mode()
-    def features(self, look: Look) -> Features | None:
-        """Features and scores of a look's pixels; None where scores are not linear in them."""
-        if not self.layers:
-            return None
+    def look(self, look: Look) -> Features:
+        """Features and scores of a look's pixels."""
         values: list[Tensor] = []
         scores: list[Tensor] = []
         order: list[npt.NDArray[np.int64]] = []
         got: dict[int, Tensor] = {}
-        hooks = [
-            item.register_forward_hook(lambda _m, given, _out, n=n: got.__setitem__(n, given[0]))  # type: ignore[misc]
-            for n, item in enumerate(self.layers)
-        ]
+
+        def keep(number: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+            return lambda _module, given, _made: got.__setitem__(number, given[0])
+
+        hooks = [item.register_forward_hook(keep(n)) for n, item in enumerate(self.layers)]
         try:
             for number in range(len(look.images)):
                 mine = np.flatnonzero(look.places[:, 0] == number)
                 if not mine.size:
                     continue
                 logits = self._model(look.images[number : number + 1])
-                maps = [got[n] for n in range(len(self.layers))]
-                side = look.images.shape[-1]
                 rows, columns = (torch.from_numpy(look.places[mine, k]) for k in (1, 2))
-                at = [_at(item, side, rows, columns) for item in (*maps, logits)]
-                values.append(torch.cat(at[:-1], dim=1).double())
-                scores.append(at[-1].double())
+                side = look.images.shape[-1]
+                maps = [got[n] for n in range(len(self.layers))]
+                at = [_at(item, side, rows, columns).double() for item in (*maps, logits)]
+                values.append(torch.cat(at[:-1], dim=1) if maps else at[-1][:, :0])
+                scores.append(at[-1])
                 order.append(mine)
         finally:
             for hook in hooks:
                 hook.remove()
         back = torch.from_numpy(np.argsort(np.concatenate(order)))
-        found = Features(torch.cat(values)[back], torch.cat(scores)[back])
+        feature, score = torch.cat(values)[back], torch.cat(scores)[back]
+        if not self.layers:
+            return Features(feature, score, False)
         matrix, bias = self.weights()
-        off = (found.values @ matrix.T + bias - found.scores).abs().max()
-        return found if off <= _LINEAR * (1 + found.scores.abs().max()) else None
+        off = (feature @ matrix.T + bias - score).abs().max()
+        return Features(feature, score, bool(off <= _LINEAR * (1 + score.abs().max())))
 
 
 def _bias(layer: nn.Conv2d) -> Tensor:
@@ -213,13 +221,3 @@ def _at(values: Tensor, side: int, rows: Tensor, columns: Tensor) -> Tensor:
         values = F.interpolate(values, size=(side, side), mode="bilinear", align_corners=False)
     return values[0][:, rows, columns].T
 
-
-def batches(look: Look) -> Iterator[Tensor]:
-    """Windows one at a time, ``(1, 3, side, side)``."""
-    for number in range(len(look.images)):
-        yield look.images[number : number + 1]
-
-
-def inside(size_px: int, side: int, step: int) -> int:
-    """Length of an axis after it was padded for windows."""
-    return padded_size(size_px, side, step)
