@@ -55,7 +55,7 @@ def _blocks(
 @click.option("--data", type=PathArgument, required=True, metavar="SITE",
               help="The site: a labelled set, or a sensor set.")  # fmt: skip
 @click.option("--labels", default="20", show_default=True, callback=_labels, metavar="N|all",
-              help="Labelled pixels to learn from, in all; drawn evenly over the classes.")  # fmt: skip
+              help="Labelled pixels to learn from; drawn evenly over the classes.")  # fmt: skip
 @click.option("--blocks", callback=_blocks, metavar="SIDE,BUFFER",
               help="Cut every image into blocks, px, and hold half of them out; a site that names "
               "no split is cut into 32,8.")  # fmt: skip
@@ -129,10 +129,12 @@ def _lines(tuning: dict[str, Any]) -> list[str]:
     ]
     lines = ["SIMULATED: the site was computed, not measured"] if tuning["simulated"] else []
     lines += [
-        f"{used['used']} labels of {used['available']:,} ({tuning['split']})",
+        f"{used['used']:,} labels of {used['available']:,} ({tuning['split']})",
         *table(["change, judged by labels left out", "loss", "better by", "found"], judged),
         f"chosen: {tuning['change']}",
     ]
+    if tuning["labels_asked"] == "all" and used["used"] < used["available"]:
+        lines.append("that is the most that are drawn; with so many, edgekd finetune learns more")
     measured = tuning["measured"]
     if measured is None:
         lines.append("accuracy not measured: nothing is held out")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgekd.contracts.imageio import UInt8Array
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.windows import Window, plan
@@ -28,7 +29,7 @@ from edgekd.train.students._base import Segmenter
 _SIDE_PX = 256
 #: windows in which unlabeled pixels are looked at, and pixels taken from them
 _WINDOWS = 8
-_UNLABELED = 600
+_UNLABELED = 400
 #: part of the largest score that the linear form may be off
 _LINEAR = 1e-3
 
@@ -38,14 +39,22 @@ class Look:
     """Windows of a site, as a batch.
 
     Attributes:
-        images: ``(n, 3, side, side)`` float32, normalised.
+        pixels: ``(n, side, side, 3)`` uint8.
         shown: ``(n, 1, side, side)`` float32, 1 where adaptation may see the pixel.
         places: for every wanted pixel its window, row and column, ``(m, 3)`` int64.
+        normalize: of the recipe.
     """
 
-    images: Tensor
+    pixels: UInt8Array
     shown: Tensor
     places: npt.NDArray[np.int64]
+    normalize: Normalizer
+
+    def images(self, first: int = 0, end: int | None = None) -> Tensor:
+        """``(n, 3, side, side)`` float32, normalised, of some windows."""
+        return torch.stack(
+            [torch.from_numpy(self.normalize(item)) for item in self.pixels[first:end]]
+        )
 
 
 @dataclass(frozen=True)
@@ -88,10 +97,10 @@ def look_at_labels(site: Site, labels: Labels, recipe: Recipe, side: int, step: 
             places[here, 0] = len(images)
             places[here, 1] = labels.row[here] - window.y0
             places[here, 2] = labels.column[here] - window.x0
-            pixels, seen = _cut_out(picture, window, recipe)
+            pixels, seen = _cut_out(picture, window)
             images.append(pixels)
             shown.append(seen)
-    return Look(torch.stack(images), torch.stack(shown), places)
+    return Look(np.stack(images), torch.stack(shown), places, Normalizer(recipe.io.inputs[0]))
 
 
 def look_around(site: Site, recipe: Recipe, side: int, step: int, seed: int) -> Look:
@@ -103,7 +112,7 @@ def look_around(site: Site, recipe: Recipe, side: int, step: int, seed: int) -> 
     random = np.random.default_rng([seed, 3])
     names = list(site.shown)
     chosen = [names[int(i)] for i in random.permutation(len(names))[:_WINDOWS]]
-    found: list[tuple[Tensor, Tensor]] = []
+    found: list[tuple[UInt8Array, Tensor]] = []
     for number, name in enumerate(chosen):
         picture = site.shown[name]()
         windows = [
@@ -112,29 +121,35 @@ def look_around(site: Site, recipe: Recipe, side: int, step: int, seed: int) -> 
         ]  # fmt: skip
         share = _WINDOWS // len(chosen) + (number < _WINDOWS % len(chosen))
         for i in random.permutation(len(windows))[:share]:
-            found.append(_cut_out(picture, windows[int(i)], recipe))
+            found.append(_cut_out(picture, windows[int(i)]))
     if not found:
         raise InputError(f"{site.name} shows no pixel with data; there is nothing to adapt to")
     shown = torch.stack([item[1] for item in found])
     every = np.argwhere(shown[:, 0].numpy() > 0)
     drawn = np.sort(random.permutation(len(every))[:_UNLABELED])
-    return Look(torch.stack([item[0] for item in found]), shown, every[drawn].astype(np.int64))
+    return Look(
+        np.stack([item[0] for item in found]),
+        shown,
+        every[drawn].astype(np.int64),
+        Normalizer(recipe.io.inputs[0]),
+    )
 
 
 def _windows(picture: Picture, side: int, step: int) -> list[Window]:
     height, width = picture.shown.shape
-    return [item for row in plan(height, width, side, side // 4 // step * step, step) for item in row]
+    return [
+        item for row in plan(height, width, side, side // 4 // step * step, step) for item in row
+    ]
 
 
-def _cut_out(picture: Picture, window: Window, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Normalised pixels and what is shown, mirrored beyond the image as the runtime does."""
+def _cut_out(picture: Picture, window: Window) -> tuple[UInt8Array, Tensor]:
+    """Pixels and what is shown, mirrored beyond the image as the runtime does."""
     height, width = picture.shown.shape
     more = max(0, window.y1 - height), max(0, window.x1 - width)
     box = (slice(window.y0, window.y1), slice(window.x0, window.x1))
     pixels = np.pad(picture.pixels[box], ((0, more[0]), (0, more[1]), (0, 0)), mode="symmetric")
     shown = np.pad(picture.shown[box], ((0, more[0]), (0, more[1])))
-    tensor = torch.from_numpy(Normalizer(recipe.io.inputs[0])(pixels))
-    return tensor, torch.from_numpy(shown[None].astype(np.float32))
+    return pixels, torch.from_numpy(shown[None].astype(np.float32))
 
 
 class LastLayers:
@@ -186,13 +201,13 @@ class LastLayers:
 
         hooks = [item.register_forward_hook(keep(n)) for n, item in enumerate(self.layers)]
         try:
-            for number in range(len(look.images)):
+            for number in range(len(look.pixels)):
                 mine = np.flatnonzero(look.places[:, 0] == number)
                 if not mine.size:
                     continue
-                logits = self._model(look.images[number : number + 1])
+                logits = self._model(look.images(number, number + 1))
                 rows, columns = (torch.from_numpy(look.places[mine, k]) for k in (1, 2))
-                side = look.images.shape[-1]
+                side = look.pixels.shape[1]
                 maps = [got[n] for n in range(len(self.layers))]
                 at = [_at(item, side, rows, columns).double() for item in (*maps, logits)]
                 values.append(torch.cat(at[:-1], dim=1) if maps else at[-1][:, :0])
@@ -220,4 +235,3 @@ def _at(values: Tensor, side: int, rows: Tensor, columns: Tensor) -> Tensor:
     if values.shape[-1] != side:
         values = F.interpolate(values, size=(side, side), mode="bilinear", align_corners=False)
     return values[0][:, rows, columns].T
-

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_STEPS = 60
+_STEPS = 30
 
 
 def balanced(channel: Tensor, classes: int) -> Tensor:

@@ -88,7 +88,9 @@ def _intervals(squares: IntArray) -> tuple[FloatArray, FloatArray]:
     found = []
     for start in range(0, _DRAWS, _AT_ONCE):
         draws = random.multinomial(
-            len(squares), np.full(len(squares), 1 / len(squares)), size=min(_AT_ONCE, _DRAWS - start)
+            len(squares),
+            np.full(len(squares), 1 / len(squares)),
+            size=min(_AT_ONCE, _DRAWS - start),
         )
         hits = (draws @ hit).reshape(len(draws), 2, -1)
         total = (draws @ every)[:, None]

@@ -56,7 +56,7 @@ def with_norms(model: Segmenter, look: Look, part: float) -> Segmenter:
     hooks = [
         item.register_forward_pre_hook(estimate) for item in adapted.modules() if _is_norm(item)
     ]
-    adapted(look.images)
+    adapted(look.images())
     for hook in hooks:
         hook.remove()
     return adapted

@@ -77,7 +77,8 @@ def adapt(
         checkpoint_path: of ``edgekd finetune`` or of ``edgekd distill`` with ``cross_modal``.
         data_path: the site; see :func:`~edgekd.train.adapt.site.open_site`.
         out: folder of the new ``best.ckpt``.
-        labels: labelled pixels in all, drawn evenly over the classes; None takes all.
+        labels: labelled pixels in all, drawn evenly over the classes; None takes all, up to
+            :data:`~edgekd.train.adapt.labels.MAX_LABELS`.
         blocks: see :func:`~edgekd.train.adapt.site.open_site`.
         seed: of all draws. The same seed gives the same weights.
         unmeasured: go on where nothing is held out; the result then has no accuracy.
