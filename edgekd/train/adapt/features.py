@@ -80,7 +80,9 @@ def side_px(model: Segmenter, recipe: Recipe) -> int:
 
 def look_at_labels(site: Site, labels: Labels, recipe: Recipe, side: int, step: int) -> Look:
     """The windows that hold labels; a label is looked at where it is nearest to a middle."""
-    images, shown, places = [], [], np.zeros((len(labels), 3), np.int64)
+    images: list[UInt8Array] = []
+    shown: list[Tensor] = []
+    places = np.zeros((len(labels), 3), np.int64)
     for number, name in enumerate(labels.images):
         mine = np.flatnonzero(labels.image == number)
         if not mine.size:

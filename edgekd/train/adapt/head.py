@@ -81,6 +81,6 @@ def tune(
         return total
 
     with torch.enable_grad():
-        optimizer.step(loss)  # type: ignore[no-untyped-call, arg-type]
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
     slope = change.detach()[:, :-1] / scale
     return matrix + slope, bias + change.detach()[:, -1] - slope @ middle

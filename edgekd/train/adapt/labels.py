@@ -83,10 +83,8 @@ def draw(site: Site, asked: int | None, seed: int) -> Labels:
         chosen = random.permutation(available[channel])[:count]
         places.append(pool[channel][chosen])
         channels.append(np.full(count, channel, dtype=np.int64))
-    where = np.concatenate(places)
-    return Labels(
-        images, where[:, 0], where[:, 1], where[:, 2], np.concatenate(channels), available
-    )
+    image, row, column = np.concatenate(places).T
+    return Labels(images, image, row, column, np.concatenate(channels), available)
 
 
 def shares(available: list[int], wanted: int, random: np.random.Generator) -> list[int]:

@@ -83,15 +83,12 @@ def _intervals(squares: IntArray) -> tuple[FloatArray, FloatArray]:
         squares: ``(squares, 2, classes, classes)``.
     """
     random = np.random.default_rng(0)
+    even = np.full(len(squares), 1 / len(squares))
     hit = np.einsum("smkk->smk", squares).reshape(len(squares), -1).astype(np.float64)
     every = squares[:, 0].sum(2).astype(np.float64)  # labels of each class
     found = []
     for start in range(0, _DRAWS, _AT_ONCE):
-        draws = random.multinomial(
-            len(squares),
-            np.full(len(squares), 1 / len(squares)),
-            size=min(_AT_ONCE, _DRAWS - start),
-        )
+        draws = random.multinomial(len(squares), even, size=min(_AT_ONCE, _DRAWS - start))
         hits = (draws @ hit).reshape(len(draws), 2, -1)
         total = (draws @ every)[:, None]
         with np.errstate(invalid="ignore"):

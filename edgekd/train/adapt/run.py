@@ -22,7 +22,7 @@ from edgekd.contracts.manifest import MANIFEST_NAME
 from edgekd.contracts.recipe import Recipe
 from edgekd.errors import CheckpointError, InputError
 from edgekd.train.adapt.choose import PARTS, Judged, View, choose, fit, judge
-from edgekd.train.adapt.features import Features, LastLayers, Look, look_around, look_at_labels
+from edgekd.train.adapt.features import LastLayers, Look, look_around, look_at_labels
 from edgekd.train.adapt.features import side_px as window_side
 from edgekd.train.adapt.labels import Labels, draw, folds
 from edgekd.train.adapt.measure import measure

@@ -167,7 +167,8 @@ def _cut(data: LabelledSet, blocks: tuple[int, int], seed: int) -> Site:
     def parts(sample: Sample, target: UInt8Array) -> UInt8Array:
         salt = int.from_bytes(hashlib.sha256(sample.id.encode()).digest()[:4], "big")
         try:
-            return assign(*target.shape, _block_spec(blocks, seed), target, salt=salt)
+            height, width = target.shape
+            return assign(height, width, _block_spec(blocks, seed), target, salt=salt)
         except DatasetError as err:
             raise DatasetError(
                 f"{sample.id} of {data.root} ({target.shape[1]}x{target.shape[0]} px) cannot be "
