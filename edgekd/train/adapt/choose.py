@@ -2,10 +2,8 @@
 
 Every candidate is judged on labels that its fit has not seen (cross-validation), by the
 cross-entropy after a temperature that was fitted on the other labels as well, so that a change is
-not chosen for being less sure of itself. No change is the candidate to beat. Statistics need no
-label, so they are taken where the labels speak for them at all; tuned layers have many weights and
-must be better by more than the standard error of the paired differences. Neither may find fewer of
-the labels than no change does.
+not chosen for being less sure of itself. No change is the candidate to beat: another one must be
+better by more than the standard error of the paired differences, and find no fewer of the labels.
 """
 
 from __future__ import annotations
@@ -170,7 +168,7 @@ def choose(judged: list[Judged]) -> Judged:
         item
         for item in judged
         if item.candidate != NO_CHANGE
-        and item.better_by > (0.0 if item.candidate.pull is None else item.error)
+        and item.better_by > item.error
         and item.accuracy >= none.accuracy
     ]
     return min(for_it, key=lambda item: item.loss, default=none)

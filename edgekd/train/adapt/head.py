@@ -23,11 +23,13 @@ def balanced(channel: Tensor, classes: int) -> Tensor:
 
 
 def temperature(scores: Tensor, channel: Tensor, weights: Tensor) -> float:
-    """Divisor of the scores with the least cross-entropy (Guo et al. 2017), of 1/8 to 8.
+    """Divisor of the scores with the least cross-entropy (Guo et al. 2017), of 1 to 8.
 
-    Without it a change would be chosen for being less sure of itself alone.
+    Without it a change would be chosen for being less sure of itself alone. Scores are made no
+    surer: where the one wrong label is left out, the others would ask for certainty, and that
+    label alone would decide (measured: a choice that cost 11 points on ten labels of MUUFL).
     """
-    grid = torch.logspace(-3, 3, 49, base=2.0, dtype=torch.float64)
+    grid = torch.logspace(0, 3, 25, base=2.0, dtype=torch.float64)
     losses = [
         float((F.cross_entropy(scores / value, channel, reduction="none") * weights).sum())
         for value in grid
