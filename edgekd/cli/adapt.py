@@ -23,10 +23,10 @@ def _labels(
     context: click.Context, parameter: click.Parameter, value: str | None
 ) -> int | str | None:
     """Callback of ``--labels``."""
-    if value == "all":
+    if value in (None, "all"):
         return value
     try:
-        return int(value or "")
+        return int(value)
     except ValueError as err:
         raise click.BadParameter(f"expected a number like 20, or all, received '{value}'") from err
 
@@ -54,8 +54,12 @@ def _blocks(
 @click.argument("checkpoint", metavar="CHECKPOINT", type=PathArgument)
 @click.option("--data", type=PathArgument, required=True, metavar="SITE",
               help="The site: a labelled set, or a sensor set.")  # fmt: skip
-@click.option("--labels", default="20", show_default=True, callback=_labels, metavar="N|all",
-              help="Labelled pixels to learn from; drawn evenly over the classes.")  # fmt: skip
+@click.option("--labels", callback=_labels, metavar="N|all",
+              help="Labelled pixels to learn from, drawn evenly over the classes; default 20, with "
+              "--points all.")  # fmt: skip
+@click.option("--points", type=PathArgument, metavar="CSV",
+              help="Labels as points: columns image, column, row, class, and split (train or "
+              "test); SITE is then the folder of the images.")  # fmt: skip
 @click.option("--blocks", callback=_blocks, metavar="SIDE,BUFFER",
               help="Cut every image into blocks, px, and hold half of them out; a site that names "
               "no split is cut into 32,8.")  # fmt: skip
@@ -70,7 +74,8 @@ def _blocks(
 def command(
     checkpoint: Path,
     data: Path,
-    labels: int | str,
+    labels: int | str | None,
+    points: Path | None,
     blocks: tuple[int, int] | None,
     seed: int,
     unmeasured: bool,
@@ -89,6 +94,8 @@ def command(
     from edgekd.train.adapt.run import adapt, student_file
     from edgekd.train.checkpoint import load_checkpoint
 
+    if labels is None:
+        labels = 20 if points is None else "all"
     if output is None:
         file = student_file(checkpoint)
         name = load_checkpoint(file).parsed_recipe(str(file)).name
@@ -99,6 +106,7 @@ def command(
             data,
             output,
             labels=None if labels == "all" else int(labels),
+            points=points,
             blocks=blocks,
             seed=seed,
             unmeasured=unmeasured,

@@ -27,6 +27,7 @@ from edgekd.train.adapt.features import side_px as window_side
 from edgekd.train.adapt.labels import Labels, draw, folds
 from edgekd.train.adapt.measure import measure
 from edgekd.train.adapt.norms import has_norms, with_norms
+from edgekd.train.adapt.points import open_points
 from edgekd.train.adapt.site import Site, open_site
 from edgekd.train.checkpoint import (
     BEST_NAME,
@@ -65,6 +66,7 @@ def adapt(
     out: Path,
     *,
     labels: int | None = 20,
+    points: Path | None = None,
     blocks: tuple[int, int] | None = None,
     seed: int = 0,
     unmeasured: bool = False,
@@ -79,7 +81,9 @@ def adapt(
         out: folder of the new ``best.ckpt``.
         labels: labelled pixels in all, drawn evenly over the classes; None takes all, up to
             :data:`~edgekd.train.adapt.labels.MAX_LABELS`.
-        blocks: see :func:`~edgekd.train.adapt.site.open_site`.
+        points: table of labelled pixels of the images in ``data_path``; see
+            :func:`~edgekd.train.adapt.points.open_points`.
+        blocks: see :func:`~edgekd.train.adapt.site.open_site`; of points the buffer alone.
         seed: of all draws. The same seed gives the same weights.
         unmeasured: go on where nothing is held out; the result then has no accuracy.
         fresh: an earlier run in ``out`` may be lost.
@@ -102,12 +106,19 @@ def adapt(
                 f"{out} holds the checkpoint that is adapted; choose another folder with -o"
             )
         make_room(out, [BEST_NAME], "", fresh, look_only=True)
-        site = open_site(recipe, data_path, blocks, seed)
+        if points is None:
+            site = open_site(recipe, data_path, blocks, seed)
+        else:
+            site = open_points(recipe, data_path, points, blocks[1] if blocks else None)
         if not site.held_out and not unmeasured:
+            advice = (
+                "add a test split, or cut the images with --blocks SIDE,BUFFER"
+                if points is None
+                else "say split: test of some points"
+            )
             raise InputError(
                 f"{data_path} holds nothing out to measure on ({site.split}), so nobody would know "
-                "whether it became worse; add a test split, cut the images with --blocks "
-                "SIDE,BUFFER, or go on without an accuracy: --unmeasured"
+                f"whether it became worse; {advice}, or go on without an accuracy: --unmeasured"
             )
         drawn = draw(site, labels, seed)
         adapted, judged, chosen = _adapt(model, recipe, site, drawn, seed, told)

@@ -181,7 +181,9 @@ def _cut(data: LabelledSet, blocks: tuple[int, int], seed: int) -> Site:
         def read() -> Picture:
             pixels, target = data.load(sample)
             mine = parts(sample, target) == TRAIN
-            return hidden(pixels, mine & _valid(sample), np.where(mine, target, np.uint8(IGNORE)))
+            return hidden(
+                pixels, mine & valid_pixels(sample), np.where(mine, target, np.uint8(IGNORE))
+            )
 
         return read
 
@@ -211,7 +213,7 @@ def _shown(data: LabelledSet, sample: Sample) -> Callable[[], Picture]:
             view = data.sensor_set.training_view(sample.scene)
             return Picture(view.visual8, view.valid, view.target)
         pixels, target = data.load(sample)
-        return hidden(pixels, _valid(sample), target)
+        return hidden(pixels, valid_pixels(sample), target)
 
     return read
 
@@ -223,7 +225,7 @@ def _held_out(data: LabelledSet, sample: Sample) -> Callable[[], HeldOut]:
     return read
 
 
-def _valid(sample: Sample) -> BoolArray:
+def valid_pixels(sample: Sample) -> BoolArray:
     """Where an image has data."""
     with Raster(sample.image) as image:
         return image.read_valid(sample.region or Window(0, 0, image.height, image.width))

@@ -10,14 +10,18 @@ import pytest
 import torch
 
 from edgekd.contracts.artifacts import sha256_file
+from edgekd.contracts.blocks import grown
 from edgekd.contracts.labelled import open_labelled
 from edgekd.deploy.export.onnx_export import export_onnx
 from edgekd.errors import CheckpointError, DatasetError, InputError
 from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
 from edgekd.train.adapt.run import AdaptResult, adapt
+from edgekd.train.adapt.site import open_site
 from edgekd.train.checkpoint import load_checkpoint, rebuild
 from edgekd.train.evaluate import evaluate_model
+from tests.helpers.checkpoints import make_checkpoint
 from tests.helpers.labelled import make_set
+from tests.helpers.sensors import BLOCKS, sensor_values, write_set
 from tests.helpers.sites import CLASSES, PLAIN, SHIFTED, make_student, write_site
 
 SPLITS = {"train": ["t"], "test": ["e"]}
@@ -117,8 +121,6 @@ def test_nothing_of_held_out_pixels_reaches_the_weights(
 
 def _hidden(student: Path, path: Path) -> dict[str, np.ndarray]:
     """What of each image adaptation must not see."""
-    from edgekd.train.adapt.site import open_site
-
     recipe = load_checkpoint(student).parsed_recipe("a test")
     site = open_site(recipe, path, None, 0)
     found = {name: np.ones((96, 96), dtype=np.bool_) for name in SEEDS}
@@ -129,9 +131,6 @@ def _hidden(student: Path, path: Path) -> dict[str, np.ndarray]:
 
 
 def test_no_shown_pixel_is_near_a_measured_one(student: Path, tmp_path: Path) -> None:
-    from edgekd.contracts.blocks import grown
-    from edgekd.train.adapt.site import open_site
-
     recipe = load_checkpoint(student).parsed_recipe("a test")
     path = write_site(tmp_path / "site", SEEDS, SHIFTED, SPLITS)
     site = open_site(recipe, path, (24, 5), 0)  # blocks, although there is a split
@@ -267,3 +266,32 @@ def test_bundles_and_encoders_are_refused(student: Path, tmp_path: Path) -> None
         torch.save({mark: 1}, tmp_path / "other.ckpt")
         with pytest.raises(CheckpointError, match=f"is {words}.*give the best.ckpt"):
             adapt(tmp_path / "other.ckpt", tmp_path, tmp_path / "out")
+
+
+def test_a_sensor_set_is_cut_by_its_recipe_and_only_seen_by_its_camera(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    values = sensor_values(
+        data={"blocks": BLOCKS, "labels_per_class": 2},
+        student={"name": "geology_rgb", "variant": "nano"},
+        name="rocks",
+    )
+    values["io"]["inputs"][0] |= {"mean": [127.5] * 3, "std": [64.0] * 3}
+    checkpoint = make_checkpoint(tmp_path / "random.ckpt", values)
+    path = write_set(tmp_path / "set")
+    result = adapt(checkpoint, path.parent, tmp_path / "out", labels=30)
+    tuning = result.tuning
+    assert tuning["simulated"] is True
+    assert "split test (blocks of 12 px, fold 0 of 4, buffer 2 px)" in tuning["split"]
+    assert tuning["labels"]["used"] == 30  # two per class was how the recipe trained
+    recipe = load_checkpoint(checkpoint).parsed_recipe("a test")
+    bare = write_set(tmp_path / "bare")  # cut by the command where nobody says how
+    values["data"] = {"root": "set"}
+    without = make_checkpoint(tmp_path / "without.ckpt", values)
+    cut = adapt(without, bare.parent, tmp_path / "cut", labels=30, blocks=(12, 2))
+    assert "blocks of 12 px, fold 0 of 2, buffer 2 px" in cut.tuning["split"]
+    site = open_site(recipe, path.parent, None, 0)
+    (held,) = [read() for read in site.held_out.values()]
+    (seen,) = [read() for read in site.shown.values()]
+    assert not (grown(held.target != 255, 2) & seen.shown).any()
+    with pytest.raises(DatasetError, match="--blocks SIDE,BUFFER"):
+        adapt(without, bare.parent, tmp_path / "none", labels=30, blocks=(64, 2))
