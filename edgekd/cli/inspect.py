@@ -285,8 +285,10 @@ def _checkpoint(path: Path) -> tuple[dict[str, Any], list[str]]:
         f"checkpoint of recipe '{checkpoint.recipe['name']}'",
         f"student {student['name']} ({student['parameters'] / 1e6:.2f} M parameters, options "
         f"{_options(student)})",
-        f"tuned on {checkpoint.data['name']}, {tuning.get('steps_done')} steps, validation mIoU "
-        f"{percent(tuning.get('best_val_miou'))} at step {tuning.get('best_step')}",
+        f"adapted to {tuning['site']}: {tuning['change']}"
+        if "adapted_from_sha256" in tuning
+        else f"tuned on {checkpoint.data['name']}, {tuning.get('steps_done')} steps, validation "
+        f"mIoU {percent(tuning.get('best_val_miou'))} at step {tuning.get('best_step')}",
         *_system(checkpoint.recipe, f"the recipe inside {path}"),
         "can be resumed" if checkpoint.state else "weights only",
     ]
