@@ -271,7 +271,7 @@ def test_one_error_tree() -> None:
     from edgekd import errors
 
     found = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
-    assert len(found) == 12
+    assert len(found) == 13
     for name, kind in found.items():
         assert issubclass(kind, errors.EdgeKDError) and kind.exit_code in (1, 2, 3), name
     raised = [
