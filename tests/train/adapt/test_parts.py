@@ -78,9 +78,10 @@ def test_scores_are_linear_in_features_and_written_back(site: Site, values: Any)
     torch.testing.assert_close(after.scores, found.values @ new[0].T + new[1], atol=1e-3, rtol=1e-4)
 
 
-def test_all_statistics_of_the_site_make_its_pixels_standard(site: Site) -> None:
+def test_all_statistics_of_the_site_make_its_shown_pixels_standard(tmp_path: Path) -> None:
     values = site_values()
     model, recipe = random_student(values), parsed(values)
+    site = open_site(recipe, write_site(tmp_path / "site", {"t": 11}, SHIFTED), (24, 5), 0)
     look = look_around(site, recipe, 64, 2, 0)
     adapted = with_norms(model, look, 1.0)
     first = adapted.encoder.colour[0]  # type: ignore[index]
