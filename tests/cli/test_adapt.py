@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from edgekd.cli.main import main
-from tests.helpers.sites import PLAIN, SHIFTED, make_student, picture, write_site
+from tests.helpers.recoloured import PLAIN, SHIFTED, make_student, picture, write_site
 
 
 @pytest.fixture(scope="module")

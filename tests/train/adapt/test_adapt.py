@@ -21,8 +21,8 @@ from edgekd.train.checkpoint import load_checkpoint, rebuild
 from edgekd.train.evaluate import evaluate_model
 from tests.helpers.checkpoints import make_checkpoint
 from tests.helpers.labelled import make_set
+from tests.helpers.recoloured import CLASSES, PLAIN, SHIFTED, make_student, write_site
 from tests.helpers.sensors import BLOCKS, sensor_values, write_set
-from tests.helpers.sites import CLASSES, PLAIN, SHIFTED, make_student, write_site
 
 SPLITS = {"train": ["t"], "test": ["e"]}
 SEEDS = {"t": 11, "e": 12}

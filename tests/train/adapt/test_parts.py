@@ -21,7 +21,7 @@ from edgekd.train.adapt.points import open_points
 from edgekd.train.adapt.site import Site, open_site
 from tests.helpers.checkpoints import parsed, random_student
 from tests.helpers.labelled import lite0_values
-from tests.helpers.sites import CLASSES, SHIFTED, site_values, write_site
+from tests.helpers.recoloured import CLASSES, SHIFTED, site_values, write_site
 
 
 @pytest.mark.parametrize(
