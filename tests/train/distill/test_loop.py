@@ -18,7 +18,7 @@ import torch
 from edgekd.contracts.recipe import Recipe
 from edgekd.errors import CheckpointError, EdgeKDError, InputError
 from edgekd.train.checkpoint import build_student, load_encoder
-from edgekd.train.distill import loop
+from edgekd.train.distill import loop, tasks
 from edgekd.train.distill.loop import distill
 from edgekd.train.distill.teaching import build_teachers
 from edgekd.train.run import read_curves
@@ -421,7 +421,7 @@ def test_cached_features_are_those_of_the_teacher(tiles: Path, tmp_path: Path) -
             return {0: self._method.teacher_features(0, clean)}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "CachedTeachers", Uncached)
+        patch.setattr(tasks, "CachedTeachers", Uncached)
         run(values, tiles, tmp_path / "none")
     for a, b in zip(curves(tmp_path / "cache"), curves(tmp_path / "none"), strict=True):
         assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=2e-3)
