@@ -5,10 +5,12 @@
 # make check-wheels  does every dependency resolve for 64-bit Arm? Not in CI: it asks a package index
 #
 # All make .venv when it is not there. PYTHON chooses the interpreter (3.10 to 3.13), PIP_ARGS goes
-# to pip, e.g. to take torch from a folder of CPU wheels: make demo PIP_ARGS="--find-links wheels/"
+# to pip, e.g. to take torch from a folder of CPU wheels: make demo PIP_ARGS="--find-links wheels/".
+# JOBS is the number of processes of make test; auto is one per core.
 PYTHON ?= python3
 PIP_ARGS ?=
 ARM_ARGS ?=
+JOBS ?= auto
 TORCH ?= 2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +22,7 @@ demo: $(STAMP)
 	$(BIN)/python benchmarks/demo.py --out out/demo
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 test-arm64: $(VENV)/.edgekd-uv
 	$(BIN)/python benchmarks/arm_tests.py $(ARM_ARGS)

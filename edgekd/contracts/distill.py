@@ -46,9 +46,10 @@ class BalanceSpec(Document):
     """Weights of the classes, for rare ones.
 
     Attributes:
-        kind: ``none``; ``effective_number``: in proportion to ``(1 - beta) / (1 - beta ** n)`` of
-            the ``n`` labelled pixels (Cui et al. 2019, equation 2), scaled to a mean of 1 over the
-            classes that have any.
+        kind: ``none``; ``effective_number``: in proportion to ``(1 - beta) / (1 - beta ** n)``
+            (Cui et al. 2019, equation 2), scaled to a mean of 1 over the classes that have any.
+            ``n`` of a class is its labelled pixels in cross-entropy, and the training pixels that
+            the teacher expects of it, the sum of its probabilities, in KL.
         beta: 0 weighs all classes alike, towards 1 by the inverse of their pixels.
     """
 
@@ -414,8 +415,7 @@ class DistillSpec(Document):
             "adapter": self.method == "mask_cdkd",
             "stages": self.method == "mask_cdkd",
             "detach_teacher": self.method == "mask_cdkd",
-            "mae": self.method == "mask_cdkd"
-            or self.method == "mae"
+            "mae": self.method in ("mask_cdkd", "mae")
             or (self.method == "feature" and self.mae.weight > 0),
             "cross_modal": self.method == "cross_modal",
             "mask": self.method != "cross_modal",
@@ -458,6 +458,10 @@ class DistillSpec(Document):
                     "them out"
                 )
             return self
+        if self.crop_px < 32:
+            raise ValueError(
+                f"crop_px is {self.crop_px}; method {self.method} takes crops of at least 32 px"
+            )
         if self.mask.kind == "none" and (self.method != "feature" or self.mae.weight > 0):
             raise ValueError(
                 f"method {self.method} reconstructs hidden patches, and mask.kind is none; take "

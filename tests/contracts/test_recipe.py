@@ -331,6 +331,7 @@ distill: {method: mask_cdkd, data: {roots: [tiles]}, crop_px: 128, batch: 2, ste
         ("roots: [tiles]", "roots: [tiles], range: [9, 1]", "range must be"),
         ("roots: [tiles]", "roots: []", "at least 1 item"),
         ("steps: 4", "steps: 4, stages: {early: [1, 2]}", "at least 3 items"),
+        ("crop_px: 128", "crop_px: 16", "takes crops of at least 32 px"),
     ],
 )
 def test_faults_of_a_distillation(tmp_path: Path, old: str, new: str, words: str) -> None:

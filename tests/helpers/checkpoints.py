@@ -33,6 +33,7 @@ def random_student(values: dict[str, Any], seed: int = 11) -> Segmenter:
     model = build_student(
         spec.name,
         len(recipe.io.classes),
+        variant=spec.variant,
         attention=spec.attention,
         head=spec.head,
         pretrained=False,
@@ -45,7 +46,7 @@ def random_student(values: dict[str, Any], seed: int = 11) -> Segmenter:
         if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)):
             module.weight.uniform_(0.7, 1.3)
     for name, item in model.named_parameters():
-        if name.endswith("bias"):
+        if name.endswith("bias") or not item.any():
             item.normal_(0, 0.1)
     model.eval()
     _spread(model, recipe)
@@ -53,16 +54,20 @@ def random_student(values: dict[str, Any], seed: int = 11) -> Segmenter:
 
 
 def _spread(model: Segmenter, recipe: Recipe) -> None:
-    """Scale the last layer: logits of a picture about 0 with a deviation of 3, as after tuning."""
+    """Scale what gives scores: those of a picture are about 0 with a deviation of 3, as tuned."""
     spec = recipe.io.inputs[0]
     picture = synthetic_tile(spec.tile_px, spec.channel_count)
     logits = model(torch.from_numpy(Normalizer(spec)(picture))[None])
-    last = [item for item in model.decoder.modules() if isinstance(item, nn.Conv2d)][-1]
-    assert last.out_channels == model.num_classes and last.bias is not None
+    convolutions = [item for item in model.decoder.modules() if isinstance(item, nn.Conv2d)]
+    scoring = [item for item in convolutions if item.out_channels == model.num_classes]
+    assert scoring and scoring[-1] is convolutions[-1]
     factor = 3.0 / logits.std(dim=(0, 2, 3))
-    middle = logits.mean(dim=(0, 2, 3))
-    last.weight.mul_(factor[:, None, None, None])
-    last.bias.sub_(middle).mul_(factor)
+    assert scoring[-1].bias is not None
+    scoring[-1].bias.sub_(logits.mean(dim=(0, 2, 3)))
+    for item in scoring:
+        assert item.bias is not None
+        item.weight.mul_(factor[:, None, None, None])
+        item.bias.mul_(factor)
 
 
 def make_checkpoint(path: Path, values: dict[str, Any], seed: int = 11) -> Path:

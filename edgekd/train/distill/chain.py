@@ -12,25 +12,28 @@ from typing import Any
 
 import torch
 
-from edgekd.contracts.artifacts import canonical_json, sha256_bytes, sha256_file
+from edgekd.contracts.artifacts import canonical_json, sha256_bytes
 from edgekd.contracts.distill import DistillSpec, StageSpec, TeacherSpec
 from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.schema import resolve_path
 from edgekd.contracts.sensor_labelled import camera_view
 from edgekd.contracts.sensor_set import SensorSet, open_sensor_set
-from edgekd.errors import InputError
+from edgekd.contracts.sensors import VISUAL
+from edgekd.errors import CheckpointError, InputError
 from edgekd.train.average import Average
 from edgekd.train.checkpoint import (
     BEST_NAME,
+    LAST_NAME,
     Checkpoint,
     build_for,
     describe_student,
     save_checkpoint,
 )
 from edgekd.train.datasets.sensor_crops import Answers, SensorCrop, SensorCrops
-from edgekd.train.distill.loop import DistillResult, Progress, Say, run_task
+from edgekd.train.distill.loop import DistillResult, Progress, Say, run_task, what_matters
 from edgekd.train.distill.methods.cross_modal import CrossModal, SensorBatch
 from edgekd.train.distill.tasks import Task
+from edgekd.train.distill.teaching import check_sha256
 from edgekd.train.evaluate import answer, evaluate_model, evaluate_teacher
 from edgekd.train.run import check_normalization
 from edgekd.train.students._base import Segmenter
@@ -43,8 +46,10 @@ from edgekd.train.teachers._saved import (
     load_teacher,
     rebuild_teacher,
     save_teacher,
+    teacher_file,
 )
 from edgekd.train.teachers._sensors import SensorPlan, SensorTeacher
+from edgekd.train.teachers._weights import state_sha256
 
 FOLDER = "teachers"
 
@@ -58,7 +63,7 @@ class SensorTask(Task):
         data: the set.
         learner: what learns.
         names: sensors that the crops hold.
-        taught: the teacher before it with its file's sha256, or None: labels alone.
+        taught: the teacher before it with the sha256 of its weights, or None: labels alone.
         entry: of the recipe, where a teacher learns.
         first: whether the log must tell of the set.
     """
@@ -99,6 +104,7 @@ class SensorTask(Task):
                 self.columns.append("feature")
         self.columns += ["student_std", "student_rank", "val_balanced_accuracy"]
         self._best: tuple[float, int, dict[str, torch.Tensor]] | None = None
+        self._steps = 0
         self._validates = bool(sum(data.label_counts()["val"]))
         if rules.keep == "best" and not self._validates:
             raise InputError(
@@ -133,14 +139,20 @@ class SensorTask(Task):
         teacher, _ = self._taught
         features = self.method.project is not None
         self._answers = {}
+        expected = torch.zeros(len(self.data.classes), dtype=torch.float64)
         for name in self.data.training_ids:
-            scores, feature = answer(teacher, self.data.training_view(name), features)
+            view = self.data.training_view(name)
+            scores, feature = answer(teacher, view, features)
             self._answers[name] = Answers(scores, feature)
+            expected += torch.from_numpy(scores[:, view.valid]).double().softmax(0).sum(1)
+        self.method.expect(expected.tolist())
         held = sum(
             item.scores.nbytes + (0 if item.features is None else item.features.nbytes)
             for item in self._answers.values()
         )
         log(f"the teacher's answers for {len(self._answers)} scenes take {held / 2**20:.0f} MiB")
+        told = zip(self.data.classes, expected, strict=True)
+        log("pixels that it expects: " + ", ".join(f"{k.name} {n:.0f}" for k, n in told))
 
     def dataset(self, length: int) -> SensorCrops:
         """Random crops of the training views."""
@@ -166,7 +178,8 @@ class SensorTask(Task):
         )
 
     def progress(self, step: int, steps: int) -> None:
-        """Set the temperature."""
+        """Set the temperature, and learn how many steps there are."""
+        self._steps = steps
         part = step / max(1, steps - 1)
         self.method.temperature = self.spec.cross_modal.temperature.at(part)
 
@@ -185,10 +198,6 @@ class SensorTask(Task):
         if rules.keep == "best" and (self._best is None or found > self._best[0]):
             self._best = (found, step, self.average.weights(self.learner))
         return {"val_balanced_accuracy": found}
-
-    @property
-    def _steps(self) -> int | None:
-        return self.spec.steps
 
     def measured(self, part: Any) -> dict[str, Any]:
         """Metrics of the learner as it stands on a part of the set."""
@@ -281,23 +290,45 @@ def distill_chain(
     if recipe.distill is None or recipe.distill.method != "cross_modal":
         raise InputError(f"recipe '{recipe.name}' has no distill section of method cross_modal")
     found = data or open_sensor_set(recipe, data_path)
+    if resume and not any(_begun(out, recipe)):
+        raise CheckpointError(
+            f"{out} holds no checkpoint of this recipe's stages: there is nothing to resume; leave "
+            "out --resume, and add --fresh if an earlier run was stopped before its first "
+            "checkpoint"
+        )
     _, taught = train_teachers(
         recipe, recipe_folder, found, out, resume=resume, fresh=fresh, accelerator=accelerator,
         progress=progress, say=say,
     )  # fmt: skip
     student = recipe.distill
-    going_on = resume and (out / "last.ckpt").is_file()
+    going_on = resume and (out / LAST_NAME).is_file()
 
     def make(log: Say) -> Task:
         del log
         learner = build_for(recipe)
         check_normalization(learner, recipe.io.inputs[0])
-        return SensorTask(recipe, student, found, learner, ["visual"], taught, first=taught is None)
+        return SensorTask(recipe, student, found, learner, [VISUAL], taught, first=taught is None)
 
     return run_task(
-        recipe, make, out, resume=going_on, fresh=fresh or (resume and not going_on),
-        accelerator=accelerator, progress=progress, say=say,
+        recipe, make, out, resume=going_on, fresh=fresh, accelerator=accelerator,
+        progress=progress, say=say,
     )  # fmt: skip
+
+
+def _folders(out: Path, recipe: Recipe) -> list[Path]:
+    """Folder of each teacher's stage."""
+    return [
+        out / FOLDER / f"{number}-{entry.id or entry.name}"
+        for number, entry in enumerate(recipe.teachers, start=1)
+    ]
+
+
+def _begun(out: Path, recipe: Recipe) -> list[bool]:
+    """Whether each stage, the student's last, left something to go on from."""
+    return [
+        any((folder / name).is_file() for name in (LAST_NAME, TEACHER_NAME))
+        for folder in (*_folders(out, recipe), out)
+    ]
 
 
 def train_teachers(
@@ -320,34 +351,29 @@ def train_teachers(
         data: the set.
 
     Returns:
-        The file of each teacher; and the last of them with its file's sha256, None without any.
+        The file of each teacher; and the last of them with the sha256 of its weights, None
+        without any.
 
     Raises:
         InputError, DatasetError, CheckpointError, EnvironmentLacksError, OutputError: as there.
     """
     taught: tuple[SensorTeacher, str] | None = None
-    before: str | None = None
     paths = []
-    for number, entry in enumerate(recipe.teachers, start=1):
-        name = entry.id or entry.name
-        folder = out / FOLDER / f"{number}-{name}"
+    folders = _folders(out, recipe)
+    for number, (entry, folder) in enumerate(zip(recipe.teachers, folders, strict=True)):
         if entry.weights == "train":
+            check_sha256("train", entry, number)
             path = _stage(
-                recipe, entry, data, folder, taught, before, resume, fresh, accelerator, progress,
-                say,
-            )  # fmt: skip
+                recipe, entry, data, folder, taught, resume, fresh, accelerator, progress, say
+            )
         else:
-            path = resolve_path(entry.weights, recipe_folder)
+            path = teacher_file(resolve_path(entry.weights, recipe_folder))
+            check_sha256(path, entry, number)
         saved = load_teacher(path)
         check_teacher(saved, recipe, data, path)
-        taught = (rebuild_teacher(saved, str(path)), sha256_file(_file(path)))
-        before = taught[1]
-        paths.append(_file(path))
+        taught = (rebuild_teacher(saved, str(path)), state_sha256(saved.weights, saved.teacher))
+        paths.append(path)
     return paths, taught
-
-
-def _file(path: Path) -> Path:
-    return path / TEACHER_NAME if path.is_dir() else path
 
 
 def _stage(
@@ -356,7 +382,6 @@ def _stage(
     data: SensorSet,
     folder: Path,
     taught: tuple[SensorTeacher, str] | None,
-    before: str | None,
     resume: bool,
     fresh: bool,
     accelerator: str,
@@ -371,17 +396,17 @@ def _stage(
     made_from = sha256_bytes(
         canonical_json(
             {
-                "spec": spec.model_dump(mode="json", by_alias=True),
+                "spec": what_matters(spec),
                 "entry": entry.model_dump(mode="json"),
                 "data": data.digest,
-                "teacher": before,
+                "teacher": None if taught is None else taught[1],
             }
         ).encode()
     )
     path = folder / TEACHER_NAME
     if resume and path.is_file() and mark.is_file() and mark.read_text() == made_from:
         return path
-    going_on = resume and (folder / "last.ckpt").is_file()
+    going_on = resume and (folder / LAST_NAME).is_file()
 
     def make(log: Say) -> Task:
         del log
@@ -393,9 +418,8 @@ def _stage(
         return SensorTask(recipe, spec, data, learner, names, taught, entry, taught is None)
 
     result = run_task(
-        recipe, make, folder, spec=spec, resume=going_on,
-        fresh=fresh or (resume and not going_on), accelerator=accelerator, progress=progress,
-        say=say,
+        recipe, make, folder, spec=spec, resume=going_on, fresh=fresh, accelerator=accelerator,
+        progress=progress, say=say,
     )  # fmt: skip
     mark.write_text(made_from)
     return result.path

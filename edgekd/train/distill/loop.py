@@ -55,6 +55,17 @@ COMMAND = "edgekd distill RECIPE"
 LAUNCHED = {"SLURM_NTASKS", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"}
 
 
+def what_matters(spec: DistillSpec) -> dict[str, Any]:
+    """What a run's weights depend on, as plain values: all but logging, workers, tuning."""
+    values = spec.model_dump(mode="json", by_alias=True)
+    for key in (
+        "log_every_steps", "picture_every_steps", "save_every_steps", "workers", "compile",
+        "checkpointing",
+    ):  # fmt: skip
+        values.pop(key)
+    return values
+
+
 @dataclass(frozen=True)
 class DistillResult:
     """Where a run ended.
@@ -255,12 +266,7 @@ class _Run:
     def _fingerprint(self) -> str:
         """What must be the same for a run to be resumed: all but logging, workers, tuning."""
         values = self.recipe.plain()
-        values["distill"] = self.spec.model_dump(mode="json", by_alias=True)
-        for key in (
-            "log_every_steps", "picture_every_steps", "save_every_steps", "workers", "compile",
-            "checkpointing",
-        ):  # fmt: skip
-            values["distill"].pop(key)
+        values["distill"] = what_matters(self.spec)
         kept = {key: values[key] for key in ("distill", "teachers", "student", "io", "sensors")}
         if kept["distill"]["data"] is not None:
             kept["distill"]["data"].pop("roots")

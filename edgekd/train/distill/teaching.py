@@ -11,6 +11,7 @@ from torch import Tensor
 
 from edgekd.contracts import registry
 from edgekd.contracts.artifacts import sha256_file
+from edgekd.contracts.distill import TeacherSpec
 from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.schema import resolve_path
 from edgekd.errors import CheckpointError, InputError
@@ -43,22 +44,38 @@ def build_teachers(recipe: Recipe, folder: Path) -> list[Teacher]:
         weights: str | Path = spec.weights
         if weights not in ("random", "package"):
             weights = resolve_path(spec.weights, folder)
-        if spec.sha256 is not None:
-            if isinstance(weights, str) or weights.is_dir():
-                raise InputError(
-                    f"teachers[{number}].sha256 is that of a file, and weights is {spec.weights}; "
-                    "name the file, or leave sha256 out"
-                )
-            if weights.is_file():
-                found = sha256_file(weights)
-                if found != spec.sha256:
-                    raise CheckpointError(
-                        f"{weights} has sha256 {found[:12]}…, teachers[{number}].sha256 says "
-                        f"{spec.sha256[:12]}…; fetch the right file, or correct the recipe"
-                    )
+        check_sha256(weights, spec, number)
         teacher: Teacher = module.build(spec.variant, weights)
         built.append(teacher)
     return built
+
+
+def check_sha256(weights: str | Path, spec: TeacherSpec, number: int) -> None:
+    """Refuse another file than the one that the recipe names; one that is missing passes.
+
+    Args:
+        weights: the file, or a word for weights that are no file.
+        spec: the teacher's entry.
+        number: its place in the recipe, from 0.
+
+    Raises:
+        InputError: ``sha256`` is given, and ``weights`` is no file.
+        CheckpointError: the file has another one.
+    """
+    if spec.sha256 is None:
+        return
+    if isinstance(weights, str) or weights.is_dir():
+        raise InputError(
+            f"teachers[{number}].sha256 is that of a file, and weights is {spec.weights}; name the "
+            "file, or leave sha256 out"
+        )
+    if weights.is_file():
+        found = sha256_file(weights)
+        if found != spec.sha256:
+            raise CheckpointError(
+                f"{weights} has sha256 {found[:12]}…, teachers[{number}].sha256 says "
+                f"{spec.sha256[:12]}…; fetch the right file, or correct the recipe"
+            )
 
 
 class CachedTeachers:

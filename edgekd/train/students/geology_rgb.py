@@ -3,8 +3,7 @@
 Fully convolutional. One path sees single pixels through 1 x 1 convolutions, the other one their
 surroundings through 3 x 3 convolutions, some of them dilated; their scores are added. With few
 labels the second path would learn places by heart: while training it is left out of every other
-crop (stochastic depth, Huang et al. 2016), so that the colour path must stand alone. Measured on
-MUUFL Gulfport with 5 labels per class, see ``benchmarks/geology_gain.py``.
+crop (stochastic depth, Huang et al. 2016), so that the colour path must stand alone.
 
 Plain convolutions, batch norm (folded at export), ReLU6 and additions: all of it has an exact
 counterpart in integers. Sizes hold numbers only.

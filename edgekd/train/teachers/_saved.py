@@ -76,6 +76,11 @@ def save_teacher(path: Path, teacher: TeacherCheckpoint) -> None:
     save_torch({"edgekd_teacher": FORMAT, **asdict(teacher)}, path)
 
 
+def teacher_file(path: Path) -> Path:
+    """The file of a teacher, given it or the folder of its stage."""
+    return path / TEACHER_NAME if path.is_dir() else path
+
+
 def load_teacher(path: Path) -> TeacherCheckpoint:
     """Read a teacher.
 
@@ -85,9 +90,7 @@ def load_teacher(path: Path) -> TeacherCheckpoint:
     Raises:
         CheckpointError: missing, damaged, or another kind of file.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / TEACHER_NAME
+    path = teacher_file(path)
     value = read_torch(path, "edgekd_teacher", FORMAT, "edgekd distill RECIPE")
     try:
         return TeacherCheckpoint(**value)

@@ -36,7 +36,7 @@ from edgekd.deploy.quantize.qdq import insert_qdq
 from edgekd.errors import EnvironmentLacksError
 from tests.deploy.check.graphs import CASES, Case, _attention_operator, good
 from tests.helpers.checkpoints import parsed, random_student
-from tests.helpers.labelled import lite0_values, recipe_values
+from tests.helpers.labelled import recipe_values
 from tests.helpers.onnx_graphs import Tiny, half, linear, quantize_linears, save
 
 ORIN = "orin-nx-16gb"
@@ -355,38 +355,41 @@ def test_a_free_batch_is_compiled(real: None, tmp_path: Path, orin: Target) -> N
         assert report.verdict == "pass" and report.compile.batch_max == batch
 
 
-def variants() -> Iterator[tuple[str, str | None, str]]:
-    """Every student with every attention and head that it offers."""
+def variants() -> Iterator[dict[str, str | None]]:
+    """Every student with every size, attention and head that it offers."""
     for name in registry.module_names("edgekd.train.students"):
         module = registry.load("edgekd.train.students", name, "student")
-        for attention in module.ATTENTIONS:
-            for head in module.HEADS:
-                yield name, attention, head
+        for size in getattr(module, "VARIANTS", (None,)):
+            for attention in module.ATTENTIONS:
+                for head in module.HEADS:
+                    yield {"name": name, "variant": size, "attention": attention, "head": head}
 
 
 VARIANTS = list(variants())
 
 
 def test_every_variant_is_listed() -> None:
-    assert len(VARIANTS) == 3 * 4 + 1
+    assert len(VARIANTS) == 3 * 4 + 1 + 2  # vit_*, lite0, geology_rgb
 
 
-def student(
-    name: str, attention: str | None, head: str, path: Path, side_px: int = 512
-) -> OnnxModel:
-    chosen = {"name": name, "attention": attention, "head": head}
-    values = lite0_values() if attention is None else recipe_values(student=chosen)
-    if attention is not None:  # more than one attention window
+def student(chosen: dict[str, str | None], path: Path, side_px: int = 512) -> OnnxModel:
+    values = recipe_values(student=chosen)
+    if chosen["attention"] is None:
+        values["io"]["inputs"][0]["shape"] = ["N", 3, 64, 64]
+        values["tiling"] = {"overlap_px": 16}
+    else:  # more than one attention window
         values["io"]["inputs"][0]["shape"] = ["N", 3, side_px, side_px]
     return export_onnx(random_student(values), parsed(values), path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "attention", "head"), VARIANTS)
+@pytest.mark.parametrize(
+    "chosen", VARIANTS, ids=["-".join(filter(None, item.values())) for item in VARIANTS]
+)
 def test_tensorrt_compiles_every_student(
-    real: None, name: str, attention: str | None, head: str, tmp_path: Path, orin: Target
+    real: None, chosen: dict[str, str | None], tmp_path: Path, orin: Target
 ) -> None:
-    exported = student(name, attention, head, tmp_path / "m.onnx")
+    exported = student(chosen, tmp_path / "m.onnx")
     options = Options(batch_max=8, require_compile=True, precision="fp16")
     report = check_model(exported.path, orin, options)
     print("\n" + "\n".join(report.lines()))
@@ -403,7 +406,8 @@ def test_vit_small_at_full_size(
     real: None, attention: str, head: str, most_mib: float, tmp_path: Path, orin: Target
 ) -> None:
     """As a build makes it: FP16 fuses all and so does INT8; Q/DQ round attention is refused."""
-    exported = student("vit_small", attention, head, tmp_path / "m.onnx", 1024)
+    chosen = {"name": "vit_small", "attention": attention, "head": head}
+    exported = student(chosen, tmp_path / "m.onnx", 1024)
     single = onnx.load(exported.path)
     layers = choose_layers(find_layers(single), ["linear", "patch"], [])
     ranges = {item.source: 4.0 + 0.37 * place for place, item in enumerate(layers)}

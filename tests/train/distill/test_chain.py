@@ -16,12 +16,14 @@ import pytest
 import torch
 import yaml
 
+from edgekd.contracts.labelled import IGNORE
 from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.sensor_labelled import camera_view
 from edgekd.contracts.sensor_set import open_sensor_set
 from edgekd.errors import CheckpointError, DatasetError, InputError
-from edgekd.train.checkpoint import load_checkpoint, rebuild
+from edgekd.train.checkpoint import build_for, load_checkpoint, rebuild
 from edgekd.train.distill.chain import distill_chain, stage_spec
+from edgekd.train.distill.methods.cross_modal import CrossModal, SensorBatch
 from edgekd.train.evaluate import answer, evaluate_model, evaluate_teacher
 from edgekd.train.run import read_curves
 from edgekd.train.teachers._saved import load_teacher, rebuild_teacher
@@ -70,6 +72,46 @@ def test_each_stage_learns_from_the_one_before(rocks: Path, tmp_path: Path) -> N
     assert student.student["options"]["variant"] == "nano" and student.tuning["simulated"]
     curve = [float(row["temperature"]) for row in read_curves(tmp_path / "curves.csv")]
     assert curve[0] == 3.0 and curve[-1] == pytest.approx(1.0) and curve == sorted(curve)[::-1]
+
+
+def test_classes_of_the_teachers_answers_are_weighed_by_what_it_expects(
+    rocks: Path, tmp_path: Path
+) -> None:
+    """Five labels of each class say nothing of how rare it is; the teacher's answers do."""
+    values = chain_values(rocks, {"labels_per_class": 5}, steps=30, batch=16)
+    values["teachers"] = values["teachers"][:1]
+    lines: list[str] = []
+    run(values, rocks, tmp_path, say=lines.append)
+    (told,) = (line for line in lines if line.startswith("pixels that it expects: "))
+    counts = [float(item.rpartition(" ")[2]) for item in told.partition(": ")[2].split(", ")]
+    recipe = Recipe.model_validate(values)
+    data = open_sensor_set(recipe, rocks)
+    teacher = rebuild_teacher(load_teacher(tmp_path / FILES[0]), "teacher")
+    view = data.training_view("one")
+    scores, _ = answer(teacher, view)
+    expected = torch.from_numpy(scores[:, view.valid]).softmax(0).sum(1)
+    assert counts == pytest.approx(expected.tolist(), abs=0.6)
+    assert sum(counts) == pytest.approx(int(view.valid.sum()), abs=2)
+    learner = build_for(recipe)
+    method = CrossModal(recipe.distill, learner, recipe.io.inputs[0], [5, 5, 5], teacher.width)
+    method.expect([100.0, 10.0, 0.0])
+    given = torch.tensor([[9.0, 0, 0], [0, 9.0, 0]]).T.reshape(1, 3, 1, 2).repeat(1, 1, 32, 16)
+    picture = torch.rand(1, 3, 32, 32) * 255
+    none = torch.full((1, 32, 32), IGNORE)
+    there = torch.ones(1, 32, 32, dtype=torch.bool)
+    batch = SensorBatch(
+        {"visual": picture}, torch.ones(1, 1, dtype=torch.bool), none, there, given,
+        torch.zeros(1, teacher.width, 32, 32),
+    )  # fmt: skip
+    method.eval()
+    whole = method(batch, (1.0, 1.0, 1.0)).parts["kd"]
+    first = there.clone()
+    first[..., 1::2] = False
+    parts = [method(batch._replace(counted=w), (1.0, 1.0, 1.0)).parts["kd"]
+             for w in (first, ~first)]  # fmt: skip
+    beta = recipe.distill.cross_modal.balance.beta
+    rare = (1 - beta**100) / (1 - beta**10)  # weight of a pixel of the rare class
+    assert whole.item() == pytest.approx((parts[0] + rare * parts[1]).item() / (1 + rare), rel=1e-2)
 
 
 def test_it_learns(rocks: Path, tmp_path: Path) -> None:
@@ -165,6 +207,56 @@ def test_a_teacher_that_is_there_is_used(rocks: Path, tmp_path: Path) -> None:
     run(values, rocks, tmp_path / "second")
     assert not (tmp_path / "second" / "teachers").exists()
     assert same(tmp_path / "first" / "best.ckpt", tmp_path / "second" / "best.ckpt")
+
+
+def test_another_teacher_than_the_named_one_is_refused(rocks: Path, tmp_path: Path) -> None:
+    values = chain_values(rocks)
+    values["teachers"][1]["sha256"] = "0" * 64
+    with pytest.raises(InputError, match=r"teachers\[1\].sha256 .* weights is train"):
+        run(values, rocks, tmp_path / "first")
+    path = tmp_path / "first" / FILES[0]
+    values["teachers"] = [
+        {"name": "geology_fusion", "weights": str(path.parent), "sha256": "0" * 64}
+    ]
+    with pytest.raises(CheckpointError, match="has sha256 .* says 000000000000"):
+        run(values, rocks, tmp_path / "second")
+
+
+def test_what_changes_no_weight_may_change_before_a_resume(rocks: Path, tmp_path: Path) -> None:
+    values = chain_values(rocks)
+    run(values, rocks, tmp_path)
+    (tmp_path / "best.ckpt").unlink()
+    before = [(tmp_path / name).stat().st_mtime_ns for name in FILES[:2]]
+    values["distill"] |= {"log_every_steps": 3, "save_every_steps": 1}
+    run(values, rocks, tmp_path, resume=True)
+    assert (tmp_path / "best.ckpt").is_file()
+    assert [(tmp_path / name).stat().st_mtime_ns for name in FILES[:2]] == before
+
+
+def test_nothing_to_resume_is_said_and_nothing_is_lost(rocks: Path, tmp_path: Path) -> None:
+    values = chain_values(rocks)
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        run(values, rocks, tmp_path, resume=True)
+    assert not any(tmp_path.rglob("*"))
+    run(values, rocks, tmp_path)
+    for name in FILES:
+        (tmp_path / name).with_name("last.ckpt").unlink()
+    (tmp_path / FILES[1]).with_name("made_from.txt").unlink()
+    before = [(tmp_path / name).stat().st_mtime_ns for name in FILES]
+    with pytest.raises(InputError, match="already holds a run"):
+        run(values, rocks, tmp_path, resume=True)
+    assert [(tmp_path / name).stat().st_mtime_ns for name in FILES] == before
+
+
+def test_the_last_step_is_validated_where_the_length_is_in_epochs(
+    rocks: Path, tmp_path: Path
+) -> None:
+    values = chain_values(rocks, teachers=[], cross_modal={"keep": "best"})
+    del values["distill"]["steps"]
+    values["distill"]["epochs"] = 12
+    run(values, rocks, tmp_path)
+    tuning = load_checkpoint(tmp_path).tuning
+    assert tuning["best_step"] == tuning["steps"]
 
 
 def test_a_teacher_of_other_classes_or_bands_is_refused(rocks: Path, tmp_path: Path) -> None:

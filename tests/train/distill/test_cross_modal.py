@@ -44,6 +44,8 @@ def test_a_class_without_a_label_weighs_nothing() -> None:
     found = class_weights([4, 0, 4], BalanceSpec(beta=0.99))
     assert found.tolist() == [1.0, 0.0, 1.0]
     assert class_weights([9, 1], BalanceSpec(kind="none")).tolist() == [1.0, 1.0]
+    # nor does one of which a teacher expects less than a pixel in all
+    assert class_weights([4.2, 0.9, 4.2], BalanceSpec(beta=0.99)).tolist() == [1.0, 0.0, 1.0]
 
 
 def test_rare_classes_weigh_more_the_nearer_beta_is_to_one() -> None:

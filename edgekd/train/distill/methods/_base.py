@@ -327,6 +327,17 @@ class Bridges(nn.Module):
         return torch.stack(losses).mean()
 
 
+@torch.no_grad()
+def map_widths(student: Segmenter) -> dict[int, int]:
+    """Channels of the feature maps that a student gives its decoder, numbered from 1."""
+    side = student.side_multiple
+    was = student.training
+    student.eval()
+    maps = student.encoder(torch.zeros(1, 3, side, side))
+    student.train(was)
+    return {number: int(item.shape[1]) for number, item in enumerate(maps, start=1)}
+
+
 def to_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
     """Teacher features ``(N, C, h, w)`` on another grid, as ``(N, h', w', C)``.
 

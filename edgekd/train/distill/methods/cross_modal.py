@@ -24,7 +24,7 @@ from edgekd.contracts.distill import BalanceSpec, CrossModalSpec, DistillSpec
 from edgekd.contracts.labelled import IGNORE
 from edgekd.contracts.sensors import VISUAL
 from edgekd.contracts.tensors import ImageInput
-from edgekd.train.distill.methods._base import Losses, Method, Pixels, Weights
+from edgekd.train.distill.methods._base import Losses, Method, Pixels, Weights, map_widths
 from edgekd.train.students._base import Segmenter
 from edgekd.train.teachers._sensors import SensorTeacher
 
@@ -48,19 +48,19 @@ class SensorBatch(NamedTuple):
     features: Tensor
 
 
-def class_weights(labels: Sequence[int], spec: BalanceSpec) -> Tensor:
-    """Weight per class from its number of labelled pixels, mean 1 over those that have any.
+def class_weights(pixels: Sequence[float], spec: BalanceSpec) -> Tensor:
+    """Weight per class from its number of pixels, mean 1 over those that have any.
 
-    ``effective_number``: ``(1 - beta) / (1 - beta^n)`` (Cui et al. 2019, equation 2). A class
-    without a label has weight 0: no target asks for it, and no teacher can know it.
+    ``effective_number``: ``(1 - beta) / (1 - beta^n)`` (Cui et al. 2019, equation 2). A class with
+    less than one pixel has weight 0: no label asks for it, or no teacher knows it.
     """
-    counts = torch.tensor(labels, dtype=torch.float64)
+    counts = torch.tensor(pixels, dtype=torch.float64)
     if spec.kind == "none":
         weights = torch.ones_like(counts)
     else:
         weights = (1 - spec.beta) / (1 - spec.beta ** counts.clamp(min=1))
-    weights = torch.where(counts > 0, weights, torch.zeros_like(weights))
-    return (weights / weights[counts > 0].mean()).float()
+    weights = torch.where(counts >= 1, weights, torch.zeros_like(weights))
+    return (weights / weights[counts >= 1].mean()).float()
 
 
 def soft_loss(scores: Tensor, teacher: Tensor, temperature: float, weights: Tensor) -> Tensor:
@@ -109,22 +109,26 @@ class CrossModal(Method):
         self.temperature = self.rules.temperature.at(0.0)
         self.balance: Tensor
         self.register_buffer("balance", class_weights(labels, self.rules.balance), persistent=False)
+        self.answered: Tensor
+        self.register_buffer("answered", torch.ones(len(labels)), persistent=False)
         self.project: nn.Module | None = None
         if teacher_width is not None and self.rules.feature_weight > 0:
-            self.project = nn.Linear(self._width(image.tile_px), teacher_width)
+            width = (
+                learner.width
+                if isinstance(learner, SensorTeacher)
+                else sum(map_widths(learner).values())
+            )
+            self.project = nn.Linear(width, teacher_width)
 
-    @torch.no_grad()
-    def _width(self, tile_px: int) -> int:
-        """Channels of the learner's features."""
-        if isinstance(self.learner, SensorTeacher):
-            return self.learner.width
-        del tile_px
-        side = 2 * self.learner.side_multiple
-        was = self.learner.training
-        self.learner.eval()
-        maps = self.learner.encoder(torch.zeros(1, 3, side, side))
-        self.learner.train(was)
-        return sum(int(item.shape[1]) for item in maps)
+    def expect(self, pixels: Sequence[float]) -> None:
+        """Weigh the classes of the teacher's answers.
+
+        Args:
+            pixels: of each class, as the teacher expects them: the sum of its probabilities over
+                the training pixels. With few labels per class these are alike, and what the
+                teacher answers is not: without weights the student learns the common classes.
+        """
+        self.answered.copy_(class_weights(pixels, self.rules.balance))
 
     def forward(
         self, batch: SensorBatch, weights: Weights, *, inspect: bool = False, draw: bool = False
@@ -145,7 +149,7 @@ class CrossModal(Method):
             theirs = batch.scores.permute(0, 2, 3, 1)[at]
             chance = theirs.softmax(dim=1)
             trusted = (chance.max(dim=1).values >= rules.trust) | (target != IGNORE)
-            weight = (chance @ self.balance) * trusted
+            weight = (chance @ self.answered) * trusted
             soft = soft_loss(scores, theirs, self.temperature, weight)
             total = total + rules.kd_weight * soft
             parts["kd"] = soft.detach()

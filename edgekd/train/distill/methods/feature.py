@@ -25,6 +25,7 @@ from edgekd.train.distill.methods._base import (
     Pixels,
     Weights,
     check_crop,
+    map_widths,
     to_grid,
 )
 from edgekd.train.students._base import Segmenter
@@ -50,7 +51,7 @@ class Feature(Method):
                 check_crop(encoder, student.name, self.spec)
             dims = dict.fromkeys(range(1, len(encoder.blocks) + 1), encoder.dim)
         else:
-            dims = _widths(student)
+            dims = map_widths(student)
         self.inputs = torch.nn.ModuleList(  # type: ignore[assignment]
             Pixels(item.mean, item.std) for item in teachers
         )
@@ -149,16 +150,6 @@ class Feature(Method):
         if wanted != taps or (self.masked is not None and self.masked.branch is not None):
             found[0] = found[wanted[-1]]
         return found, index
-
-
-@torch.no_grad()
-def _widths(student: Segmenter) -> dict[int, int]:
-    """Channels of the feature maps that a student gives its decoder, numbered from 1."""
-    side = student.side_multiple
-    student.eval()
-    maps = student.encoder(torch.zeros(1, 3, side, side))
-    student.train()
-    return {number: int(item.shape[1]) for number, item in enumerate(maps, start=1)}
 
 
 def build(recipe: Recipe, student: Segmenter, teachers: list[Teacher]) -> Method:
