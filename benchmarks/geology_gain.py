@@ -287,6 +287,30 @@ def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
         )
 
 
+def draw_maps(path: Path, names: list[str], labels: int | None, out: Path, sets: Path) -> None:
+    """Maps of one scene of each set, from the first draw that counts."""
+    from _geology_maps import draw, stitched
+
+    from edgekd.contracts.recipe import data_root, load_recipe
+    from edgekd.contracts.sensor_set import open_sensor_set
+
+    rows = {}
+    for name in names:
+        folds = [Piece(name, labels, fold, 1, "distilled") for fold in range(FOLDS)]
+        opened = []
+        for piece in folds:
+            recipe = load_recipe(recipe_path(name), overrides(piece, None))
+            root = sets / name if name in MAKERS else data_root(recipe, recipe_path(name))
+            opened.append((recipe, open_sensor_set(recipe, root)))
+        students = {
+            arm: [out / "students" / f"{piece.key}-{arm}.ckpt" for piece in folds]
+            for arm in ("labels", "distilled")
+        }
+        maps = stitched(opened, students, [out / "teachers" / piece.key for piece in folds])
+        rows[f"{name}, {labels or 'all'} labels per class"] = maps
+    draw(path, rows)
+
+
 @click.command()
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=ROOT / "out/geology_gain",
               show_default=True, help="Folder of the pieces; finished ones are kept.")  # fmt: skip
@@ -354,6 +378,8 @@ def main(
         write_json(folder / "geology_gain.json", record)
         with publish_file(folder / "geology_gain.txt") as part:
             part.write_text("\n".join(lines(rows)) + "\n")
+        if {"labels", "distilled"} <= set(chosen):
+            draw_maps(folder / "geology_gain.png", names, numbers[0], output, place)
         click.echo(f"written: {folder}/geology_gain.*", err=True)
     sys.exit(0 if judged["passed"] else 1)
 
