@@ -119,7 +119,7 @@ def open_images(
     place = data or data_root(recipe, recipe_path)
     labelled = sets = None
     if data is not None or is_here(place):  # a set that is there must be whole
-        labelled = open_data(recipe, place, every_class=False)
+        labelled = open_data(recipe, place, training=False)
     else:
         note(f"note: {place} is not here, so there are no real pixels to compare on; a synthetic "
              "picture is used and the manifest says so (--data gives another place)")  # fmt: skip

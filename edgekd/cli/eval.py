@@ -101,7 +101,7 @@ def _bundle(
         progress_bar("eval", "image") as update,
     ):
         recipe = parse_recipe(session.manifest.provenance.recipe, f"the recipe inside {model}")
-        labelled = open_data(recipe, data, every_class=False)
+        labelled = open_data(recipe, data, training=False)
         return evaluate_bundle(session, labelled, split, update)
 
 
@@ -113,13 +113,14 @@ def _checkpoint(model: Path, data: Path, split: str) -> dict[str, Any]:
     require("torch", "train", "evaluate checkpoints")
     from edgekd.train.checkpoint import BEST_NAME, kind_of, load_checkpoint, rebuild
     from edgekd.train.evaluate import evaluate_model
+    from edgekd.train.teachers._saved import teacher_file
 
-    if kind_of(model) == "edgekd_teacher":
-        return _teacher(model, data, split)
+    if kind_of(teacher_file(model)) == "edgekd_teacher":
+        return _teacher(teacher_file(model), data, split)
     checkpoint = load_checkpoint(model)
     recipe = checkpoint.parsed_recipe(str(model))
     network = rebuild(checkpoint, str(model))
-    labelled = open_data(recipe, data, every_class=False)
+    labelled = open_data(recipe, data, training=False)
     with progress_bar("eval", "image") as update:
         result = evaluate_model(network, labelled, split, recipe.io, recipe.tiling, update)
     file = model / BEST_NAME if model.is_dir() else model

@@ -114,7 +114,7 @@ def _bundle(path: Path) -> tuple[dict[str, Any], list[str], EdgeKDError | None]:
         f"classes: {', '.join(f'{item.index} {item.name}' for item in manifest.classes)}",
         f"student {origin.student['name']} "
         f"({origin.student['parameters'] / 1e6:.2f} M parameters), "
-        f"data {origin.data_name}, validation mIoU {percent(tuning.get('best_val_miou'))}",
+        + _made(tuning, origin.data_name),
         *(
             f"gate {gate.name}: {'passed' if gate.passed else 'FAILED'}, {gate.value:.6g}, "
             f"{gate.sense} {gate.bound:.3g} {gate.unit}"
@@ -237,7 +237,8 @@ def _trust(opened: Bundle) -> tuple[dict[str, Any], list[str], EdgeKDError | Non
 
 
 def _options(student: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in student["options"].items())
+    chosen = (f"{key} {value}" for key, value in student["options"].items() if value is not None)
+    return ", ".join(chosen)
 
 
 def _encoder(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -266,12 +267,62 @@ def _encoder(path: Path) -> tuple[dict[str, Any], list[str]]:
     ]
 
 
+def _teacher(path: Path) -> tuple[dict[str, Any], list[str]]:
+    from edgekd.train.teachers._saved import load_teacher
+
+    saved = load_teacher(path)
+    teacher, done = saved.teacher, saved.distilled
+    payload = {
+        "teacher": teacher,
+        "data": saved.data,
+        "distilled": done,
+        "recipe": saved.recipe,
+    }
+    sensors = (
+        f"{name} ({item['channels']} {'band' if item['channels'] == 1 else 'bands'})"
+        for name, item in teacher["sensors"].items()
+    )
+    return payload, [
+        f"teacher of recipe '{saved.recipe['name']}'",
+        f"{teacher['name']} {teacher['variant']} ({teacher['parameters'] / 1e6:.2f} M parameters) "
+        f"sees {', '.join(sensors)}",
+        _made(done, saved.data["name"]),
+        *_system(saved.recipe, f"the recipe inside {path}"),
+    ]
+
+
+def _made(tuning: dict[str, Any], data: str) -> str:
+    """How a student came about: tuned, distilled across sensors, or adapted to a site."""
+    if "adapted_from_sha256" in tuning:
+        said = f"adapted to {tuning['site']}: {tuning['change']}"
+        if tuning["measured"] is None:
+            return f"{said}; not measured"
+        before, after = (
+            percent(tuning["measured"][when]["balanced_accuracy"]) for when in ("before", "after")
+        )
+        return f"{said}; balanced accuracy on held-out pixels {before} before, {after} after"
+    if tuning.get("method") == "cross_modal":
+        by = "labels alone" if tuning["teacher_sha256"] is None else "a teacher of other sensors"
+        said = f"distilled on {data}, {tuning['steps']} steps, taught by {by}"
+        if "best_step" not in tuning:
+            return f"{said}; weights of the last step"
+        best = percent(tuning["best_val_balanced_accuracy"])
+        return f"{said}; validation balanced accuracy {best} at step {tuning['best_step']}"
+    return (
+        f"tuned on {data}, {tuning.get('steps_done')} steps, validation mIoU "
+        f"{percent(tuning.get('best_val_miou'))} at step {tuning.get('best_step')}"
+    )
+
+
 def _checkpoint(path: Path) -> tuple[dict[str, Any], list[str]]:
     from edgekd.contracts.optional import require
 
     require("torch", "train", "read checkpoints")
-    from edgekd.train.checkpoint import load_checkpoint
+    from edgekd.train.checkpoint import kind_of, load_checkpoint
+    from edgekd.train.teachers._saved import teacher_file
 
+    if kind_of(teacher_file(path)) == "edgekd_teacher":
+        return _teacher(path)
     checkpoint = load_checkpoint(path)
     student, tuning = checkpoint.student, checkpoint.tuning
     payload = {
@@ -285,10 +336,7 @@ def _checkpoint(path: Path) -> tuple[dict[str, Any], list[str]]:
         f"checkpoint of recipe '{checkpoint.recipe['name']}'",
         f"student {student['name']} ({student['parameters'] / 1e6:.2f} M parameters, options "
         f"{_options(student)})",
-        f"adapted to {tuning['site']}: {tuning['change']}"
-        if "adapted_from_sha256" in tuning
-        else f"tuned on {checkpoint.data['name']}, {tuning.get('steps_done')} steps, validation "
-        f"mIoU {percent(tuning.get('best_val_miou'))} at step {tuning.get('best_step')}",
+        _made(tuning, checkpoint.data["name"]),
         *_system(checkpoint.recipe, f"the recipe inside {path}"),
         "can be resumed" if checkpoint.state else "weights only",
     ]

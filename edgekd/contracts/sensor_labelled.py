@@ -64,17 +64,18 @@ class SensorLabelledSet(LabelledSet):
         return sample
 
 
-def open_data(recipe: Recipe, path: Path, *, every_class: bool = True) -> LabelledSet:
+def open_data(recipe: Recipe, path: Path, *, training: bool = True) -> LabelledSet:
     """The labelled set that a recipe is tuned, measured and built with.
 
     Args:
         recipe: its sensors, split, blocks and labels decide what of a sensor set is what.
         path: a sensor set, or whatever :func:`~edgekd.contracts.labelled.open_labelled` takes.
-        every_class: refuse a sensor set that has no training label of some class.
+        training: refuse what only training minds: a sensor set without a training label of some
+            class; blocks or a number of labels for a set of images, where they mean nothing.
 
     Raises:
         DatasetError: nothing there that can be used; a sensor set and a recipe without sensors;
-            blocks or a number of labels for a set of images, where they mean nothing.
+            what training minds.
         ImageError, InputError, RecipeError, EnvironmentLacksError: see ``open_sensor_set``.
     """
     path = Path(path)
@@ -84,14 +85,14 @@ def open_data(recipe: Recipe, path: Path, *, every_class: bool = True) -> Labell
             f"data.{key}" for key in ("blocks", "labels_per_class")
             if getattr(recipe.data, key) is not None
         ]  # fmt: skip
-        if asked and path.exists():
+        if training and asked and path.exists():
             raise DatasetError(
                 f"{path} is no sensor set, and {' and '.join(asked)} of recipe '{recipe.name}' "
                 "apply to sensor sets alone; give one (a folder with sensors.yaml), or leave them "
                 f"out: {' '.join(f'--set {key}=null' for key in asked)}"
             )
         return open_labelled(path, recipe.data.split)
-    return camera_view(open_sensor_set(recipe, path, every_class=every_class))
+    return camera_view(open_sensor_set(recipe, path, every_class=training))
 
 
 def is_here(path: Path) -> bool:

@@ -204,7 +204,7 @@ class _Parts(Document):
 
 
 def declared_system(recipe: Mapping[str, Any], source: str) -> SystemDeclared | None:
-    """What a recipe declares; None where it has no sensors.
+    """What a recipe declares; None where that is nothing.
 
     Args:
         recipe: as :meth:`edgekd.contracts.recipe.Recipe.plain` gives it, or as it travelled inside
@@ -220,6 +220,8 @@ def declared_system(recipe: Mapping[str, Any], source: str) -> SystemDeclared | 
     if recipe.get("system") is not None:
         value["system"] = recipe["system"]
     parts = parse_document(_Parts, value, {}, source)
+    if not any(spec.power for spec in parts.sensors.values()) and "system" not in value:
+        return None
     first = parts.teachers[0] if parts.teachers else None
     own = [parts.sensors[name] for name in STUDENT_SENSORS if name in parts.sensors]
     return SystemDeclared(

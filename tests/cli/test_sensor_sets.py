@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from edgekd.cli.main import main
-from tests.helpers.labelled import write_recipe
-from tests.helpers.sensors import BLOCKS, edit_set, sensor_values, write_set
+from tests.helpers.labelled import make_set, write_recipe
+from tests.helpers.sensors import BLOCKS, chain_values, edit_set, sensor_values, write_set
 
 
 @pytest.fixture
@@ -35,6 +35,27 @@ def told(capfd: pytest.CaptureFixture[str]) -> Any:
         return out if code == 0 else err
 
     return run
+
+
+def test_what_a_chain_leaves_is_shown_and_measured(here: Path, told: Any) -> None:
+    values = chain_values(here / "set", cross_modal={"keep": "best", "val_every_steps": 3})
+    write_recipe(here, values | {"name": "chain"})
+    told("distill chain.yaml -o run --accelerator cpu")
+    (teacher,) = (here / "run" / "teachers").glob("2-*")
+    for place in (teacher, teacher / "teacher.ckpt"):
+        said = told(f"inspect {place}").splitlines()
+        assert said[0] == "teacher of recipe 'chain'" and "pixel" in said[1]
+        assert said[1].endswith("sees visual (3 bands), few (3 bands)")
+        assert said[2].startswith("distilled on rocks, 6 steps, taught by a teacher of other")
+        assert len(said) == 3, "no power is declared"
+        value = json.loads(told(f"eval {place} --data set --json"))
+        assert value["what"] == "teacher" and 0 <= value["balanced_accuracy"] <= 1
+    said = told("inspect run").splitlines()
+    assert "options variant nano, pretrained False)" in said[1]
+    assert "taught by a teacher of other sensors; validation balanced accuracy" in said[2]
+    assert json.loads(told("eval run --data set --json"))["balanced_accuracy"] >= 0
+    make_set(here / "pictures")  # blocks are of the set that it learnt from, and are not asked for
+    assert "classes" in told("eval run --data pictures", 2)
 
 
 def test_inspect_shows_the_files(here: Path, told: Any) -> None:

@@ -56,6 +56,8 @@ def test_everything_else_is_opened_as_before(tmp_path: Path) -> None:
     assert open_data(sensor_recipe(), folder).digest == open_labelled(folder).digest
     with pytest.raises(DatasetError, match="rgb is no sensor set, and data.labels_per_class of"):
         open_data(sensor_recipe(data={"labels_per_class": 5}), folder)
+    to_measure = sensor_recipe(data={"labels_per_class": 5, "blocks": BLOCKS})
+    assert open_data(to_measure, folder, training=False).samples
     with pytest.raises(DatasetError, match="does not exist; expected a folder with images"):
         open_data(sensor_recipe(data={"blocks": BLOCKS}), tmp_path / "gone")
 
@@ -66,7 +68,7 @@ def test_a_class_without_a_label_matters_to_training_alone(tmp_path: Path) -> No
     path = write_set(tmp_path, {"one": {**arrays, "split": "train"}})
     with pytest.raises(DatasetError, match="not a single training label of quartz"):
         open_data(sensor_recipe(), path)
-    assert open_data(sensor_recipe(), path, every_class=False).samples
+    assert open_data(sensor_recipe(), path, training=False).samples
 
 
 def test_whether_a_set_is_here(tmp_path: Path) -> None:

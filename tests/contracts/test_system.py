@@ -37,6 +37,8 @@ def derived(**more: Any) -> dict[str, Any]:
 def test_a_recipe_without_sensors_declares_no_system() -> None:
     assert declared_system(parse_recipe(recipe_values(), "a test").plain(), "a test") is None
     assert declared_system({"name": "as old bundles hold it"}, "a test") is None
+    bare = system_recipe(sensors=without_power("visual", "spectral", "lidar"), system=None)
+    assert declared_system(parse_recipe(bare, "a test").plain(), "a test") is None
 
 
 def test_what_is_declared_is_copied_with_its_source() -> None:

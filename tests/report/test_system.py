@@ -185,7 +185,9 @@ def test_what_is_not_known_of_the_student_ends_the_comparison() -> None:
 
 
 def test_nothing_known_is_no_number() -> None:
-    bare = declared(sensors=without_power("visual", "spectral", "lidar"), system=None)
+    bare = declared(
+        sensors=without_power("visual", "spectral", "lidar"), system={"survey_m2_per_s": 9.0}
+    )
     system = make_system(bare, board(unmeasured()))
     assert system.teacher is not None
     for side in (system.teacher, system.student):

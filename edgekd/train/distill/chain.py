@@ -136,7 +136,7 @@ class SensorTask(Task):
         del out
         if self._taught is None:
             return
-        teacher, _ = self._taught
+        teacher = self._taught[0].to(next(self.learner.parameters()).device)
         features = self.method.project is not None
         self._answers = {}
         expected = torch.zeros(len(self.data.classes), dtype=torch.float64)
@@ -146,6 +146,7 @@ class SensorTask(Task):
             self._answers[name] = Answers(scores, feature)
             expected += torch.from_numpy(scores[:, view.valid]).double().softmax(0).sum(1)
         self.method.expect(expected.tolist())
+        teacher.to("cpu")  # its work is done
         held = sum(
             item.scores.nbytes + (0 if item.features is None else item.features.nbytes)
             for item in self._answers.values()
