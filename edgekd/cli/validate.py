@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 @click.command("validate")
-@click.argument("paths", metavar="RECIPE|BUNDLE...", nargs=-1, required=True, type=PathArgument)
+@click.argument("paths", metavar="RECIPE|BUNDLE|COEFFICIENTS...", nargs=-1, required=True,
+                type=PathArgument)  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Change a recipe's value, e.g. --set finetune.steps=100.")  # fmt: skip
 @click.option("--any-device", is_flag=True, help="Accept bundles of another architecture.")
@@ -27,7 +28,7 @@ def command(
     signer: list[Path] | None,
     as_json: bool,
 ) -> int:
-    """Check recipes (every fault at once) or bundles (hashes and golden outputs).
+    """Check recipes and coefficients (every fault at once) or bundles (hashes and golden outputs).
 
     Of a recipe with sensors its sensor set is opened as well, where it is on this machine.
     """
@@ -41,6 +42,8 @@ def command(
         try:
             if path.is_dir():
                 detail = _bundle(path, any_device, signer)
+            elif _is_coefficients(path):
+                detail = _coefficients(path)
             else:
                 detail = _recipe(path, list(overrides))
             results.append({"path": str(path), "valid": True, **detail})
@@ -57,6 +60,25 @@ def command(
         lines += [f"{item['path']}: {said}", *(f"  {line}" for line in item.get("data", []))]
     emit({"results": results}, lines, as_json)
     return worst
+
+
+def _is_coefficients(path: Path) -> bool:
+    from edgekd.contracts.schema import read_yaml
+
+    return "coefficients" in read_yaml(path)[0]
+
+
+def _coefficients(path: Path) -> dict[str, Any]:
+    from edgekd.contracts.coefficients import load_coefficients
+
+    found = load_coefficients(path)
+    unknown = [name for name, item in found.coefficients.items() if item.sd is None]
+    said = f", uncertainty unknown of {', '.join(unknown)}" if unknown else ""
+    return {
+        "kind": "coefficients",
+        "unit": found.unit,
+        "summary": f"valid coefficients in {found.unit}: {', '.join(found.coefficients)}{said}",
+    }
 
 
 def _recipe(path: Path, overrides: list[str]) -> dict[str, Any]:

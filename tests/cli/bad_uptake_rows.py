@@ -42,6 +42,8 @@ _UP = "carbonation chance.tif --coefficients up.yaml"
 
 #: name, command, words of the printed line, exit code
 UPTAKE_ROWS: tuple[tuple[str, str, tuple[str, ...], int], ...] = (
+    ("coefficients alone", "validate up-unit.yaml", ("unit", "kg per acre"), 2),
+    ("coefficients alone, negative", "validate up-negative.yaml", ("basalt.value",), 2),
     ("uptake: map missing", "carbonation nowhere.tif --coefficients up.yaml",
      ("nowhere.tif does not exist",), 2),
     ("uptake: map cut", "carbonation chance-cut.tif --coefficients up.yaml",

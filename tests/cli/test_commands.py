@@ -165,6 +165,13 @@ def test_validate_of_several_names_each_bad_one(
     assert "is not a bundle" in value["results"][2]["error"]
 
 
+def test_validate_knows_coefficients(call: Any, told: Any) -> None:
+    path = Path(__file__).parents[2] / "engines" / "coefficients" / "carbonation.yaml"
+    (found,) = call("validate", path)["results"]
+    assert found["kind"] == "coefficients" and found["unit"] == "relative"
+    assert "olivine, wollastonite, serpentine, basalt, uncertainty unknown of" in found["summary"]
+
+
 def test_inspect(call: Any, told: Any, line: Line, bundles: dict[str, Path]) -> None:
     value = call("inspect", bundles["small"])
     assert value.pop("trust")["signature"] == "none"
