@@ -165,6 +165,9 @@ class TeacherSpec(Document):
         sensors: of the recipe, that it sees and that must be on for it; of method ``cross_modal``
             all where absent.
         stage: how it is trained where ``weights`` is ``train``.
+        whitening: of spectra, where it is trained: ``noise`` weighs directions by how much
+            neighbouring training pixels differ in them, for which no label is needed (minimum noise
+            fraction, Green et al. 1988).
         variant: which size, e.g. ``vit_l``; the teacher's own choice where absent.
         weights: a file or folder (relative to the recipe, ``${NAME}`` from the environment),
             ``package`` for weights that a Python package carries, or ``random`` for tests and
@@ -186,6 +189,7 @@ class TeacherSpec(Document):
     id: Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*$")] | None = None
     sensors: list[str] | None = pydantic.Field(default=None, min_length=1)
     stage: StageSpec | None = None
+    whitening: Literal["none", "noise"] = "none"
     variant: str | None = None
     weights: str = "package"
     sha256: Sha256 | None = None

@@ -6,7 +6,7 @@ run's folder itself. A stage that is done is not done again; one that was stoppe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ from edgekd.train.teachers._saved import (
 )
 from edgekd.train.teachers._sensors import SensorPlan, SensorTeacher
 from edgekd.train.teachers._weights import state_sha256
+from edgekd.train.teachers._whitening import Scene, noise_whitening
 
 FOLDER = "teachers"
 
@@ -409,6 +410,15 @@ def _stage(
         return path
     going_on = resume and (folder / LAST_NAME).is_file()
 
+    def scenes(name: str) -> Callable[[], Iterator[Scene]]:
+        def walk() -> Iterator[Scene]:
+            for item in data.training_ids:
+                view = data.training_view(item)
+                if name in view.sensors:
+                    yield view.sensors[name], view.valid
+
+        return walk
+
     def make(log: Say) -> Task:
         del log
         plans = {name: SensorPlan(data.sensors[name].kind, data.channels[name]) for name in names}
@@ -416,6 +426,8 @@ def _stage(
         for name, item in data.statistics().items():
             if name in plans:
                 learner.set_statistics(name, item.mean, item.std)
+                if entry.whitening == "noise" and plans[name].kind == "spectral":
+                    learner.set_whitening(name, noise_whitening(scenes(name), item.mean, item.std))
         return SensorTask(recipe, spec, data, learner, names, taught, entry, taught is None)
 
     result = run_task(

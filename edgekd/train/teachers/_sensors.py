@@ -56,12 +56,24 @@ class SensorTeacher(nn.Module):
             for what, value in (("mean", 0.0), ("std", 1.0)):
                 filled = torch.full((plan.channels, 1, 1), value)
                 self.register_buffer(f"{what}_{name}", filled)
+            if plan.kind == "spectral":
+                self.register_buffer(f"whitening_{name}", torch.eye(plan.channels))
 
     def set_statistics(self, name: str, mean: Any, std: Any) -> None:
         """Take ``(C,)`` mean and standard deviation of a sensor's training pixels as its scale."""
         for what, value in (("mean", mean), ("std", std)):
             buffer: Tensor = getattr(self, f"{what}_{name}")
             buffer.copy_(torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1))
+
+    def set_whitening(self, name: str, matrix: Any) -> None:
+        """Take a matrix ``(C, C)`` by which a sensor's standardised spectra are multiplied."""
+        buffer: Tensor = getattr(self, f"whitening_{name}")
+        buffer.copy_(torch.as_tensor(matrix, dtype=torch.float32))
+
+    def whitened(self, name: str, spectra: Tensor) -> Tensor:
+        """``(P, C)`` standardised spectra, multiplied by the sensor's matrix."""
+        matrix: Tensor = getattr(self, f"whitening_{name}")
+        return spectra @ matrix
 
     def normalized(self, name: str, values: Tensor) -> Tensor:
         """``(N, C, H, W)`` in the sensor's units -> zero mean, unit deviation per band."""

@@ -114,7 +114,10 @@ class GeologyFusion(SensorTeacher):
         sample, row, column = where
         encoder, values = self.encoders[name], self.normalized(name, values)
         if isinstance(encoder, Alone):  # only of pixels that are wanted
-            alone: Tensor = encoder(values[sample, :, row, column][:, :, None, None])[:, :, 0, 0]
+            pixels = values[sample, :, row, column]
+            if self.plans[name].kind == "spectral":
+                pixels = self.whitened(name, pixels)
+            alone: Tensor = encoder(pixels[:, :, None, None])[:, :, 0, 0]
             return alone
         around: Tensor = encoder(values)[sample, :, row, column]
         return around
