@@ -209,6 +209,22 @@ def test_a_teacher_that_is_there_is_used(rocks: Path, tmp_path: Path) -> None:
     assert same(tmp_path / "first" / "best.ckpt", tmp_path / "second" / "best.ckpt")
 
 
+def test_spectra_are_whitened_where_it_is_asked_for(rocks: Path, tmp_path: Path) -> None:
+    values = chain_values(rocks)
+    values["teachers"][0]["whitening"] = "noise"
+    run(values, rocks, tmp_path)
+    first, second = (weights(tmp_path / name) for name in FILES[:2])
+    assert torch.equal(second["whitening_few"], torch.eye(3))
+    matrix = first["whitening_spectral"]
+    assert not torch.allclose(matrix, torch.eye(24)) and torch.allclose(matrix, matrix.T, atol=1e-6)
+    assert "whitening_visual" not in first and "whitening_lidar" not in first
+    data = open_sensor_set(Recipe.model_validate(values), rocks)
+    teacher = rebuild_teacher(load_teacher(tmp_path / FILES[0]), "teacher")
+    scores, _ = answer(teacher, data.load("one"))
+    teacher.set_whitening("spectral", torch.eye(24))
+    assert not np.allclose(scores, answer(teacher, data.load("one"))[0], atol=1e-3)
+
+
 def test_another_teacher_than_the_named_one_is_refused(rocks: Path, tmp_path: Path) -> None:
     values = chain_values(rocks)
     values["teachers"][1]["sha256"] = "0" * 64
@@ -276,6 +292,7 @@ def test_a_teacher_of_other_classes_or_bands_is_refused(rocks: Path, tmp_path: P
 def test_hidden_parts_change_no_weight(rocks: Path, tmp_path: Path) -> None:
     """Pixels of test blocks and buffers are other ones: teachers and student stay bit for bit."""
     values = chain_values(rocks)
+    values["teachers"][0]["whitening"] = "noise"
     run(values, rocks, tmp_path / "plain")
     hidden = open_sensor_set(Recipe.model_validate(values), rocks).load("one").parts > 1
     arrays = materials()
