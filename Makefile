@@ -6,11 +6,11 @@
 #
 # All make .venv when it is not there. PYTHON chooses the interpreter (3.10 to 3.13), PIP_ARGS goes
 # to pip, e.g. to take torch from a folder of CPU wheels: make demo PIP_ARGS="--find-links wheels/".
-# JOBS is the number of processes of make test; auto is one per core.
+# JOBS is the number of processes of make test; "logical" is one per logical core.
 PYTHON ?= python3
 PIP_ARGS ?=
 ARM_ARGS ?=
-JOBS ?= auto
+JOBS ?= logical
 TORCH ?= 2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
