@@ -225,7 +225,11 @@ def rare(mine: list[dict[str, Any]]) -> dict[str, Any]:
         values = [item["student"]["recall"][name] for name in names]
         if known := [value for value in values if value is not None]:
             of[item["arm"]][item["fold"], item["draw"]] = statistics.fmean(known)
-    found: dict[str, Any] = {"classes": names}
+    taught = [item["fusion"]["recall"][name] for item in mine if "fusion" in item for name in names]
+    found: dict[str, Any] = {
+        "classes": names,
+        "teacher": _mean(value for value in taught if value is not None),
+    }
     for arm in ARMS:
         found[arm] = _mean(of[arm].values())
         both = sorted(of[arm].keys() & of["labels"].keys())
@@ -276,6 +280,7 @@ def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
         return f"{100 * value['mean']:+.1f} ±{100 * value['half']:.1f} ({value['pairs']:.0f})"
 
     for row in rows:
+        rare = row["rare"]
         kept = [row.get("distilled_kept"), row.get("progressive_kept")]
         best = max((value for value in kept if value is not None), default=None)
         yield (
@@ -285,6 +290,14 @@ def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
             f"{share(row['progressive']):>12s} {gain(row.get('progressive_gain')):>16s} "
             f"{share(best):>6s} {row['minutes']:>5.1f}"
         )
+        if rare["classes"]:
+            yield (
+                f"{'':10s} {'rare':>6s} {share(rare['teacher']):>8s} "
+                f"{share(rare['labels']):>12s} "
+                f"{share(rare['distilled']):>10s} {gain(rare.get('distilled_gain')):>16s} "
+                f"{share(rare['progressive']):>12s} {gain(rare.get('progressive_gain')):>16s}   "
+                f"({', '.join(rare['classes'])})"
+            )
 
 
 def draw_maps(path: Path, names: list[str], labels: int | None, out: Path, sets: Path) -> None:
@@ -363,7 +376,8 @@ def main(
         folder = Path(__file__).parent / "results" / re.sub(r"[^a-z0-9]+", "-", device.lower())
         record = {
             "what": "balanced accuracy on test blocks; gains are paired differences to labels only",
-            "command": "python benchmarks/geology_gain.py",
+            "command": f"python benchmarks/geology_gain.py --sets {sets} --labels {labels} "
+            f"--draws {draws} --arms {arms} --write",
             "folds": FOLDS,
             "draws": draws,
             "changes": list(changes),

@@ -47,6 +47,9 @@ class StudentSpec(Document):
         attention: of a ViT: ``global``, or ``windowed`` in all blocks but each third.
         head: the decoder, a file in ``edgekd/train/heads``.
         pretrained: start from the weights that the student's package carries.
+        drop_path: part of the crops, 0-1, that go without a student's optional path while it is
+            trained (stochastic depth, Huang et al. 2016); of students that have one. Large where
+            labels are few, 0 where they are many.
     """
 
     name: str
@@ -54,6 +57,7 @@ class StudentSpec(Document):
     attention: Literal["global", "windowed"] | None = None
     head: str | None = None
     pretrained: bool | None = None
+    drop_path: Annotated[float, pydantic.Field(ge=0, lt=1)] | None = None
 
     @pydantic.field_validator("name")
     @classmethod

@@ -249,6 +249,7 @@ def build_student(
     attention: str | None,
     head: str | None,
     pretrained: bool | None,
+    drop_path: float | None = None,
 ) -> Segmenter:
     """Build a student by name.
 
@@ -264,6 +265,13 @@ def build_student(
         raise InputError(
             f"student {name} comes in one size and got variant '{variant}'; remove the key"
         )
+    if hasattr(module, "DROP_PATH"):
+        options["drop_path"] = drop_path
+    elif drop_path is not None:
+        raise InputError(
+            f"student {name} has no path that can be left out and got drop_path {drop_path:g}; "
+            "remove the key"
+        )
     model: Segmenter = module.build(num_classes, **options)
     return model
 
@@ -278,6 +286,7 @@ def build_for(recipe: Recipe) -> Segmenter:
         attention=spec.attention,
         head=spec.head,
         pretrained=spec.pretrained,
+        drop_path=spec.drop_path,
     )
 
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgekd.contracts.recipe import Recipe
 from edgekd.errors import InputError
-from edgekd.train.checkpoint import build_student
+from edgekd.train.checkpoint import build_for, build_student
 from edgekd.train.students import geology_rgb
 from edgekd.train.students._base import Segmenter
+from tests.helpers.labelled import recipe_values
 
 SIZES = list(geology_rgb.VARIANTS)
 NONE: dict[str, Any] = {"attention": None, "head": None, "pretrained": None}
@@ -79,14 +81,31 @@ def test_while_training_some_crops_are_left_to_colour_alone() -> None:
     torch.manual_seed(0)
     same = (student(image) == alone).flatten(1).all(1)
     assert 16 < int(same.sum()) < 48
-    student.decoder.keep = 1.0  # type: ignore[assignment]
+    student.decoder.drop_path = 0.0  # type: ignore[assignment]
     whole = student(image).detach()
     alone = alone.detach()
     torch.manual_seed(0)
-    student.decoder.keep = 0.5  # type: ignore[assignment]
+    student.decoder.drop_path = 0.5  # type: ignore[assignment]
     with torch.no_grad():
         mean = torch.stack([student(image) for _ in range(400)]).mean(0)
     assert float((mean - whole).abs().mean() / (whole - alone).abs().mean()) < 0.1
+
+
+@pytest.mark.parametrize(("asked", "alone"), [(None, 32), (0.0, 0), (0.9, 58)])
+def test_the_recipe_says_how_many(asked: float | None, alone: int) -> None:
+    values = recipe_values(student={"name": "geology_rgb", "variant": "nano", "drop_path": asked})
+    student = build_for(Recipe.model_validate(values)).train()
+    torch.nn.init.normal_(student.decoder.context.weight)  # type: ignore[union-attr, arg-type]
+    for module in student.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    image = torch.randn(64, 3, 8, 8)
+    torch.manual_seed(0)
+    colour = student.decoder.colour(student.encoder(image)[0])  # type: ignore[union-attr, operator]
+    found = int((student(image) == colour).flatten(1).all(1).sum())
+    assert abs(found - alone) <= (9 if alone else 0)
+    student.eval()
+    assert torch.equal(student(image), student(image))
 
 
 def test_it_begins_as_a_classifier_of_colours() -> None:
@@ -113,6 +132,10 @@ def test_options_that_it_does_not_have(options: dict[str, Any], words: str) -> N
         build_student("geology_rgb", 3, **{**NONE, "variant": None, **options})
 
 
-def test_other_students_have_no_sizes() -> None:
+def test_other_students_have_no_sizes_and_no_optional_path() -> None:
+    with pytest.raises(InputError, match="vit_nano has no path that can be left out"):
+        build_student("vit_nano", 3, drop_path=0.1, **NONE)
+    with pytest.raises(ValueError, match="drop_path"):
+        Recipe.model_validate(recipe_values(student={"name": "geology_rgb", "drop_path": 1.0}))
     with pytest.raises(InputError, match="vit_nano comes in one size"):
         build_student("vit_nano", 3, variant="small", **NONE)

@@ -3,7 +3,8 @@
 Fully convolutional. One path sees single pixels through 1 x 1 convolutions, the other one their
 surroundings through 3 x 3 convolutions, some of them dilated; their scores are added. With few
 labels the second path would learn places by heart: while training it is left out of every other
-crop (stochastic depth, Huang et al. 2016), so that the colour path must stand alone.
+crop (stochastic depth, Huang et al. 2016), so that the colour path must stand alone. With many
+labels ``student.drop_path: 0`` makes more of it.
 
 Plain convolutions, batch norm (folded at export), ReLU6 and additions: all of it has an exact
 counterpart in integers. Sizes hold numbers only.
@@ -21,12 +22,16 @@ from edgekd.contracts.registry import nearest
 from edgekd.errors import InputError
 from edgekd.train.students._base import Segmenter
 
-__all__ = ["ATTENTIONS", "HEADS", "VARIANTS", "build"]
+__all__ = ["ATTENTIONS", "DROP_PATH", "HEADS", "VARIANTS", "build"]
 
 ATTENTIONS = (None,)  # a convolutional network has none
 HEADS = (None,)
 #: normalisation of the recipe is free: there are no weights from elsewhere
 MEAN, STD = (127.5, 127.5, 127.5), (64.0, 64.0, 64.0)
+
+
+#: part of the crops that go without their surroundings while training, unless the recipe says
+DROP_PATH = 0.5
 
 
 class Size(NamedTuple):
@@ -98,25 +103,26 @@ class Decoder(nn.Module):
     """Scores of both paths, added at stride 1; the second one is brought there bilinearly.
 
     Attributes:
-        keep: part of the crops for which the surroundings are looked at while training, 0-1.
+        drop_path: part of the crops that go without their surroundings while training, 0-1.
     """
 
-    def __init__(self, size: Size, num_classes: int, keep: float = 0.5) -> None:
+    def __init__(self, size: Size, num_classes: int, drop_path: float = DROP_PATH) -> None:
         super().__init__()
         self.colour = nn.Conv2d(size.colour, num_classes, 1)
         self.context = nn.Conv2d(size.width, num_classes, 1)
         nn.init.zeros_(self.context.weight)
         nn.init.zeros_(self.context.bias)  # type: ignore[arg-type]
-        self.keep = keep
+        self.drop_path = drop_path
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """``[(N, colour, H, W), (N, width, H / 2, W / 2)]`` -> logits ``(N, classes, H, W)``."""
         colour, context = features
         around = self.context(context)
-        if self.training and self.keep < 1:
-            drawn = torch.rand(len(around), 1, 1, 1, device=around.device) < self.keep
+        if self.training and self.drop_path:
+            keep = 1 - self.drop_path
+            drawn = torch.rand(len(around), 1, 1, 1, device=around.device) < keep
             # Divided by the chance, so that its mean is that of inference, where it is always in.
-            around = around * drawn / self.keep
+            around = around * drawn / keep
         scores: Tensor = self.colour(colour)
         return scores + F.interpolate(
             around, scale_factor=float(CONTEXT_STRIDE), mode="bilinear", align_corners=False
@@ -130,6 +136,7 @@ def build(
     attention: str | None = None,
     head: str | None = None,
     pretrained: bool | None = None,
+    drop_path: float | None = None,
 ) -> Segmenter:
     """Build the student.
 
@@ -138,6 +145,8 @@ def build(
         variant: ``small`` (None: the same) or ``nano``.
         attention, head: must be None.
         pretrained: ``True`` is refused (there are no bundled weights).
+        drop_path: part of the crops, 0-1, that go without their surroundings while training; None
+            is :data:`DROP_PATH`, for few labels.
 
     Raises:
         InputError: no such size, or an option that the student does not have.
@@ -156,7 +165,7 @@ def build(
     size = VARIANTS[name]
     return Segmenter(
         Encoder(size),
-        Decoder(size, num_classes),
+        Decoder(size, num_classes, DROP_PATH if drop_path is None else drop_path),
         name="geology_rgb",
         num_classes=num_classes,
         stride=1,
