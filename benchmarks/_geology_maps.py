@@ -75,8 +75,12 @@ def draw(path: Path, rows: dict[str, tuple[dict[str, Any], Recipe]]) -> None:
     from matplotlib.patches import Patch
 
     columns = max(len(maps) for maps, _ in rows.values())
-    figure = plt.figure(figsize=(2.4 * columns, 3.0 * len(rows)), layout="constrained")
-    parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    heights = []  # of the rows, inches: a map, its titles and the legend
+    for maps, recipe in rows.values():
+        height, width = maps["truth"].shape
+        heights.append(2.4 * height / width + 0.5 + 0.2 * -(-len(recipe.io.classes) // 6))
+    figure = plt.figure(figsize=(2.4 * columns, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, (title, (maps, recipe)) in zip(parts, rows.items(), strict=True):
         part.suptitle(title, fontsize=10, x=0.005, ha="left")
         for axis, (name, values) in zip(part.subplots(1, columns), maps.items(), strict=True):
