@@ -90,7 +90,7 @@ def test_a_search_needs_cross_modal_and_keys_that_count() -> None:
         Recipe.model_validate(given)
     given = values({"distill.lr": [1e-4, 1e-2]})
     del given["teachers"]
-    given["distill"] |= {"method": "mae", "data": {"roots": ["x"]}}
+    given["distill"] |= {"method": "mae", "crop_px": 64, "data": {"roots": ["x"]}}
     with pytest.raises(ValueError, match="cross_modal, and it is mae"):
         Recipe.model_validate(given)
     for key in (f"{T}.start", "distill.cross_modal.feature_weight", "distill.cross_modal.trust"):

@@ -99,7 +99,7 @@ def test_what_is_not_known_is_said_and_never_a_number() -> None:
     ]
     assert found["J per km²"] == ["at least 342,000", "at least 12,000"]
     bare = with_system(
-        unmeasured(), sensors=without_power("visual", "spectral", "lidar"), system=None
+        unmeasured(), sensors=without_power("visual", "spectral", "lidar"), system={}
     )
     found = rows(bare)
     assert found["whole system, W"] == ["not known", "not known"] and "J per km²" not in found
