@@ -45,9 +45,9 @@ from onnx import numpy_helper
 
 from edgekd.contracts.artifacts import sha256_file, write_json
 from edgekd.contracts.imageio import UInt8Array
-from edgekd.contracts.labelled import open_labelled
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.recipe import load_recipe
+from edgekd.contracts.sensor_labelled import open_data
 from edgekd.deploy.parity import FloatArray, Model
 from edgekd.deploy.quantize.calibrate import Activations, observe
 from edgekd.deploy.quantize.emulate import emulate
@@ -118,7 +118,7 @@ class Work:
         self.folder, self.tiles = folder, tiles
         self.recipe = load_recipe(recipe, list(changes))
         self.changes = changes
-        self.data = open_labelled(data, self.recipe.data.split)
+        self.data = open_data(self.recipe, data, training=False)
         self.spec = self.recipe.io.inputs[0]
         self.normalize = Normalizer(self.spec)
         self.commands: list[str] = []

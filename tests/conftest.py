@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# A process per core (pytest-xdist): the threads of torch in each of them, and in
+# the commands that the tests start, would wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # a shared machine keeps no deadline; what hangs is bounded where it could
 settings.register_profile("edgekd", deadline=None)
 settings.load_profile("edgekd")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command("validate")
-@click.argument("paths", metavar="RECIPE|BUNDLE|COEFFICIENTS...", nargs=-1, required=True,
+@click.argument("paths", metavar="RECIPE|BUNDLE|SENSORS|COEFFICIENTS...", nargs=-1, required=True,
                 type=PathArgument)  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Change a recipe's value, e.g. --set finetune.steps=100.")  # fmt: skip
@@ -30,8 +30,10 @@ def command(
 ) -> int:
     """Check recipes and coefficients (every fault at once) or bundles (hashes and golden outputs).
 
-    Of a recipe with sensors its sensor set is opened as well, where it is on this machine.
+    Of a recipe with sensors its sensor set is opened as well, where it is on this machine. Of a
+    sensor set alone its description is checked, and that its files are there.
     """
+    from edgekd.contracts.sensor_scenes import sensor_set_file
     from edgekd.errors import EdgeKDError, InputError
 
     if signer is not None and not any(path.is_dir() for path in paths):
@@ -40,7 +42,9 @@ def command(
     worst = 0
     for path in paths:
         try:
-            if path.is_dir():
+            if sensor_set_file(path) is not None:
+                detail = _sensor_set(path)
+            elif path.is_dir():
                 detail = _bundle(path, any_device, signer)
             elif _is_coefficients(path):
                 detail = _coefficients(path)
@@ -66,6 +70,25 @@ def _is_coefficients(path: Path) -> bool:
     from edgekd.contracts.schema import read_yaml
 
     return "coefficients" in read_yaml(path)[0]
+
+
+def _sensor_set(path: Path) -> dict[str, Any]:
+    from edgekd.contracts.sensor_scenes import load_set, require_files
+
+    spec, file = load_set(path)
+    require_files(spec, file)
+    sensors = sorted({name for scene in spec.scenes for name in scene.files})
+    simulated = ", SIMULATED" if spec.simulated else ""
+    return {
+        "kind": "sensor set",
+        "summary": f"valid description of sensor set '{spec.name}'{simulated}: "
+        f"{_many(len(spec.scenes), 'scene')}, sensors {', '.join(sensors)}, "
+        f"{len(spec.classes)} classes; its files are there",
+        "data": [
+            "what is in them is checked with the recipe that declares the sensors: "
+            f"edgekd validate RECIPE --set data.root={path}"
+        ],
+    }
 
 
 def _coefficients(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from edgekd.contracts.blocks import TRAIN
 from edgekd.contracts.coregistration import check_registration
 from edgekd.contracts.sensor_scenes import RawScene
 from edgekd.contracts.sensors import VISUAL, Sensors, SensorSpec
-from edgekd.contracts.spectra import DroppedBand, constants, find_bad, plan_mixing
+from edgekd.contracts.spectra import DroppedBand, band_runs, constants, find_bad, plan_mixing
 from edgekd.errors import DatasetError
 
 FloatArray = npt.NDArray[np.float32]
@@ -117,7 +117,7 @@ def _bad(
             f"{name}: {spec.channels - len(dropped)} of {spec.channels} bands left, "
             f"{len(dropped)} dropped{rules}"
         )
-        bands.report += [f"{name}: dropped {item}" for item in dropped]
+        bands.report += [f"{name}: dropped {text}" for text in band_runs(dropped)]
     flat = constants(training) if training else {}
     known = {item.band - 1 for item in dropped}
     kept = []
@@ -132,7 +132,7 @@ def _bad(
                     f"{says} in all training pixels",
                 )
             )
-    bands.report += [f"{name}: kept, and tells nothing: {item}" for item in kept]
+    bands.report += [f"{name}: kept, and tells nothing: {text}" for text in band_runs(kept)]
     return sorted([*dropped, *kept], key=lambda item: item.band)
 
 

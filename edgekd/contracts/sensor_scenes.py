@@ -5,6 +5,7 @@ Here nothing is derived or left out yet; :mod:`edgekd.contracts.sensor_set` does
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -297,6 +298,23 @@ def _check_grid(first: SensorArray, other: SensorArray, scene: str) -> list[str]
             "there, e.g. with gdalwarp -tr -te"
         )
     return []
+
+
+def shared_notes(scenes: Sequence[RawScene]) -> list[str]:
+    """Notes of all scenes, one that several scenes share once."""
+    having: dict[str, list[tuple[str, str]]] = {}
+    for scene in scenes:
+        names = [f"{path.name}: " for path in scene.files]
+        for note in scene.notes:
+            said = note.removeprefix(f"{scene.id}: ")
+            for name in names:
+                said = said.removeprefix(name)
+            having.setdefault(said, []).append((scene.id, note))
+    return [
+        found[0][1] if len(found) == 1
+        else f"{found[0][0]} and {len(found) - 1} more: {said}"
+        for said, found in having.items()
+    ]  # fmt: skip
 
 
 def _check_gsd(arrays: dict[str, SensorArray], sensors: Sensors, scene: str) -> list[str]:

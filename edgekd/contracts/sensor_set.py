@@ -29,6 +29,7 @@ from edgekd.contracts.sensor_scenes import (
     load_set,
     read_scene,
     require_files,
+    shared_notes,
 )
 from edgekd.contracts.sensors import VISUAL, Sensors, SensorSpec
 from edgekd.contracts.spectra import camera_file
@@ -106,7 +107,7 @@ class SensorSet:
             self.report.append("SIMULATED: this set was computed, not measured")
         self.report += check_names(spec, sensors, file)
         raw = [read_scene(spec, scene, sensors, file) for scene in spec.scenes]
-        self.report += [text for scene in raw for text in scene.notes]
+        self.report += shared_notes(raw)
         self._parts = {
             scene.id: self._split(described, scene)
             for scene, described in zip(raw, spec.scenes, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -60,6 +61,23 @@ class DroppedBand:
     def __str__(self) -> str:
         nm = "" if self.nm is None else f" ({self.nm:.0f} nm)"
         return f"band {self.band}{nm}: {self.text}"
+
+
+def band_runs(bands: Sequence[DroppedBand]) -> list[str]:
+    """Bands in words, neighbours that share a reason in one line."""
+    runs: list[list[DroppedBand]] = []
+    for item in sorted(bands, key=lambda found: found.band):
+        last = runs[-1][-1] if runs else None
+        if last is not None and (last.band + 1, last.text) == (item.band, item.text):
+            runs[-1].append(item)
+        else:
+            runs.append([item])
+    return [str(run[0]) if len(run) == 1 else _run(run[0], run[-1]) for run in runs]
+
+
+def _run(first: DroppedBand, last: DroppedBand) -> str:
+    nm = "" if first.nm is None else f" ({first.nm:.0f}-{last.nm:.0f} nm)"
+    return f"bands {first.band}-{last.band}{nm}: {first.text}"
 
 
 def spacing_nm(wavelengths: DoubleArray) -> DoubleArray:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pickle
 import shutil
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from edgekd.errors import CheckpointError, InputError, OutputError
 from edgekd.train.run import GO_ON
 from edgekd.train.students._base import Segmenter
 
+T = TypeVar("T")
 FORMAT = 1
 #: what torch.load raises for files that are cut, of another kind, or hold code.
 _UNREADABLE = (
@@ -109,14 +111,27 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: missing, empty, damaged, or not one of ours.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / BEST_NAME
+    path = in_folder(path, BEST_NAME)
     value = read_torch(path, "edgekd_checkpoint", FORMAT, "edgekd finetune RECIPE")
+    return whole(Checkpoint, value, path, "a checkpoint")
+
+
+def in_folder(path: Path, name: str) -> Path:
+    """The file itself, or the one of this name in a folder."""
+    path = Path(path)
+    return path / name if path.is_dir() else path
+
+
+def whole(kind: Callable[..., T], value: dict[str, Any], path: Path, what: str) -> T:
+    """Parts that were read, put together.
+
+    Raises:
+        CheckpointError: one is missing, or there is one too many.
+    """
     try:
-        return Checkpoint(**value)
+        return kind(**value)
     except TypeError as err:
-        raise CheckpointError(f"{path} lacks a part of a checkpoint: {err}") from err
+        raise CheckpointError(f"{path} lacks a part of {what}: {err}") from err
 
 
 def read_torch(path: Path, mark: str, version: int, command: str) -> dict[str, Any]:
@@ -199,14 +214,9 @@ def load_encoder(path: Path) -> EncoderCheckpoint:
     Raises:
         CheckpointError: missing, damaged, or another kind of file.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / ENCODER_NAME
+    path = in_folder(path, ENCODER_NAME)
     value = read_torch(path, "edgekd_encoder", ENCODER_FORMAT, "edgekd distill RECIPE")
-    try:
-        return EncoderCheckpoint(**value)
-    except TypeError as err:
-        raise CheckpointError(f"{path} lacks a part of an encoder: {err}") from err
+    return whole(EncoderCheckpoint, value, path, "an encoder")
 
 
 def use_encoder(model: Segmenter, encoder: EncoderCheckpoint, source: str) -> None:

@@ -37,6 +37,17 @@ def told(capfd: pytest.CaptureFixture[str]) -> Any:
     return run
 
 
+def test_the_description_of_a_set_alone(here: Path, told: Any) -> None:
+    for place in ("set", "set/sensors.yaml"):
+        said = told(f"validate {place}")
+        assert "valid description of sensor set 'rocks'" in said and "its files are there" in said
+        assert f"edgekd validate RECIPE --set data.root={place}" in said
+    value = json.loads(told("validate set --json"))["results"][0]
+    assert value["kind"] == "sensor set" and value["valid"]
+    next((here / "set").glob("*.npy")).unlink()
+    assert "names files that do not exist" in told("validate set", 2)
+
+
 def test_what_a_chain_leaves_is_shown_and_measured(here: Path, told: Any) -> None:
     values = chain_values(here / "set", cross_modal={"keep": "best", "val_every_steps": 3})
     write_recipe(here, values | {"name": "chain"})

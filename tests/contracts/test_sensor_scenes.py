@@ -11,6 +11,7 @@ import pytest
 import rasterio
 from spectral.io import envi
 
+from edgekd.contracts.sensor_scenes import RawScene, shared_notes
 from edgekd.contracts.sensor_set import SensorSet, open_sensor_set
 from edgekd.errors import DatasetError, ImageError
 from tests.helpers.rasters import write_raster
@@ -200,3 +201,13 @@ def test_a_damaged_file_of_a_scene_is_named(tmp_path: Path) -> None:
         stream.truncate(1000)
     with pytest.raises(ImageError, match=r"cube.img has 1,000 bytes and its header cube.hdr decl"):
         opened(path)
+
+
+def test_what_several_scenes_say_alike_is_said_once() -> None:
+    def scene(name: str, *notes: str) -> RawScene:
+        return RawScene(name, {}, np.zeros((1, 1), np.uint8), None, None, (Path(f"{name}.hdr"),),
+                        tuple(f"{name}: {note}" for note in notes))  # fmt: skip
+
+    scenes = [scene("a", "a.hdr: values times 2", "odd"), scene("b", "b.hdr: values times 2")]
+    assert shared_notes(scenes) == ["a and 1 more: values times 2", "a: odd"]
+    assert shared_notes(scenes[:1]) == ["a: a.hdr: values times 2", "a: odd"]

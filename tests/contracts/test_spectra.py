@@ -11,6 +11,7 @@ import pytest
 from edgekd.contracts.sensors import BadBands, DeriveSpec
 from edgekd.contracts.spectra import (
     DroppedBand,
+    band_runs,
     camera_weights,
     find_bad,
     noise_share,
@@ -241,3 +242,15 @@ def test_noise_is_measured_from_neighbours() -> None:
     causes, dropped = found({"noise_max": 0.5}, values)
     assert causes == {3: "noise"} and "noise is 1.0" in str(dropped[0])
     assert found({"noise_max": 0.1}, values)[0] == {2: "noise", 3: "noise"}
+
+
+def test_neighbours_of_one_reason_are_told_in_a_line() -> None:
+    def band(number: int, text: str, nm: float | None = 400.0) -> DroppedBand:
+        return DroppedBand(number, nm, "window", text)
+
+    wet = [band(7, "wet", 470), band(5, "wet", 450), band(6, "wet", 460)]
+    assert band_runs([*wet, band(8, "dark", 480), band(10, "dark", 500)]) == [
+        "bands 5-7 (450-470 nm): wet", "band 8 (480 nm): dark", "band 10 (500 nm): dark",
+    ]  # fmt: skip
+    assert band_runs([band(1, "x", None), band(2, "x", None)]) == ["bands 1-2: x"]
+    assert band_runs([]) == []

@@ -12,7 +12,7 @@ from edgekd.contracts import registry
 from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.sensor_set import SensorSet
 from edgekd.errors import CheckpointError, InputError
-from edgekd.train.checkpoint import read_torch, save_torch
+from edgekd.train.checkpoint import in_folder, read_torch, save_torch, whole
 from edgekd.train.teachers._sensors import SensorPlan, SensorTeacher
 
 FORMAT = 1
@@ -78,7 +78,7 @@ def save_teacher(path: Path, teacher: TeacherCheckpoint) -> None:
 
 def teacher_file(path: Path) -> Path:
     """The file of a teacher, given it or the folder of its stage."""
-    return path / TEACHER_NAME if path.is_dir() else path
+    return in_folder(path, TEACHER_NAME)
 
 
 def load_teacher(path: Path) -> TeacherCheckpoint:
@@ -92,10 +92,7 @@ def load_teacher(path: Path) -> TeacherCheckpoint:
     """
     path = teacher_file(path)
     value = read_torch(path, "edgekd_teacher", FORMAT, "edgekd distill RECIPE")
-    try:
-        return TeacherCheckpoint(**value)
-    except TypeError as err:
-        raise CheckpointError(f"{path} lacks a part of a teacher: {err}") from err
+    return whole(TeacherCheckpoint, value, path, "a teacher")
 
 
 def rebuild_teacher(saved: TeacherCheckpoint, source: str) -> SensorTeacher:

@@ -5,8 +5,8 @@ elevation. Each is projected to the shared 256 (Linear, LayerNorm, GELU, Linear)
 attention let the sensors look at each other; their mean is the feature, and a small perceptron
 classifies it.
 
-Variant ``pixel`` looks at single pixels, ``around`` at 5 x 5 pixels of cameras and elevation, which
-a handful of labels per class does not suffice for: it learns places by heart.
+Variant ``pixel`` looks at single pixels, ``around`` at 5 x 5 pixels of cameras and elevation, for
+sets with many labels.
 """
 
 from __future__ import annotations
