@@ -117,7 +117,7 @@ def answer(
         features: whether they are wanted.
 
     Returns:
-        Scores ``(K, H, W)``, and features ``(D, H, W)`` or None.
+        Scores ``(K, H, W)``, and features ``(H, W, D)`` or None: a pixel's lie together.
     """
     height, width = scene.valid.shape
     device = next(teacher.parameters()).device
@@ -131,7 +131,7 @@ def answer(
         sensors[name] = torch.from_numpy(np.array(planes, np.float32))[None].to(device)
     there = torch.tensor([present], device=device)
     scores = np.empty((teacher.num_classes, height, width), np.float32)
-    found = np.empty((teacher.width, height, width), np.float16) if features else None
+    found = np.empty((height, width, teacher.width), np.float16) if features else None
     rows = max(1, _ROWS_PX // width)
     for first in range(0, height, rows):
         at = torch.zeros(1, height, width, dtype=torch.bool, device=device)
@@ -141,7 +141,7 @@ def answer(
         scores[:, first : first + rows] = said.reshape(shape).permute(2, 0, 1).cpu().numpy()
         if found is not None:
             shape = (-1, width, teacher.width)
-            found[:, first : first + rows] = feature.reshape(shape).permute(2, 0, 1).cpu().numpy()
+            found[first : first + rows] = feature.reshape(shape).cpu().numpy()
     return scores, found
 
 

@@ -32,7 +32,7 @@ _PLACE, _JITTER = 0, 1
 
 @dataclass(frozen=True)
 class Answers:
-    """What a teacher said of a scene: scores ``(K, H, W)``, features ``(D, H, W)`` or None."""
+    """What a teacher said of a scene: scores ``(K, H, W)``, features ``(H, W, D)`` or None."""
 
     scores: FloatArray
     features: npt.NDArray[np.float16] | None
@@ -47,7 +47,7 @@ class SensorCrop(NamedTuple):
         target: ``(crop, crop)`` int64 channel numbers or IGNORE.
         counted: ``(crop, crop)`` bool: training pixels with data.
         scores: ``(K, crop, crop)`` of the teacher; empty without one.
-        features: ``(D, crop, crop)`` float16 of the teacher; empty without.
+        features: ``(crop, crop, D)`` float16 of the teacher; empty without.
         number: which item.
     """
 
@@ -75,6 +75,13 @@ class _Place:
         rows = _mirrored(self.rows, values.shape[-2])
         columns = _mirrored(self.columns, values.shape[-1])
         return self._turned(values[..., rows[:, None], columns[None]])
+
+    def cut_pixels(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """``(H, W, ...)`` -> ``(crop, crop, ...)``, pixel by pixel."""
+        shape = (len(self.rows), len(self.columns))
+        rows = np.broadcast_to(_mirrored(self.rows, values.shape[0])[:, None], shape)
+        columns = np.broadcast_to(_mirrored(self.columns, values.shape[1])[None], shape)
+        return values[self._turned(rows), self._turned(columns)]
 
     def inside(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         """``(crop, crop)`` bool: pixels that are no mirror image of another."""
@@ -182,7 +189,7 @@ class SensorCrops(Dataset[SensorCrop]):
             said = self._answers[view.id]
             scores = torch.from_numpy(np.asarray(cut(said.scores), np.float32))
             if said.features is not None:
-                features = torch.from_numpy(np.asarray(cut(said.features), np.float16))
+                features = torch.from_numpy(place.cut_pixels(said.features))
         return SensorCrop(
             sensors, torch.tensor(present), torch.from_numpy(target),
             torch.from_numpy(counted), scores, features, number,

@@ -56,7 +56,7 @@ def test_all_sensors_and_labels_are_cut_and_turned_alike(found: SensorSet) -> No
     view = found.training_view("one")
     height, width = view.valid.shape
     index = np.arange(height * width, dtype=np.float32).reshape(1, height, width)
-    answers = {"one": Answers(index, np.repeat(index, 2, 0).astype(np.float16))}
+    answers = {"one": Answers(index, np.stack([index[0] // width, index[0] % width], 2).astype(np.float16))}
     turned = set()
     for crop in (data := crops(found, answers=answers))[0], *(data[n] for n in range(1, 30)):
         places = crop.scores[0].numpy().astype(int)
@@ -68,6 +68,7 @@ def test_all_sensors_and_labels_are_cut_and_turned_alike(found: SensorSet) -> No
         expected = np.where(counted, view.target[ys, xs], IGNORE)
         assert np.array_equal(crop.target.numpy(), expected)
         assert crop.features.dtype == torch.float16
+        assert np.array_equal(crop.features.numpy(), np.stack([ys, xs], 2))
         steps = (ys[1, 0] - ys[0, 0], xs[1, 0] - xs[0, 0], ys[0, 1] - ys[0, 0])
         turned.add((*map(int, steps), int(xs[0, 1] - xs[0, 0])))
     assert len(turned) >= 6, "of eight ways to lie"

@@ -101,7 +101,7 @@ def test_classes_of_the_teachers_answers_are_weighed_by_what_it_expects(
     there = torch.ones(1, 32, 32, dtype=torch.bool)
     batch = SensorBatch(
         {"visual": picture}, torch.ones(1, 1, dtype=torch.bool), none, there, given,
-        torch.zeros(1, teacher.width, 32, 32),
+        torch.zeros(1, 32, 32, teacher.width),
     )  # fmt: skip
     method.eval()
     whole = method(batch, (1.0, 1.0, 1.0)).parts["kd"]
@@ -364,5 +364,5 @@ def test_answers_in_parts_are_those_of_the_whole(
     whole, features = answer(teacher, view, features=True)
     monkeypatch.setattr("edgekd.train.evaluate._ROWS_PX", 300)
     parts, again = answer(teacher, view, features=True)
-    assert features is not None and again is not None and features.shape == (256, 48, 60)
+    assert features is not None and again is not None and features.shape == (48, 60, 256)
     np.testing.assert_allclose(parts, whole, atol=1e-5)

@@ -37,7 +37,7 @@ class SensorBatch(NamedTuple):
         present: ``(N, S)`` bool.
         target: ``(N, H, W)`` int64.
         counted: ``(N, H, W)`` bool.
-        scores, features: of the teacher, ``(N, K, H, W)`` and ``(N, D, H, W)``, or empty.
+        scores, features: of the teacher, ``(N, K, H, W)`` and ``(N, H, W, D)``, or empty.
     """
 
     sensors: dict[str, Tensor]
@@ -156,7 +156,7 @@ class CrossModal(Method):
             parts["trusted"] = trusted.float().mean()
             parts["temperature"] = torch.tensor(self.temperature, device=scores.device)
             if self.project is not None:
-                wanted = batch.features.permute(0, 2, 3, 1)[at].float()
+                wanted = batch.features[at].float()
                 ours = self.project(features)
                 apart = 1 - F.cosine_similarity(ours, wanted, dim=1)
                 aligned = (apart * trusted).sum() / trusted.sum().clamp(min=1)
