@@ -50,11 +50,12 @@ class BalanceSpec(Document):
             (Cui et al. 2019, equation 2), scaled to a mean of 1 over the classes that have any.
             ``n`` of a class is its labelled pixels in cross-entropy, and the training pixels that
             the teacher expects of it, the sum of its probabilities, in KL.
-        beta: 0 weighs all classes alike, towards 1 by the inverse of their pixels.
+        beta: 0 weighs all classes alike, towards 1 by the inverse of their pixels; classes with
+            more than about ``1 / (1 - beta)`` pixels weigh alike.
     """
 
     kind: Literal["none", "effective_number"] = "effective_number"
-    beta: float = pydantic.Field(default=0.999, ge=0, lt=1)
+    beta: float = pydantic.Field(default=0.9999, ge=0, lt=1)
 
 
 class SensorJitterSpec(Document):
