@@ -165,15 +165,23 @@ def _measured(measured: dict[str, Any], used: dict[str, dict[str, int]]) -> list
     ]
     gain = measured["difference"]
 
-    def told(item: dict[str, Any]) -> str:
-        low, high = item["interval_95"]
-        return f"{percent(item['balanced_accuracy'])} ({100 * low:.1f} to {100 * high:.1f})"
+    def within(item: dict[str, Any], sign: str = "") -> str:
+        if item["interval_95"] is None:
+            return ""
+        low, high = (format(100 * value, f"{sign}.1f") for value in item["interval_95"])
+        return f" ({low} to {high})"
 
-    low, high = gain["interval_95"]
+    def told(item: dict[str, Any]) -> str:
+        return f"{percent(item['balanced_accuracy'])}{within(item)}"
+
+    how = f"95 % intervals over {measured['squares']} squares of {measured['square_px']} px"
+    if gain["interval_95"] is None:
+        how = (
+            f"no intervals: {measured['squares']} squares of {measured['square_px']} px are too few"
+        )
     return [
         *table(["class", "labels", "found before", "after", "held-out px"], rows),
         f"balanced accuracy {told(before)} before, {told(after)} after: "
-        f"{100 * gain['balanced_accuracy']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})",
-        f"{before['pixels']:,} held-out px; 95 % intervals over {measured['squares']} squares of "
-        f"{measured['square_px']} px",
+        f"{100 * gain['balanced_accuracy']:+.1f} points{within(gain, '+')}",
+        f"{before['pixels']:,} held-out px; {how}",
     ]

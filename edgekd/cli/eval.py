@@ -81,6 +81,7 @@ def command(
             f"{percent(majority['overall_accuracy'])}, mean F1 {percent(majority['mean_f1'])}",
             f"{result['samples']} samples of {result['data']}, split {split}, "
             f"{result['pixels']:,} px, {result['seconds']:.1f} s",
+            *(["SIMULATED: the set was computed, not measured"] if result["simulated"] else []),
         ],
         as_json,
     )
@@ -136,6 +137,8 @@ def _teacher(model: Path, data: Path, split: str) -> dict[str, Any]:
     """A teacher of several sensors on the sensor set that it takes them from."""
     from edgekd.contracts.artifacts import sha256_file
     from edgekd.contracts.recipe import parse_recipe
+    from edgekd.contracts.sensor_labelled import by_own_split
+    from edgekd.contracts.sensor_scenes import sensor_set_file
     from edgekd.contracts.sensor_set import open_sensor_set
     from edgekd.errors import InputError
     from edgekd.train.evaluate import evaluate_teacher
@@ -145,6 +148,8 @@ def _teacher(model: Path, data: Path, split: str) -> dict[str, Any]:
     recipe = parse_recipe(saved.recipe, f"the recipe inside {model}")
     if split not in ("train", "val", "test"):
         raise InputError(f"split '{split}' does not exist (valid: train, val, test)")
+    file = sensor_set_file(data)
+    recipe = recipe if file is None else by_own_split(recipe, file)
     found = open_sensor_set(recipe, data, every_class=False)
     check_teacher(saved, recipe, found, model)
     teacher = rebuild_teacher(saved, str(model))

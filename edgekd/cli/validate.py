@@ -130,7 +130,6 @@ def _sensors(recipe: Recipe, path: Path) -> list[str]:
     Raises:
         EdgeKDError: the set is on this machine and does not fit the recipe.
     """
-    from edgekd.contracts.labelled import check_same_classes
     from edgekd.contracts.recipe import data_root
     from edgekd.contracts.sensor_labelled import is_here
     from edgekd.contracts.sensor_scenes import sensor_set_file
@@ -151,7 +150,6 @@ def _sensors(recipe: Recipe, path: Path) -> list[str]:
         found = open_sensor_set(recipe, root)
     except EnvironmentLacksError as err:
         return [*lines, f"data: not looked at: {err}"]
-    check_same_classes(found.classes, list(recipe.io.classes), str(root))
     counts = found.label_counts()
     labels = [f"{part} {sum(numbers):,}" for part, numbers in counts.items()]
     scenes = _many(len(found.scene_ids), "scene")

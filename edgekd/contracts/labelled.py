@@ -79,6 +79,11 @@ class LabelledSet:
     box_shape: str
     digest: str
 
+    @property
+    def simulated(self) -> bool | None:
+        """Whether the set was computed and not measured; None where it does not say."""
+        return None
+
     def split(self, name: str) -> list[Sample]:
         """The samples of a split; ``all`` gives every one.
 
@@ -397,7 +402,9 @@ def _read_splits(path: Path, stems: set[str]) -> dict[str, str] | None:
     return result
 
 
-def check_same_classes(found: list[ClassSpec], expected: list[ClassSpec], where: str) -> None:
+def check_same_classes(
+    found: list[ClassSpec], expected: list[ClassSpec], where: str, who: str = "the model"
+) -> None:
     """Raise unless a data set and a model speak of the same classes, by index and name.
 
     Raises:
@@ -406,9 +413,7 @@ def check_same_classes(found: list[ClassSpec], expected: list[ClassSpec], where:
     have = [(item.index, item.name) for item in found]
     want = [(item.index, item.name) for item in expected]
     if have != want:
-        raise DatasetError(
-            f"{where} has the classes {_listed(have)}, the model has {_listed(want)}"
-        )
+        raise DatasetError(f"{where} has the classes {_listed(have)}, {who} has {_listed(want)}")
 
 
 def _listed(pairs: list[tuple[int, str]]) -> str:

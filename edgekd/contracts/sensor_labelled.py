@@ -43,6 +43,11 @@ class SensorLabelledSet(LabelledSet):
 
     sensor_set: SensorSet
 
+    @property
+    def simulated(self) -> bool:
+        """Whether the set was computed and not measured."""
+        return self.sensor_set.simulated
+
     def size(self, sample: Sample) -> tuple[int, int]:
         """Height and width of a sample's scene, px."""
         height, width = self.sensor_set.load(self._of(sample).scene).target.shape
@@ -92,7 +97,20 @@ def open_data(recipe: Recipe, path: Path, *, training: bool = True) -> LabelledS
                 f"out: {' '.join(f'--set {key}=null' for key in asked)}"
             )
         return open_labelled(path, recipe.data.split)
+    if not training:
+        recipe = by_own_split(recipe, file)
     return camera_view(open_sensor_set(recipe, path, every_class=training))
+
+
+def by_own_split(recipe: Recipe, file: Path) -> Recipe:
+    """The recipe for a set that it was not trained on: blocks give way to splits of the scenes.
+
+    Raises:
+        InputError, RecipeError: a description that cannot be read.
+    """
+    if recipe.data.blocks is None or not any(item.split for item in load_set(file)[0].scenes):
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"blocks": None})})
 
 
 def is_here(path: Path) -> bool:

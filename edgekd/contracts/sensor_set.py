@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from edgekd.contracts.artifacts import canonical_json, sha256_bytes, sha256_file
 from edgekd.contracts.blocks import BUFFER, PART_NAMES, TRAIN, VAL, assign
+from edgekd.contracts.labelled import check_same_classes
 from edgekd.contracts.optional import require
 from edgekd.contracts.recipe import DataSpec, Recipe
 from edgekd.contracts.sensor_bands import Bands, find_bands
@@ -227,6 +228,20 @@ class SensorSet:
                 values = scene.target[scene.parts == part]
                 counts[name] += np.bincount(values, minlength=256)[: len(self.classes)]
         return {name: [int(value) for value in found] for name, found in counts.items()}
+
+    def require_one_of(self, sensors: list[str], scenes: list[str], who: str) -> None:
+        """Raise unless each of these scenes has at least one of the sensors that ``who`` sees.
+
+        Raises:
+            DatasetError: names the first scene that has none.
+        """
+        for name in scenes:
+            if not any(sensor in self.load(name).sensors for sensor in sensors):
+                raise DatasetError(
+                    f"scene {name} of {self.file} has none of the sensors that {who} sees "
+                    f"({', '.join(sensors)}); let it see one that the scene has, such as {VISUAL}, "
+                    "or put the scene into no split"
+                )
 
     def require_labels(self) -> None:
         """Raise unless every class has a label to train on.
@@ -440,16 +455,20 @@ class SensorSet:
         return sha256_bytes(canonical_json(contents).encode())
 
 
-def open_sensor_set(recipe: Recipe, path: Path, *, every_class: bool = True) -> SensorSet:
+def open_sensor_set(
+    recipe: Recipe, path: Path, *, every_class: bool = True, resplit: bool = False
+) -> SensorSet:
     """Open a sensor set as a recipe's sensors, split and labels say.
 
     Args:
         recipe: with sensors.
         path: a folder with ``sensors.yaml``, or such a YAML.
         every_class: refuse a set that has no training label of some class.
+        resplit: what the set says of its scenes' splits does not count, the recipe's word does.
 
     Raises:
-        DatasetError: no sensor set, or something in it is not as declared.
+        DatasetError: no sensor set, other classes than the recipe's, or something in it is not as
+            declared.
         RecipeError: a description with faults.
         ImageError, InputError: a file is missing or damaged.
         EnvironmentLacksError: a library for the kind of file is not installed.
@@ -460,7 +479,12 @@ def open_sensor_set(recipe: Recipe, path: Path, *, every_class: bool = True) -> 
             "the recipe"
         )
     spec, file = load_set(Path(path))
+    asked = list(recipe.io.classes)
+    check_same_classes(spec.classes, asked, str(file), f"recipe '{recipe.name}'")
     require_files(spec, file)
+    if resplit:
+        scenes = [scene.model_copy(update={"split": None}) for scene in spec.scenes]
+        spec = spec.model_copy(update={"scenes": scenes})
     found = SensorSet(spec, file, recipe.sensors, recipe.data)
     if every_class:
         found.require_labels()

@@ -231,6 +231,15 @@ def check_sensors(sensors: Sensors) -> Sensors:
                 raise ValueError(f"sensors are derived in a circle: {' -> '.join([*seen, source])}")
             seen.append(source)
             here = sensors[source]
+            if here.missing == "allowed" and spec.missing != "allowed":
+                raise ValueError(
+                    f"{name} is derived from {source}, which may be missing (missing: allowed), "
+                    + (
+                        f"and every scene needs {VISUAL}"
+                        if name == VISUAL
+                        else f"so {name} may be missing as well; say so of {name} too"
+                    )
+                )
         if spec.derive is not None:
             source_spec = sensors[spec.derive.source]
             if max(spec.derive.bands or [0]) > source_spec.channels:

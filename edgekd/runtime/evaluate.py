@@ -46,6 +46,7 @@ def evaluate_bundle(
         "model_sha256": session.manifest.files[session.model],
         "data": data.name,
         "data_sha256": data.digest,
+        "simulated": data.simulated,
         "split": split,
         "samples": len(samples),
         "seconds": time.perf_counter() - start,

@@ -97,6 +97,7 @@ def evaluate_model(
         "what": "checkpoint",
         "data": data.name,
         "data_sha256": data.digest,
+        "simulated": data.simulated,
         "split": split,
         "samples": len(samples),
         "seconds": time.perf_counter() - start,
@@ -151,13 +152,15 @@ def evaluate_teacher(
     """Metrics of a teacher of several sensors on a part of a set, as :func:`evaluate_model`.
 
     Raises:
-        DatasetError: the set has no labelled pixel of the part.
+        DatasetError: the set has no labelled pixel of the part, or a scene of it has none of the
+            sensors that the teacher sees.
     """
     confusion = Confusion(len(data.classes))
     start = time.perf_counter()
     was_training = teacher.training
     teacher.eval()
     scenes = [name for name in data.scene_ids if data.has(name, part)]
+    data.require_one_of(list(teacher.plans), scenes, f"teacher {teacher.name}")
     try:
         for number, name in enumerate(scenes, start=1):
             view = data.view(name, part)

@@ -426,6 +426,7 @@ class _Run:
             "device": str(fabric.device),
             "torch": str(torch.__version__),
             "encoder": self._distilled,
+            "simulated": self._data.simulated,
         }
         if better:
             save_checkpoint(self._out / BEST_NAME, self._checkpoint(model, average.weights(model)))

@@ -12,7 +12,14 @@ import yaml
 
 from edgekd.cli.main import main
 from tests.helpers.labelled import make_set, write_recipe
-from tests.helpers.sensors import BLOCKS, chain_values, edit_set, sensor_values, write_set
+from tests.helpers.sensors import (
+    BLOCKS,
+    chain_values,
+    edit_set,
+    materials,
+    sensor_values,
+    write_set,
+)
 
 
 @pytest.fixture
@@ -65,6 +72,14 @@ def test_what_a_chain_leaves_is_shown_and_measured(here: Path, told: Any) -> Non
     assert "options variant nano, pretrained False)" in said[1]
     assert "taught by a teacher of other sensors; validation balanced accuracy" in said[2]
     assert json.loads(told("eval run --data set --json"))["balanced_accuracy"] >= 0
+    # a set with splits of its own is measured by them, whatever blocks the recipe cut its own into
+    whole = {name: {**materials(seed=4), "split": name} for name in ("train", "test")}
+    write_set(here / "elsewhere", whole, simulated=False)
+    for place in ("run", str(teacher)):
+        value = json.loads(told(f"eval {place} --data elsewhere --json"))
+        assert value["samples"] == 1 and value["simulated"] is False
+        assert "SIMULATED: the set was computed" in told(f"eval {place} --data set")
+        assert "SIMULATED" not in told(f"eval {place} --data elsewhere")
     make_set(here / "pictures")  # blocks are of the set that it learnt from, and are not asked for
     assert "classes" in told("eval run --data pictures", 2)
 

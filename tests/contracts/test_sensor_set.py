@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edgekd.contracts.blocks import BUFFER, TEST, TRAIN, VAL, grown
+from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.sensor_set import SensorScene, SensorSet, open_sensor_set
 from edgekd.errors import DatasetError, EdgeKDError, InputError, RecipeError
 from tests.helpers.sensors import (
@@ -25,6 +26,7 @@ from tests.helpers.sensors import (
     edit_set,
     materials,
     sensor_recipe,
+    sensor_values,
     write_set,
 )
 
@@ -322,8 +324,40 @@ def test_labels_from_abundances(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="not a single training label of basalt, so it"):
         opened(path)
     edit_set(path, lambda v: v["classes"].pop())
+    values = sensor_values()
+    values["io"]["classes"].pop()
     with pytest.raises(DatasetError, match="abundances of 3 classes, and the set names 2: olivine"):
-        opened(path, every_class=False)
+        open_sensor_set(Recipe.model_validate(values), path, every_class=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: found[0].update(name="kelp"),
+        lambda found: found[2].update(index=9),
+        lambda found: found.pop(),
+        # the same names in another order: channel 0 would be called quartz and be olivine
+        lambda found: [
+            item.update(name=name)
+            for item, name in zip(found, [c["name"] for c in reversed(found)], strict=True)
+        ],
+    ],
+)  # fmt: skip
+def test_classes_of_another_recipe_are_refused(tmp_path: Path, change: Any) -> None:
+    path = write_set(tmp_path, scenes())
+    values = sensor_values(name="rocks")
+    change(values["io"]["classes"])
+    with pytest.raises(DatasetError, match=r"classes 1 olivine.*, recipe 'rocks' has \d \w+"):
+        open_sensor_set(Recipe.model_validate(values), path, every_class=False)
+
+
+def test_a_scene_that_a_teacher_cannot_see_is_named(tmp_path: Path) -> None:
+    less = scenes(three={**materials(seed=2), "split": "train"})
+    del less["three"]["lidar"]
+    found = opened(write_set(tmp_path, less), sensors(lidar={"missing": "allowed"}))
+    found.require_one_of(["lidar", "visual"], ["one", "three"], "it")
+    with pytest.raises(DatasetError, match=r"scene three .* none of the sensors that it sees \(li"):
+        found.require_one_of(["lidar"], ["one", "three"], "it")
 
 
 def test_a_sensor_may_be_missing_where_the_recipe_says_so(tmp_path: Path) -> None:
@@ -365,6 +399,8 @@ def test_splits_come_from_one_place(tmp_path: Path) -> None:
         DatasetError, match="scene one into split train, and the recipe cuts scenes"
     ):
         opened(whole, data=BLOCKED)
+    cut = opened(whole, data=BLOCKED, resplit=True)
+    assert [(cut.load(n).parts == blocked.load(n).parts).all() for n in cut.scene_ids] == [True] * 2
     other = {"split": {"pattern": "(.*)", "train": ["two"], "val": [], "test": ["one"]}}
     with pytest.raises(DatasetError, match="into split train, the recipe's data.split into test"):
         opened(whole, data=other)

@@ -78,6 +78,11 @@ SPLIT = {"pattern": "(.*)", "train": ["a"], "val": ["b"], "test": ["c"]}
         (put("sensors", "ms", {**MS, "wavelengths_nm": [450, 650]}),
          "wavelengths of a derived sensor follow from its source"),
         (put("sensors", "ms", {**MS, "derive": {"from": "ms", "bands": [1, 2]}}), "in a circle"),
+        (put("sensors", "spectral", "missing", "allowed"),
+         "visual is derived from spectral, which may be missing .*every scene needs visual"),
+        (lambda values: values["sensors"].update(
+            ms={**MS, "derive": {"from": "ms2", "bands": [1, 2]}}, ms2={**MS, "missing": "allowed"}
+        ), "so ms may be missing as well; say so of ms"),
         (put("sensors", "lidar", "gsd", 1), r"unknown key 'gsd' in sensors.lidar; did you mean"),
         (put("data", {"root": "x", "blocks": BLOCKS, "split": SPLIT}),
          "split puts whole scenes, blocks parts of them; give one"),

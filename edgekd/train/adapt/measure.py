@@ -17,6 +17,8 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 #: squares that are drawn anew together, px: neighbouring pixels are no independent trials
 SQUARE_PX = 16
+#: fewer give no interval
+LEAST_SQUARES = 5
 _DRAWS = 1000
 _AT_ONCE = 50
 
@@ -28,7 +30,7 @@ def measure(before: Segmenter, after: Segmenter, site: Site, recipe: Recipe) -> 
         ``before`` and ``after`` as of :meth:`~edgekd.contracts.metrics.Confusion.summary`, and
         ``difference`` (after - before) of the balanced accuracy; all three with 95 % intervals:
         percentiles over 1000 draws of squares of :data:`SQUARE_PX` (bootstrap of blocks, Kunsch
-        1989), seeded.
+        1989), seeded; None with fewer than :data:`LEAST_SQUARES` squares, whose draws say nothing.
 
     Raises:
         DatasetError: no held-out pixel has a label.
@@ -51,13 +53,17 @@ def measure(before: Segmenter, after: Segmenter, site: Site, recipe: Recipe) -> 
         name: total.summary(site.classes)
         for name, total in zip(("before", "after"), totals, strict=True)
     }
-    low, high = _intervals(np.concatenate(squares))
+    every = np.concatenate(squares)
+    found: list[list[float] | None] = [None, None, None]
+    if len(every) >= LEAST_SQUARES:
+        low, high = _intervals(every)
+        found = [[float(low[number]), float(high[number])] for number in range(3)]
     for number, name in enumerate(("before", "after")):
-        result[name]["interval_95"] = [float(low[number]), float(high[number])]
+        result[name]["interval_95"] = found[number]
     gain = result["after"]["balanced_accuracy"] - result["before"]["balanced_accuracy"]
     return result | {
-        "difference": {"balanced_accuracy": gain, "interval_95": [float(low[2]), float(high[2])]},
-        "squares": sum(len(item) for item in squares),
+        "difference": {"balanced_accuracy": gain, "interval_95": found[2]},
+        "squares": len(every),
         "square_px": SQUARE_PX,
     }
 

@@ -240,10 +240,15 @@ def _warning(measured: dict[str, Any] | None, file: Path) -> str | None:
     gain = measured["difference"]["balanced_accuracy"]
     if gain >= 0:
         return None
-    low, high = measured["difference"]["interval_95"]
-    sure = "" if high < 0 else ", which may be chance"
+    interval = measured["difference"]["interval_95"]
+    if interval is None:
+        sure = f"{measured['squares']} squares are too few to tell it from chance"
+    else:
+        low, high = interval
+        sure = f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+        sure += "" if high < 0 else ", which may be chance"
     return (
-        f"balanced accuracy on the held-out pixels fell by {-100 * gain:.1f} points (95 % interval "
-        f"{100 * low:+.1f} to {100 * high:+.1f}{sure}); keep the old checkpoint {file}, or give "
+        f"balanced accuracy on the held-out pixels fell by {-100 * gain:.1f} points ({sure}); "
+        f"keep the old checkpoint {file}, or give "
         "more labels and look whether they are right"
     )

@@ -130,11 +130,14 @@ def _sensor_set(
     rule = recipe.data.split
     scenes = load_set(file)[0].scenes
     split = [item.split or (rule.split_of(item.id) if rule else None) for item in scenes]
-    if blocks or (recipe.data.blocks is None and not any(split)):
+    if blocks or not (any(split) or recipe.data.blocks):
         changes |= {"blocks": _block_spec(blocks or BLOCKS, seed), "split": None}
+    elif any(split):
+        changes |= {"blocks": None}
     asked = recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)})
     try:
-        return camera_view(open_sensor_set(asked, file, every_class=False))
+        found = open_sensor_set(asked, file, every_class=False, resplit=blocks is not None)
+        return camera_view(found)
     except DatasetError as err:
         if "blocks" in changes and "data.blocks.side_px" in str(err):
             raise DatasetError(f"{err}, with --blocks SIDE,BUFFER") from err

@@ -81,7 +81,8 @@ class _Place:
         shape = (len(self.rows), len(self.columns))
         rows = np.broadcast_to(_mirrored(self.rows, values.shape[0])[:, None], shape)
         columns = np.broadcast_to(_mirrored(self.columns, values.shape[1])[None], shape)
-        return values[self._turned(rows), self._turned(columns)]
+        pixels: npt.NDArray[Any] = values[self._turned(rows), self._turned(columns)]
+        return pixels
 
     def inside(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         """``(crop, crop)`` bool: pixels that are no mirror image of another."""

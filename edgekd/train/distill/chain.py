@@ -91,6 +91,10 @@ class SensorTask(Task):
                 f"{learner.name} learns from labels alone, and cross_modal.label_weight is 0; give "
                 "it a weight, in teachers[].stage.cross_modal where the student shall have none"
             )
+        data.require_one_of(names, data.training_ids, learner.name)
+        if taught is not None:
+            seen = list(taught[0].plans)
+            data.require_one_of(seen, data.training_ids, f"teacher {taught[0].name}")
         self._taught = taught
         self._labels = data.label_counts()["train"]
         width = None if taught is None else taught[0].width
@@ -235,7 +239,11 @@ class SensorTask(Task):
         data = {"name": self.data.name, "sha256": self.data.digest}
         if isinstance(self.learner, SensorTeacher):
             saved = TeacherCheckpoint(
-                self.recipe.plain(), describe_teacher(self.learner), weights, data, done
+                self.recipe.plain(),
+                describe_teacher(self.learner, self.data.wavelengths_nm),
+                weights,
+                data,
+                done,
             )
             save_teacher(path, saved)
             return

@@ -18,8 +18,10 @@ import numpy as np
 import scipy
 import torch
 
+import edgekd
 from edgekd.contracts.artifacts import sha256_file
 from edgekd.contracts.recipe import Recipe
+from edgekd.contracts.schema import resolve_path
 from edgekd.contracts.search import SearchSpec
 from edgekd.contracts.sensor_set import SensorSet, open_sensor_set
 from edgekd.errors import DatasetError, InputError
@@ -31,6 +33,7 @@ from edgekd.train.search.methods import METHODS, Candidate, search
 from edgekd.train.search.space import Space, Values
 from edgekd.train.search.training import FOLDER, Setting, Trainer, Workers
 from edgekd.train.search.written import FILES, summary, write_files
+from edgekd.train.teachers._saved import teacher_file
 
 #: called with (trainings asked for so far, of all, text)
 Told = Callable[[int, int, str], None]
@@ -113,7 +116,8 @@ def run_search(
         if not resume:
             make_room(out, [NAME, *FILES], NAME, fresh)
         shutil.rmtree(out / FOLDER, ignore_errors=True)  # what a killed search was at
-        with Journal(out / NAME, _made_from(recipe, data, accelerator)) as journal:
+        made_from = _made_from(recipe, recipe_folder, data, accelerator)
+        with Journal(out / NAME, made_from) as journal:
             if journal.known:
                 tell(f"{len(journal.known)} trainings are known from {journal.path}")
             paths, _ = train_teachers(
@@ -246,17 +250,25 @@ def _one(
     return search(run.method, space, spec, run.seed, budget // spec.repeats, answer)
 
 
-def _made_from(recipe: Recipe, data: SensorSet, accelerator: str) -> dict[str, Any]:
+def _made_from(
+    recipe: Recipe, recipe_folder: Path, data: SensorSet, accelerator: str
+) -> dict[str, Any]:
     """What a training rests on, by the names that a refusal mentions."""
+    given = [
+        teacher_file(resolve_path(entry.weights, recipe_folder))
+        for entry in recipe.teachers if entry.weights != "train"
+    ]  # fmt: skip
     plain = recipe.plain()
     kept = {key: plain[key] for key in ("distill", "student", "sensors", "io", "tiling", "search")}
     cuda = accelerator == "cuda" or (accelerator == "auto" and torch.cuda.is_available())
     return {
         **kept,
         "teachers": plain["teachers"],
+        "weights of teachers": [sha256_file(path) for path in given if path.is_file()],
         "data": data.digest,
         "device": "cuda" if cuda else "cpu",
         "versions": {
+            "edgekd": edgekd.__version__,
             "torch": str(torch.__version__), "numpy": np.__version__, "scipy": scipy.__version__,
         },
     }  # fmt: skip

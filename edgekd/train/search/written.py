@@ -137,12 +137,6 @@ def settings(value: dict[str, Any], out: Path, recipe_folder: Path) -> list[str]
     return texts
 
 
-def sorted_candidates(results: Results) -> list[tuple[Run, Candidate]]:
-    """All candidates, the best first; equals in the order in which they were tried."""
-    every = [(run, item) for run, tried in results for item in tried]
-    return sorted(every, key=lambda pair: -1.0 if pair[1].value is None else -pair[1].value - 1)
-
-
 def write_files(
     out: Path, recipe_folder: Path, space: Space, value: dict[str, Any], results: Results
 ) -> None:

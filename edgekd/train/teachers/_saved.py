@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from edgekd.contracts import registry
@@ -15,8 +18,11 @@ from edgekd.errors import CheckpointError, InputError
 from edgekd.train.checkpoint import in_folder, read_torch, save_torch, whole
 from edgekd.train.teachers._sensors import SensorPlan, SensorTeacher
 
-FORMAT = 1
+FORMAT = 2
+#: bands whose wavelengths differ less are one
+_SAME_NM = 0.5
 TEACHER_NAME = "teacher.ckpt"
+Wavelengths: TypeAlias = Mapping[str, npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,8 @@ class TeacherCheckpoint:
 
     Attributes:
         recipe: the resolved recipe as plain values.
-        teacher: name, variant, number of classes, and per sensor its kind, channels and the bands
-            that were left out.
+        teacher: name, variant, number of classes, and per sensor its kind, channels and, of a
+            spectral one, the wavelengths of the bands that it sees.
         weights: state dict, with the sensors' means and deviations.
         data: name and digest of the sensor set.
         distilled: what was done.
@@ -57,18 +63,26 @@ def build_teacher(
     return built
 
 
-def describe_teacher(teacher: SensorTeacher) -> dict[str, Any]:
-    """What a checkpoint says of its teacher."""
+def describe_teacher(teacher: SensorTeacher, nm: Wavelengths) -> dict[str, Any]:
+    """What a checkpoint says of its teacher; ``nm`` are those of the bands that it sees."""
     return {
         "name": teacher.name,
         "variant": teacher.variant,
         "num_classes": teacher.num_classes,
         "sensors": {
-            name: {"kind": plan.kind, "channels": plan.channels}
+            name: {
+                "kind": plan.kind,
+                "channels": plan.channels,
+                "wavelengths_nm": _listed(nm, name),
+            }
             for name, plan in teacher.plans.items()
         },
         "parameters": sum(item.numel() for item in teacher.parameters()),
     }
+
+
+def _listed(nm: Wavelengths, name: str) -> list[float] | None:
+    return None if name not in nm else [round(float(value), 3) for value in nm[name]]
 
 
 def save_teacher(path: Path, teacher: TeacherCheckpoint) -> None:
@@ -137,3 +151,13 @@ def check_teacher(saved: TeacherCheckpoint, recipe: Recipe, data: SensorSet, pat
                 f"{path} sees {item['channels']} bands of {name}, and the set has "
                 f"{data.channels[name]} good ones; train the teacher on these bands"
             )
+        theirs_nm, ours_nm = item["wavelengths_nm"], _listed(data.wavelengths_nm, name)
+        if theirs_nm is None or ours_nm is None:
+            continue
+        for at, (asked, given) in enumerate(zip(theirs_nm, ours_nm, strict=True)):
+            if abs(asked - given) > _SAME_NM:
+                raise CheckpointError(
+                    f"{path} sees {name} at {asked:g} nm in its input {at}, and the set has "
+                    f"{given:g} nm there: other bands were dropped; drop the same ones "
+                    f"(sensors.{name}.bad_bands), or train the teacher on these"
+                )

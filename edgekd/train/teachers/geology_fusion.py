@@ -100,8 +100,10 @@ class GeologyFusion(SensorTeacher):
             else present[where[0]]
         )
         tokens = []
-        for name in self.plans:
-            tokens.append(self.projections[name](self._encoded(name, sensors[name], where)))
+        for number, name in enumerate(self.plans):
+            there = None if present is None else present[:, number]
+            encoded = self._encoded(name, sensors[name], where, there)
+            tokens.append(self.projections[name](encoded))
         feature = self._attend(torch.stack(tokens, 1), seen)
         scores: Tensor = self.classifier(feature)
         if at is not None:
@@ -109,8 +111,14 @@ class GeologyFusion(SensorTeacher):
         shape = (samples, height, width, -1)
         return scores.reshape(shape), feature.reshape(shape)
 
-    def _encoded(self, name: str, values: Tensor, where: tuple[Tensor, ...]) -> Tensor:
-        """A sensor's features ``(P, width)`` of the wanted pixels."""
+    def _encoded(
+        self, name: str, values: Tensor, where: tuple[Tensor, ...], there: Tensor | None
+    ) -> Tensor:
+        """A sensor's features ``(P, width)`` of the wanted pixels.
+
+        Samples that lack the sensor (``there``, ``(N,)`` bool) get zeros and are in no statistics
+        of a batch.
+        """
         sample, row, column = where
         encoder, values = self.encoders[name], self.normalized(name, values)
         if isinstance(encoder, Alone):  # only of pixels that are wanted
@@ -119,8 +127,16 @@ class GeologyFusion(SensorTeacher):
                 pixels = self.whitened(name, pixels)
             alone: Tensor = encoder(pixels[:, :, None, None])[:, :, 0, 0]
             return alone
-        around: Tensor = encoder(values)[sample, :, row, column]
-        return around
+        if there is None or bool(there.all()):
+            around: Tensor = encoder(values)[sample, :, row, column]
+            return around
+        found = values.new_zeros(len(sample), WIDTHS[self.plans[name].kind])
+        if bool(there.any()):
+            having = there[sample]
+            place = there.cumsum(0) - 1  # of a sample among those that have the sensor
+            maps = encoder(values[there])
+            found[having] = maps[place[sample[having]], :, row[having], column[having]].to(found)
+        return found
 
     def _attend(self, tokens: Tensor, seen: Tensor) -> Tensor:
         """Tokens ``(P, S, 256)``, which sensors are there ``(P, S)`` -> their mean ``(P, 256)``."""

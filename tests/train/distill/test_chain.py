@@ -283,6 +283,18 @@ def test_a_teacher_of_other_classes_or_bands_is_refused(rocks: Path, tmp_path: P
     values["sensors"]["spectral"]["bad_bands"] = {"bands": [1, 2]}
     with pytest.raises(CheckpointError, match="sees 24 bands of spectral.*has 22 good ones"):
         run(values, rocks, tmp_path / "bands")
+    # as many bands, and others
+    values["sensors"]["spectral"]["bad_bands"] = {"bands": [2]}
+    values["teachers"][0]["weights"] = "train"
+    values["teachers"][0]["sensors"] = ["spectral"]
+    run(values, rocks, tmp_path / "second")
+    (kept,) = (tmp_path / "second" / "teachers").glob("*/teacher.ckpt")
+    values["teachers"] = [{"name": "geology_fusion", "weights": str(kept)}]
+    values["sensors"]["spectral"]["bad_bands"] = {"bands": [21]}
+    with pytest.raises(CheckpointError, match=r"sees spectral at 460.87 nm in its input 1, and the "
+                       r"set has 430.435 nm there: other bands were dropped"):  # fmt: skip
+        run(values, rocks, tmp_path / "others")
+    values["teachers"] = [{"name": "geology_fusion", "weights": str(path)}]
     values["sensors"]["spectral"]["bad_bands"] = {}
     del values["sensors"]["lidar"]
     with pytest.raises(CheckpointError, match="sees lidar, which recipe"):

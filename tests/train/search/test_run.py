@@ -27,7 +27,7 @@ from edgekd.errors import DatasetError, DivergedError, InputError
 from edgekd.train.checkpoint import load_checkpoint, rebuild
 from edgekd.train.evaluate import evaluate_model
 from edgekd.train.search.journal import Job, Outcome
-from edgekd.train.search.run import Run, run_search
+from edgekd.train.search.run import Run, _made_from, run_search
 from edgekd.train.search.training import Setting, train_and_judge
 from edgekd.train.search.written import settings
 from tests.helpers.sensors import BLOCKS, chain_values, materials, write_set
@@ -199,6 +199,16 @@ def test_another_recipe_or_data_is_not_gone_on_with(rocks: Path, tmp_path: Path)
         do(plain_recipe(rocks, steps=7), rocks, tmp_path, resume=True)
     with pytest.raises(InputError, match="was made with another search,"):
         do(plain_recipe(rocks, {"population": 6}), rocks, tmp_path, resume=True)
+    values = chain_values(rocks)
+    teacher = tmp_path / "teacher.ckpt"
+    values["teachers"] = [{"name": "geology_fusion", "weights": str(teacher)}]
+    found, data = [], open_sensor_set(Recipe.model_validate(values), rocks)
+    for content in (b"one", b"two"):
+        teacher.write_bytes(content)
+        found.append(_made_from(Recipe.model_validate(values), tmp_path, data, "cpu"))
+    differ = [key for key in found[0] if found[0][key] != found[1][key]]
+    assert differ == ["weights of teachers"], "another file behind the same name"
+    assert "edgekd" in found[0]["versions"]
     arrays = materials(seed=5)
     other = write_set(tmp_path / "other", {"one": arrays})
     with pytest.raises(InputError, match="was made with another data,"):

@@ -92,6 +92,31 @@ def test_what_stands_for_an_absent_sensor_is_not_looked_at(name: str, variant: s
 
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_an_absent_sensor_is_in_no_statistics_of_a_batch(name: str, variant: str) -> None:
+    """While training: zeros that stand for heights of 500 m must not move the others' scores."""
+    present = torch.tensor([[True, True, True], [True, True, False], [True, True, True]])
+    found = []
+    for stands in (0.0, -50.0):
+        teacher = built(name, variant).train()
+        teacher.classifier.eval()  # type: ignore[union-attr]
+        values = sensors(3)
+        values["lidar"][1] = stands
+        scores, _ = teacher(values, present)
+        found.append((scores.detach(), {k: v.clone() for k, v in teacher.named_buffers()}))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=0)
+    for key, value in found[0][1].items():
+        torch.testing.assert_close(value, found[1][1][key], rtol=0, atol=0)
+    # and those that have it give what they give without the one that lacks it
+    alone = built(name, variant).train()
+    alone.classifier.eval()  # type: ignore[union-attr]
+    whole = {key: item[[0, 2]] for key, item in sensors(3).items()}
+    alone(whole)
+    for key, value in alone.named_buffers():
+        if "lidar" in key:
+            torch.testing.assert_close(value, found[0][1][key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
 def test_every_part_learns(name: str, variant: str) -> None:
     teacher = built(name, variant).train()
     scores, features = teacher(sensors())
@@ -105,7 +130,7 @@ def test_statistics_travel_with_the_weights(tmp_path: Path) -> None:
     teacher = built("geology_fusion", "around")
     teacher.set_statistics("lidar", [100.0], [20.0])
     saved = TeacherCheckpoint(
-        {}, describe_teacher(teacher), dict(teacher.state_dict()), {"name": "x"}, {}
+        {}, describe_teacher(teacher, {}), dict(teacher.state_dict()), {"name": "x"}, {}
     )
     save_teacher(tmp_path / "teacher.ckpt", saved)
     again = rebuild_teacher(load_teacher(tmp_path), "it")
