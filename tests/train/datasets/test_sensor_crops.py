@@ -56,7 +56,9 @@ def test_all_sensors_and_labels_are_cut_and_turned_alike(found: SensorSet) -> No
     view = found.training_view("one")
     height, width = view.valid.shape
     index = np.arange(height * width, dtype=np.float32).reshape(1, height, width)
-    answers = {"one": Answers(index, np.stack([index[0] // width, index[0] % width], 2).astype(np.float16))}
+    answers = {
+        "one": Answers(index, np.stack([index[0] // width, index[0] % width], 2).astype(np.float16))
+    }
     turned = set()
     for crop in (data := crops(found, answers=answers))[0], *(data[n] for n in range(1, 30)):
         places = crop.scores[0].numpy().astype(int)
