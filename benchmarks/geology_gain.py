@@ -142,6 +142,12 @@ def work(piece: Piece, run: Run) -> dict[str, Any]:
     result = out / "pieces" / f"{piece.key}-{piece.arm}.json"
     path = recipe_path(piece.name)
     kept = out / "teachers" / piece.key / TEACHER_NAME
+    if piece.arm == "progressive" and not kept.is_file():
+        raise click.UsageError(
+            f"progressive starts from the teacher of distilled, and there is no {kept}; remove "
+            f"{result.with_name(f'{piece.key}-distilled.json')}, if it is there, and run with "
+            "--arms labels,distilled,progressive"
+        )
     recipe = load_recipe(path, [*overrides(piece, kept), *run.changes])
     said = made_from(recipe, run.data[piece.name], kept if piece.arm == "progressive" else None)
     if result.is_file():
