@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from edgekd.contracts.artifacts import publish_file
+from edgekd.contracts.artifacts import publish_file, sha256_bytes, sha256_file
+from edgekd.contracts.blocks import PART_NAMES
+from edgekd.contracts.sensor_scenes import IGNORE, SET_NAME, load_set, scene_files
 
+THIS = Path(__file__).resolve()
+ROOT = THIS.parent.parent
 FloatArray = npt.NDArray[np.float64]
 
 #: channels of AVIRIS that the crop of Cuprite lacks, counted from 1: noise and water vapour
@@ -20,6 +27,11 @@ CUPRITE_LACKS = {1, 2, *range(104, 114), *range(148, 168), *range(221, 225)}
 FEATURES = slice(138, 186)
 #: a pixel nearer than this to the border of two classes has no label
 MARGIN = 0.03
+#: keys of a set that are words, not data
+WORDS = {"title", "source", "licence", "attribution"}
+CUPRITE = "Rcuprite50x90x188.mat"
+ENDMEMBERS = "USGS_lib_DesertVanish_Montmorillonite_Alunite_188b.mat"
+LIBRARY = "USGS_1995_Library.mat"
 
 
 def continuum_removed(spectra: FloatArray) -> FloatArray:
@@ -69,9 +81,8 @@ def make_cuprite(data: Path, folder: Path) -> Path:
     """Write the Cuprite crop as a sensor set with its matched truth; its ``sensors.yaml``."""
     from scipy.io import loadmat
 
-    library = "USGS_lib_DesertVanish_Montmorillonite_Alunite_188b.mat"
-    cube = np.asarray(loadmat(data / "Rcuprite50x90x188.mat")["Rcuprite50x90x188"], float) / 1e4
-    (endmembers,) = (v for k, v in loadmat(data / library).items() if not k.startswith("__"))
+    cube = np.asarray(loadmat(data / CUPRITE)["Rcuprite50x90x188"], float) / 1e4
+    (endmembers,) = (v for k, v in loadmat(data / ENDMEMBERS).items() if not k.startswith("__"))
     truth = cuprite_truth(cube.reshape(-1, 188), np.asarray(endmembers, float))
     order = np.argsort(cuprite_nm(data))  # the spectrometers of AVIRIS overlap
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +114,7 @@ def cuprite_nm(data: Path) -> FloatArray:
     """Wavelengths of the crop's bands in its own order, nm, from the library of the same sensor."""
     from scipy.io import loadmat
 
-    every = np.asarray(loadmat(data / "USGS_1995_Library.mat")["datalib"], float)[:, 0] * 1000
+    every = np.asarray(loadmat(data / LIBRARY)["datalib"], float)[:, 0] * 1000
     return every[[band for band in range(224) if band + 1 not in CUPRITE_LACKS]]
 
 
@@ -118,19 +129,97 @@ def make_simulated(data: Path, folder: Path) -> Path:
     """Scenes of the simulated district, by seeds that nothing was tuned on."""
     from edgekd.simulate.write import Order, write_geology
 
-    path = folder / "sensors.yaml"
-    if not path.is_file():
-        order = Order(scenes=4, side_px=96, seed=2026, split=(1, 0, 0))
-        write_geology(folder, data / "USGS_1995_Library.mat", order)
-    values = yaml.safe_load(path.read_text())
+    order = Order(scenes=4, side_px=96, seed=2026, split=(1, 0, 0))
+    write_geology(folder, data / LIBRARY, order)
+    values = yaml.safe_load((folder / SET_NAME).read_text())
     for scene in values["scenes"]:  # blocks cut the scenes instead
         scene.pop("split", None)
     del values["schema"]
     return _describe(folder, **values)
 
 
-#: set -> how it is made
-MAKERS: dict[str, Callable[[Path, Path], Path]] = {
-    "cuprite": make_cuprite,
-    "simulated": make_simulated,
+@dataclass(frozen=True)
+class Maker:
+    """How a set is made: ``make(data, folder)``, out of the files ``sources`` of ``data``."""
+
+    make: Callable[[Path, Path], Path]
+    sources: tuple[str, ...]
+
+
+MAKERS = {
+    "cuprite": Maker(make_cuprite, (CUPRITE, ENDMEMBERS, LIBRARY)),
+    "simulated": Maker(make_simulated, (LIBRARY,)),
 }
+
+
+def make_set(name: str, data: Path, folder: Path) -> Path:
+    """Make a set, unless it is there and was made by the same code from the same files.
+
+    Args:
+        name: of ``MAKERS``.
+        data: folder of the sources.
+        folder: of the set; what it holds is replaced. Beside it lies what it was made by.
+    """
+    maker = MAKERS[name]
+    sources = [(source, data / source) for source in maker.sources]
+    wanted = files_digest([*code_files("contracts", "simulate"), *sources])
+    path = folder / SET_NAME
+    beside = folder.with_name(f"{folder.name}.made_by")
+    if path.is_file() and beside.is_file() and beside.read_text() == wanted:
+        return path
+    beside.unlink(missing_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    maker.make(data, folder)
+    with publish_file(beside) as part:
+        part.write_text(wanted)
+    return path
+
+
+def set_digest(path: Path) -> str:
+    """Digest of a set: its description but for words, and names and contents of its files."""
+    spec, file = load_set(path)
+    found = set(scene_files(spec, file))
+    for header in [item for item in found if item.suffix == ".hdr"]:
+        found |= set(header.parent.glob(f"{header.stem}.*"))  # ENVI: the pixels lie beside it
+    described = spec.model_dump(mode="json", exclude=WORDS)
+    contents = [described, files_digest((item.name, item) for item in found)]
+    return sha256_bytes(json.dumps(contents, sort_keys=True).encode())
+
+
+def code_files(*packages: str) -> list[tuple[str, Path]]:
+    """Names and files of packages of edgekd, and this file."""
+    found = [path for package in packages for path in (ROOT / "edgekd" / package).rglob("*.py")]
+    return [(path.relative_to(ROOT).as_posix(), path) for path in (*found, THIS)]
+
+
+def files_digest(named: Iterable[tuple[str, Path]]) -> str:
+    """sha256 over sorted names and contents."""
+    contents = sorted((name, sha256_file(path)) for name, path in named)
+    return sha256_bytes(json.dumps(contents).encode())
+
+
+def part_pixels(data: Any) -> dict[str, int]:
+    """Pixels with data whose truth is known: ``train``, whether or not labels are kept, ``test``.
+
+    Args:
+        data: an open :class:`~edgekd.contracts.sensor_set.SensorSet`.
+    """
+    return {
+        part: sum(
+            int(((data.truth(name) != IGNORE) & (data.load(name).parts == PART_NAMES[part])).sum())
+            for name in data.scene_ids
+        )
+        for part in ("train", "test")
+    }
+
+
+def rare_classes(data: Any) -> list[str]:
+    """Classes with less than half of an equal share of the pixels whose truth is known."""
+    counts = {item.name: 0 for item in data.classes}
+    for name in data.training_ids:
+        truth = data.truth(name)
+        for number, item in enumerate(data.classes):
+            counts[item.name] += int((truth == number).sum())
+    least = 0.5 * sum(counts.values()) / len(counts)
+    return [name for name, count in counts.items() if count < least]

@@ -5,21 +5,36 @@ buffer, 5, 20 and all labels per class, several draws of labels per fold. Arms, 
 student, steps and jitter:
 
 * ``labels``: the student from labels alone;
-* ``distilled``: a teacher of several sensors learns from the same labels, the student from it, over
-  all training pixels;
+* ``distilled``: a teacher learns from the same labels, the student from it, over all training
+  pixels. The teacher sees the spectrum alone: in these sets camera and LiDAR beside it cost it
+  accuracy at few labels;
 * ``progressive``: with a multispectral teacher in between.
 
-Settings were chosen on draw 0, which is not among the draws that count. Rare classes, those with
-less than half of an equal share of the pixels, are counted apart as well.
+The figure is balanced accuracy on the test blocks; arms are compared pair by pair, (fold, draw) by
+(fold, draw). Rare classes, those with less than half of an equal share of the pixels, are counted
+apart as well.
 
-Test pixels and the buffer round them are seen by nobody (``SensorSet.training_view``). The figure
-is balanced accuracy on the test blocks; arms are compared pair by pair, (fold, draw) by (fold,
-draw). The 95 % interval is Student's over the pairs; beside it stands the one that allows for
-training sets that overlap between folds (Nadeau and Bengio 2003), which is wider.
+What this does not show:
 
-Finished pieces are kept and not done again. Ends with 1 when the interval of ``distilled`` or
-``progressive`` minus ``labels`` does not exclude 0 on at least two sets with few labels. The real
-data is needed (EDGEKD_TEST_DATA); without it the script says so and ends with 2.
+* Settings were chosen by looking at draw 0 of the same five folds, so whoever chose them has seen
+  results on the test blocks. The training labels of the draws that count differ, the test truth
+  does not.
+* No test pixel, and none of the buffer round them, is seen in training
+  (``SensorSet.training_view``). But the buffers of 2 and 3 px are smaller than what the student
+  sees, 31 px to each side: inputs (never labels) of training pixels lie in the context of test
+  pixels.
+
+Three 95 % intervals (``_geology_stats.interval``): Student's over the pairs (fold, draw), of which
+the issue asks for at least 20; one that allows for training sets that overlap between folds
+(Nadeau and Bengio 2003); and Student's over the means of the folds. The last two are wider: draws
+share their test blocks, folds most of their training pixels. The verdict names where each excludes
+0, and rests on the first: ends with 1 unless, with the fewest labels per class that were asked for
+(all is not few), ``distilled`` minus ``labels`` is above 0 by it over at least 20 pairs on at least
+two sets. Other numbers of labels are judged by themselves, ``progressive`` is not.
+
+Finished pieces are kept and read again where settings, data and the teacher that they start from
+are the same, whatever the code; a record that more than one state of the code made says so. The
+real data is needed (EDGEKD_TEST_DATA); without it the script says so and ends with 2.
 """
 
 from __future__ import annotations
@@ -28,11 +43,11 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
-import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,16 +56,24 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a piece per core: spinning threads eat each other
 
 import click
-from _geology_sets import MAKERS
+from _geology_sets import (
+    MAKERS,
+    code_files,
+    files_digest,
+    make_set,
+    part_pixels,
+    rare_classes,
+    set_digest,
+)
+from _geology_stats import ARMS, MEANING, lines, summarise, verdict
 
 from edgekd.contracts.artifacts import publish_file, sha256_bytes, sha256_file, write_json
-from edgekd.contracts.recipe import Recipe
+from edgekd.contracts.recipe import Recipe, data_root, load_recipe
 from edgekd.telemetry.environment import read_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("EDGEKD_TEST_DATA") or ROOT.parent / "shared" / "data")
 SETS = ("muufl", "cuprite", "simulated")
-ARMS = ("labels", "distilled", "progressive")
 FOLDS = 5
 #: as the train package names it, which is not imported before its piece begins
 TEACHER_NAME = "teacher.ckpt"
@@ -72,6 +95,23 @@ class Piece:
         return f"{self.name}-{self.labels or 'all'}-{self.fold}-{self.draw}"
 
 
+@dataclass(frozen=True)
+class Run:
+    """What all pieces of a run share.
+
+    Attributes:
+        out: folder of what is kept.
+        changes: of all recipes, from the command line.
+        data: set -> digest of its files.
+        code: see :func:`code_digest`.
+    """
+
+    out: Path
+    changes: tuple[str, ...]
+    data: dict[str, str]
+    code: str
+
+
 def recipe_path(name: str) -> Path:
     """Recipe of a set."""
     return Path(__file__).with_name(f"geology_gain_{name}.yaml")
@@ -91,19 +131,30 @@ def overrides(piece: Piece, teacher: Path | None) -> list[str]:
     return changes
 
 
-def work(piece: Piece, out: Path, sets: Path, changes: tuple[str, ...]) -> dict[str, Any]:
-    """Train one piece and measure it on the test blocks; a finished one is read."""
-    from edgekd.contracts.recipe import data_root, load_recipe
+def set_root(name: str, out: Path, recipe: Recipe) -> Path:
+    """Where a set lies: made ones in ``out``, others where the recipe says."""
+    return out / "sets" / name if name in MAKERS else data_root(recipe, recipe_path(name))
 
+
+def work(piece: Piece, run: Run) -> dict[str, Any]:
+    """Train one piece and measure it on the test blocks; a finished one is read."""
+    out = run.out
     result = out / "pieces" / f"{piece.key}-{piece.arm}.json"
     path = recipe_path(piece.name)
     kept = out / "teachers" / piece.key / TEACHER_NAME
-    recipe = load_recipe(path, [*overrides(piece, kept), *changes])
-    said = made_from(recipe, kept if piece.arm == "progressive" else None)
+    if piece.arm == "progressive" and not kept.is_file():
+        raise click.UsageError(
+            f"progressive starts from the teacher of distilled, and there is no {kept}; remove "
+            f"{result.with_name(f'{piece.key}-distilled.json')}, if it is there, and run with "
+            "--arms labels,distilled,progressive"
+        )
+    recipe = load_recipe(path, [*overrides(piece, kept), *run.changes])
+    said = made_from(recipe, run.data[piece.name], kept if piece.arm == "progressive" else None)
     if result.is_file():
         found: dict[str, Any] = json.loads(result.read_text())
         if found["made_from"] == said:
             return found
+    result.unlink(missing_ok=True)  # its teacher and student are about to be replaced
     import torch
 
     from edgekd.contracts.sensor_labelled import camera_view
@@ -115,14 +166,14 @@ def work(piece: Piece, out: Path, sets: Path, changes: tuple[str, ...]) -> dict[
 
     torch.set_num_threads(1)
     begin = time.perf_counter()
-    root = sets / piece.name if piece.name in MAKERS else data_root(recipe, path)
+    root = set_root(piece.name, out, recipe)
     data = open_sensor_set(recipe, root)
     folder = out / "runs" / f"{piece.key}-{piece.arm}"
     shutil.rmtree(folder, ignore_errors=True)
     distill_chain(recipe, path.parent, root, folder, accelerator="cpu", data=data)
     figures: dict[str, Any] = {
-        "made_from": said, "code": code_digest(), **asdict(piece), "simulated": data.simulated,
-        "rare": rare_classes(data),
+        "made_from": said, "code": run.code, "data": run.data[piece.name], **asdict(piece),
+        "simulated": data.simulated, "pixels": part_pixels(data), "rare": rare_classes(data),
     }  # fmt: skip
     student = rebuild(load_checkpoint(folder), str(folder))
     view = camera_view(data)
@@ -144,31 +195,26 @@ def work(piece: Piece, out: Path, sets: Path, changes: tuple[str, ...]) -> dict[
     return figures
 
 
-def made_from(recipe: Recipe, teacher: Path | None) -> str:
-    """Digest of what decides a piece: its settings, and the teacher that it starts from."""
+def made_from(recipe: Recipe, data: str, teacher: Path | None) -> str:
+    """Digest of what decides a piece: its settings, its data, and the teacher it starts from.
+
+    Args:
+        recipe: with all changes; where its data lies decides nothing.
+        data: digest of the set, see :func:`_geology_sets.set_digest`.
+        teacher: its file, counted by its content.
+    """
     values = recipe.plain()
     if teacher is not None:
         values["teachers"][0]["weights"] = sha256_file(teacher)
     for key in ("title", "search", "finetune", "targets", "gates"):
         values.pop(key, None)
+    values["data"]["root"] = data
     return sha256_bytes(json.dumps(values, sort_keys=True).encode())
 
 
 def code_digest() -> str:
-    """Of the code that trains, so that a record can tell whether all pieces were made by one."""
-    files = sorted((ROOT / "edgekd").glob("train/**/*.py"))
-    return sha256_bytes(b"".join(path.read_bytes() for path in files))[:12]
-
-
-def rare_classes(data: Any) -> list[str]:
-    """Classes with less than half of an equal share of the pixels whose truth is known."""
-    counts = {item.name: 0 for item in data.classes}
-    for name in data.training_ids:
-        truth = data.truth(name)
-        for number, item in enumerate(data.classes):
-            counts[item.name] += int((truth == number).sum())
-    least = 0.5 * sum(counts.values()) / len(counts)
-    return [name for name, count in counts.items() if count < least]
+    """Of the code that reads, simulates and trains: a record tells whether one made all pieces."""
+    return files_digest(code_files("contracts", "train", "simulate"))[:12]
 
 
 def _short(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -178,147 +224,10 @@ def _short(metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def interval(values: list[float], folds: int = FOLDS) -> dict[str, float]:
-    """Mean of paired differences and half its 95 % interval, two ways."""
-    from scipy.stats import t
-
-    count = len(values)
-    mean, spread = statistics.fmean(values), statistics.stdev(values)
-    factor = float(t.ppf(0.975, count - 1)) * spread
-    return {
-        "mean": mean,
-        "half": factor * (1 / count) ** 0.5,
-        "half_overlap": factor * (1 / count + 1 / (folds - 1)) ** 0.5,
-        "pairs": count,
-    }
-
-
-def summarise(pieces: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row per set and number of labels."""
-    rows = []
-    keys = dict.fromkeys((item["name"], item["labels"]) for item in pieces)
-    for name, labels in keys:
-        mine = [item for item in pieces if (item["name"], item["labels"]) == (name, labels)]
-        row: dict[str, Any] = {
-            "set": name,
-            "labels_per_class": labels,
-            "simulated": mine[0]["simulated"],
-        }
-        of: dict[str, dict[tuple[int, int], float]] = {arm: {} for arm in ARMS}
-        teacher: dict[tuple[int, int], float] = {}
-        for item in mine:
-            place = (item["fold"], item["draw"])
-            of[item["arm"]][place] = item["student"]["balanced_accuracy"]
-            if item["arm"] == "distilled":
-                teacher[place] = item["fusion"]["balanced_accuracy"]
-        row["teacher"] = _mean(teacher.values())
-        for arm in ARMS:
-            row[arm] = _mean(of[arm].values())
-            if arm != "labels" and row[arm] is not None:
-                both = sorted(of[arm].keys() & of["labels"].keys())
-                if len(both) > 1:
-                    row[f"{arm}_gain"] = interval([of[arm][p] - of["labels"][p] for p in both])
-                if row["teacher"]:
-                    row[f"{arm}_kept"] = row[arm] / row["teacher"]
-        row["rare"] = rare(mine)
-        row["recall"] = {
-            "teacher": _recalls([item["fusion"] for item in mine if "fusion" in item]),
-            **{arm: _recalls([item["student"] for item in mine if item["arm"] == arm])
-               for arm in ARMS},
-        }  # fmt: skip
-        row["minutes"] = sum(item["seconds"] for item in mine) / 60
-        rows.append(row)
-    return rows
-
-
-def rare(mine: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean recall over the rare classes of each arm, and the paired gain."""
-    names = mine[0]["rare"]
-    of: dict[str, dict[tuple[int, int], float]] = {arm: {} for arm in ARMS}
-    for item in mine:
-        values = [item["student"]["recall"][name] for name in names]
-        if known := [value for value in values if value is not None]:
-            of[item["arm"]][item["fold"], item["draw"]] = statistics.fmean(known)
-    taught = [item["fusion"]["recall"][name] for item in mine if "fusion" in item for name in names]
-    found: dict[str, Any] = {
-        "classes": names,
-        "teacher": _mean(value for value in taught if value is not None),
-    }
-    for arm in ARMS:
-        found[arm] = _mean(of[arm].values())
-        both = sorted(of[arm].keys() & of["labels"].keys())
-        if arm != "labels" and len(both) > 1:
-            found[f"{arm}_gain"] = interval([of[arm][p] - of["labels"][p] for p in both])
-    return found
-
-
-def _mean(values: Any) -> float | None:
-    found = list(values)
-    return statistics.fmean(found) if found else None
-
-
-def _recalls(items: list[dict[str, Any]]) -> dict[str, float | None]:
-    names = items[0]["recall"] if items else {}
-    return {
-        name: _mean(item["recall"][name] for item in items if item["recall"][name] is not None)
-        for name in names
-    }
-
-
-def verdict(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """On which sets the gain's interval excludes 0 for 5 and for 20 labels."""
-    held: dict[str, list[str]] = {}
-    for row in rows:
-        if row["labels_per_class"] is None:
-            continue
-        for arm in ("distilled", "progressive"):
-            gain = row.get(f"{arm}_gain")
-            if gain and gain["mean"] - gain["half"] > 0:
-                held.setdefault(row["set"], []).append(f"{arm}, {row['labels_per_class']} labels")
-    return {"excludes_zero": held, "passed": len(held) >= 2}
-
-
-def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """The table, as text."""
-    yield (
-        f"{'set':10s} {'labels':>6s} {'teacher':>8s} {'labels only':>12s} {'distilled':>10s} "
-        f"{'gain':>16s} {'progressive':>12s} {'gain':>16s} {'kept':>6s} {'min':>5s}"
-    )
-
-    def share(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.1f}"
-
-    def gain(value: dict[str, float] | None) -> str:
-        if value is None:
-            return "-"
-        return f"{100 * value['mean']:+.1f} ±{100 * value['half']:.1f} ({value['pairs']:.0f})"
-
-    for row in rows:
-        rare = row["rare"]
-        kept = [row.get("distilled_kept"), row.get("progressive_kept")]
-        best = max((value for value in kept if value is not None), default=None)
-        yield (
-            f"{row['set']:10s} {row['labels_per_class'] or 'all':>6} {share(row['teacher']):>8s} "
-            f"{share(row['labels']):>12s} "
-            f"{share(row['distilled']):>10s} {gain(row.get('distilled_gain')):>16s} "
-            f"{share(row['progressive']):>12s} {gain(row.get('progressive_gain')):>16s} "
-            f"{share(best):>6s} {row['minutes']:>5.1f}"
-        )
-        if rare["classes"]:
-            yield (
-                f"{'':10s} {'rare':>6s} {share(rare['teacher']):>8s} "
-                f"{share(rare['labels']):>12s} "
-                f"{share(rare['distilled']):>10s} {gain(rare.get('distilled_gain')):>16s} "
-                f"{share(rare['progressive']):>12s} {gain(rare.get('progressive_gain')):>16s}   "
-                f"({', '.join(rare['classes'])})"
-            )
-
-
-def draw_maps(path: Path, names: list[str], labels: int | None, out: Path, sets: Path) -> None:
+def draw_maps(path: Path, names: list[str], labels: int | None, run: Run) -> None:
     """Maps of one scene of each set, from the first draw that counts."""
     from _geology_maps import draw, stitched
 
-    from edgekd.contracts.recipe import data_root, load_recipe
     from edgekd.contracts.sensor_set import open_sensor_set
 
     rows = {}
@@ -326,15 +235,14 @@ def draw_maps(path: Path, names: list[str], labels: int | None, out: Path, sets:
         folds = [Piece(name, labels, fold, 1, "distilled") for fold in range(FOLDS)]
         opened = []
         for piece in folds:
-            recipe = load_recipe(recipe_path(name), overrides(piece, None))
-            root = sets / name if name in MAKERS else data_root(recipe, recipe_path(name))
-            opened.append((recipe, open_sensor_set(recipe, root)))
+            recipe = load_recipe(recipe_path(name), [*overrides(piece, None), *run.changes])
+            opened.append((recipe, open_sensor_set(recipe, set_root(name, run.out, recipe))))
         students = {
-            arm: [out / "students" / f"{piece.key}-{arm}.ckpt" for piece in folds]
+            arm: [run.out / "students" / f"{piece.key}-{arm}.ckpt" for piece in folds]
             for arm in ("labels", "distilled")
         }
-        maps = stitched(opened, students, [out / "teachers" / piece.key for piece in folds])
-        rows[f"{name}, {labels or 'all'} labels per class"] = maps
+        teachers = [run.out / "teachers" / piece.key for piece in folds]
+        rows[f"{name}, {labels or 'all'} labels per class"] = stitched(opened, students, teachers)
     draw(path, rows)
 
 
@@ -356,11 +264,13 @@ def main(
     if not (DATA / "hsi").is_dir():
         raise click.UsageError(f"no real data at {DATA}; set EDGEKD_TEST_DATA")
     output = output.resolve()
-    place = output / "sets"
     names, chosen = sets.split(","), [arm for arm in ARMS if arm in arms.split(",")]
     for name in names:
         if name in MAKERS:
-            MAKERS[name](DATA / "hsi", place / name)
+            make_set(name, DATA / "hsi", output / "sets" / name)
+    described = {name: load_recipe(recipe_path(name), list(changes)) for name in names}
+    digests = {name: set_digest(set_root(name, output, described[name])) for name in names}
+    run = Run(output, changes, digests, code_digest())
     numbers = [None if text == "all" else int(text) for text in labels.split(",")]
     counted = range(1, draws + 1)  # draw 0 chose the settings
     pieces = [
@@ -372,7 +282,7 @@ def main(
     with ProcessPoolExecutor(jobs) as pool:
         # progressive needs the teacher that distilled has trained
         for now in (("labels", "distilled"), ("progressive",)):
-            todo = {pool.submit(work, piece, output, place, changes): piece
+            todo = {pool.submit(work, piece, run): piece
                     for piece in pieces if piece.arm in now}  # fmt: skip
             for number, done in enumerate(as_completed(todo), start=1):
                 piece = todo[done]
@@ -381,7 +291,8 @@ def main(
                 click.echo(f"{number}/{len(todo)} {piece.key} {piece.arm}: {figure:.3f}", err=True)
     rows = summarise([results[piece] for piece in pieces])
     judged = verdict(rows)
-    for line in lines(rows):
+    codes = Counter(item["code"] for item in results.values())
+    for line in lines(rows, codes):
         click.echo(line)
     click.echo(json.dumps(judged))
     if write:
@@ -390,14 +301,18 @@ def main(
         folder = Path(__file__).parent / "results" / re.sub(r"[^a-z0-9]+", "-", device.lower())
         record = {
             "what": "balanced accuracy on test blocks; gains are paired differences to labels only",
+            "meaning": MEANING,
             "command": f"python benchmarks/geology_gain.py --sets {sets} --labels {labels} "
-            f"--draws {draws} --arms {arms} --write",
+            f"--draws {draws} --arms {arms} --write"
+            + "".join(f" --set {shlex.quote(text)}" for text in changes),
             "folds": FOLDS,
             "draws": draws,
             "changes": list(changes),
             "jobs_at_once": jobs,
             "minutes": "of one core, on a machine that other work may have shared",
-            "code": sorted({item["code"] for item in results.values()}),
+            "code": codes,
+            "one_code": len(codes) == 1,
+            "data": digests,
             "rows": rows,
             "verdict": judged,
             "pieces": [results[piece] for piece in pieces],
@@ -405,9 +320,9 @@ def main(
         }
         write_json(folder / "geology_gain.json", record)
         with publish_file(folder / "geology_gain.txt") as part:
-            part.write_text("\n".join(lines(rows)) + "\n")
+            part.write_text("\n".join(lines(rows, codes)) + "\n")
         if {"labels", "distilled"} <= set(chosen):
-            draw_maps(folder / "geology_gain.png", names, numbers[0], output, place)
+            draw_maps(folder / "geology_gain.png", names, numbers[0], run)
         click.echo(f"written: {folder}/geology_gain.*", err=True)
     sys.exit(0 if judged["passed"] else 1)
 

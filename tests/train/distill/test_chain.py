@@ -22,12 +22,12 @@ from edgekd.contracts.sensor_labelled import camera_view
 from edgekd.contracts.sensor_set import open_sensor_set
 from edgekd.errors import CheckpointError, DatasetError, InputError
 from edgekd.train.checkpoint import build_for, load_checkpoint, rebuild
-from edgekd.train.distill.chain import distill_chain, stage_spec
+from edgekd.train.distill.chain import SensorTask, distill_chain, stage_spec
 from edgekd.train.distill.methods.cross_modal import CrossModal, SensorBatch
 from edgekd.train.evaluate import answer, evaluate_model, evaluate_teacher
 from edgekd.train.run import read_curves
 from edgekd.train.teachers._saved import load_teacher, rebuild_teacher
-from tests.helpers.sensors import chain_values, materials, write_set
+from tests.helpers.sensors import BLOCKS, chain_values, materials, write_set
 
 
 @pytest.fixture(scope="module")
@@ -301,20 +301,45 @@ def test_a_teacher_of_other_classes_or_bands_is_refused(rocks: Path, tmp_path: P
         run(values, rocks, tmp_path / "sensors")
 
 
-def test_hidden_parts_change_no_weight(rocks: Path, tmp_path: Path) -> None:
-    """Pixels of test blocks and buffers are other ones: teachers and student stay bit for bit."""
-    values = chain_values(rocks)
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_hidden_parts_change_no_weight(rocks: Path, tmp_path: Path, keep: str) -> None:
+    """Pixels and labels of test blocks and buffers are other ones: all stays bit for bit.
+
+    Those of validation, too, where they choose nothing.
+    """
+    rules = {"keep": keep, "val_every_steps": 2 if keep == "best" else 100}
+    blocks = {"blocks": {**BLOCKS, "stratified": False}}
+    values = chain_values(rocks, blocks, steps=4, cross_modal=rules)
     values["teachers"][0]["whitening"] = "noise"
+    if keep == "best":
+        del values["teachers"][1]
     run(values, rocks, tmp_path / "plain")
-    hidden = open_sensor_set(Recipe.model_validate(values), rocks).load("one").parts > 1
+    plain = open_sensor_set(Recipe.model_validate(values), rocks)
+    parts = plain.load("one").parts
+    hidden = parts > 0 if keep == "last" else parts > 1
     arrays = materials()
     random = np.random.default_rng(1)
     arrays["spectral"][hidden] = random.random((int(hidden.sum()), 24))
     arrays["lidar"][hidden] = 50.0
+    arrays["labels"][hidden] = random.choice(
+        [1, 4, 7, 255], int(hidden.sum()), p=[0.6, 0.2, 0.1, 0.1]
+    )
     spoiled = write_set(tmp_path / "spoiled", {"one": arrays})
     values["data"]["root"] = str(spoiled)
+    counts = open_sensor_set(Recipe.model_validate(values), spoiled).label_counts()
+    assert counts["test"] != plain.label_counts()["test"]
+    assert (counts["val"] != plain.label_counts()["val"]) == (keep == "last")
     run(values, spoiled, tmp_path / "other")
-    assert all(same(tmp_path / "plain" / name, tmp_path / "other" / name) for name in FILES)
+    for name in FILES if keep == "last" else [FILES[0], FILES[2]]:
+        files = [tmp_path / which / name for which in ("plain", "other")]
+        assert same(*files), name
+        ours, theirs = (read_curves(path.with_name("curves.csv")) for path in files)
+        assert [row["loss"] for row in ours] == [row["loss"] for row in theirs]
+        if keep == "best":
+            found, again = (
+                [row["val_balanced_accuracy"] for row in rows] for rows in (ours, theirs)
+            )
+            assert found == again and sum(map(bool, found)) == 2, name
 
 
 def test_the_best_on_validation_is_kept_where_asked_for(rocks: Path, tmp_path: Path) -> None:
@@ -330,6 +355,94 @@ def test_the_best_on_validation_is_kept_where_asked_for(rocks: Path, tmp_path: P
     values["data"]["blocks"]["val"] = 0
     with pytest.raises(InputError, match="no validation label"):
         run(values, rocks, tmp_path / "none")
+
+
+class Watched:
+    """Scripted accuracies on validation; averages of the student's weights by their formula.
+
+    Attributes:
+        raw, averaged: step -> weights after it.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, found: dict[int, float], decay: float) -> None:
+        self.raw: dict[int, dict[str, torch.Tensor]] = {}
+        self.averaged: dict[int, dict[str, torch.Tensor]] = {}
+        start, stepped, validate = SensorTask.begin, SensorTask.stepped, SensorTask.validate
+
+        def begin(task: SensorTask, *args: Any) -> None:
+            self.raw[0] = self.averaged[0] = copy.deepcopy(task.learner.state_dict())
+            start(task, *args)
+
+        def step(task: SensorTask) -> None:
+            stepped(task)
+            number = len(self.raw)
+            new = self.raw[number] = copy.deepcopy(task.learner.state_dict())
+            old, part = self.averaged[number - 1], min(decay, (1 + number) / (10 + number))
+            self.averaged[number] = {
+                k: old[k] * part + new[k] * (1 - part) if v.is_floating_point() else new[k]
+                for k, v in new.items()
+            }
+
+        def validated(task: SensorTask, number: int) -> dict[str, float]:
+            given = validate(task, number)
+            assert alike(task.learner.state_dict(), self.raw[number]), "training goes on with raw"
+            return given
+
+        def measured(task: SensorTask, part: str) -> dict[str, float]:
+            number = task.average.updates
+            assert part == "val" and alike(task.learner.state_dict(), self.averaged[number])
+            return {"balanced_accuracy": found[number]}
+
+        for name, method in (("begin", begin), ("stepped", step), ("validate", validated),
+                             ("measured", measured)):  # fmt: skip
+            patch.setattr(SensorTask, name, method)
+
+
+def alike(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    return all(torch.allclose(ours[k], theirs[k], rtol=1e-4, atol=1e-6) for k in theirs)
+
+
+@pytest.mark.parametrize(("keep", "step"), [("best", 4), ("last", 6)])
+def test_averaged_weights_are_measured_and_kept(
+    rocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str, step: int
+) -> None:
+    rules = {"keep": keep, "val_every_steps": 2, "ema": 0.3}
+    values = chain_values(rocks, teachers=[], cross_modal=rules)
+    seen = Watched(monkeypatch, {2: 0.5, 4: 0.7, 6: 0.7}, 0.3)  # of equal ones the first
+    run(values, rocks, tmp_path)
+    kept = weights(tmp_path / "best.ckpt")
+    assert alike(kept, seen.averaged[step])
+    assert not alike(kept, seen.raw[step]) and not alike(kept, seen.averaged[10 - step])
+    tuning = load_checkpoint(tmp_path).tuning
+    assert tuning.get("best_step") == (4 if keep == "best" else None)
+    assert tuning.get("best_val_balanced_accuracy") == (0.7 if keep == "best" else None)
+
+
+def test_the_best_so_far_outlives_a_stop(
+    rocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best is step 2; the run stops at step 5 and goes on from the checkpoint of step 4."""
+    values = chain_values(rocks, teachers=[], cross_modal={"keep": "best", "val_every_steps": 2})
+
+    def measured(task: SensorTask, part: str) -> dict[str, float]:
+        return {"balanced_accuracy": {2: 0.9, 4: 0.5, 6: 0.6}[task.average.updates]}
+
+    class Stop(Exception):
+        pass
+
+    def stop(step: int, steps: int, text: str) -> None:
+        if step == 5:
+            raise Stop
+
+    monkeypatch.setattr(SensorTask, "measured", measured)
+    run(values, rocks, tmp_path / "whole")
+    with pytest.raises(Stop):
+        run(values, rocks, tmp_path / "cut", progress=stop)
+    run(values, rocks, tmp_path / "cut", resume=True)
+    for name in ("whole", "cut"):
+        tuning = load_checkpoint(tmp_path / name).tuning
+        assert (tuning["best_step"], tuning["best_val_balanced_accuracy"]) == (2, 0.9)
+    assert same(tmp_path / "whole" / "best.ckpt", tmp_path / "cut" / "best.ckpt")
 
 
 def test_stages_change_what_they_name(rocks: Path) -> None:

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from torch import Tensor, nn
 
-from edgekd.contracts.distill import BalanceSpec, CrossModalSpec, TemperatureSpec
+from edgekd.contracts.distill import BalanceSpec, CrossModalSpec, DistillSpec, TemperatureSpec
 from edgekd.contracts.labelled import IGNORE
+from edgekd.contracts.tensors import ImageInput
 from edgekd.train.distill.methods.cross_modal import (
+    CrossModal,
     SensorBatch,
     chosen_pixels,
     class_weights,
     soft_loss,
 )
+from edgekd.train.students._base import Segmenter
+from edgekd.train.teachers._sensors import SensorPlan, SensorTeacher
+
+DoubleArray = npt.NDArray[np.float64]
 
 
 @pytest.mark.parametrize(
@@ -91,3 +102,165 @@ def test_labelled_pixels_come_first_and_uncounted_ones_never() -> None:
         assert not chosen[0, 4:].any()
     alone = chosen_pixels(batch(torch.zeros(0), counted, target), CrossModalSpec())
     assert alone.nonzero().tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 2]]
+
+
+class TwoMaps(nn.Module):
+    """What it is given, and its first channel with the other sign."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [image, -image[:, :1]]
+
+
+class First(nn.Module):
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        return maps[0]
+
+
+class Stub(SensorTeacher):
+    """The same as a teacher."""
+
+    name, variant, width = "stub", None, 4
+
+    def forward(
+        self,
+        sensors: dict[str, Tensor],
+        present: Tensor | None = None,
+        at: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        values = self.normalized("visual", sensors["visual"]).permute(0, 2, 3, 1)[at]
+        return values, torch.cat([values, -values[:, :1]], dim=1)
+
+
+def stub_student() -> Segmenter:
+    return Segmenter(
+        TwoMaps(), First(), name="stub", num_classes=3, stride=1, side_multiple=2,
+        mean=(0, 0, 0), std=(1, 1, 1), options={},
+    )  # fmt: skip
+
+
+def stub_teacher() -> SensorTeacher:
+    teacher = Stub(3, {"visual": SensorPlan("image", 3)})
+    teacher.set_statistics("visual", [10.0] * 3, [4.0] * 3)
+    return teacher
+
+
+#: of six pixels: labels, scores of the learner and of the teacher, features of the teacher; the
+#: last one does not count. The teacher is sure of the first and the fourth alone.
+LABELS = np.array([0, 1, 0, IGNORE, IGNORE, 2])
+OURS = np.array([[1.0, 0.5, -1], [2, 0, 0.5], [0, 1.5, 1], [-1, 2, 0.5], [0.5, 0, 1], [90, -90, 0]])
+THEIRS = np.array([[6.0, 0, 1], [1, 0.5, 0], [0, 1, 0.5], [0, 5, 0], [1, 0, 1.5], [-90, 0, 90]])
+WANTED = np.array([[1.0, 2], [-1, 0.5], [3, 1], [0.5, -2], [-1, -1], [70, -70]])
+PROJECT = np.array([[0.5, 1, 0, 0.25], [-1, 0, 0.75, 0.5]])
+COUNTS, EXPECTED, BETA = [3, 1, 40], [30.0, 10.0, 2.0], 0.9
+TEMPERATURE = 1.5
+RULES: dict[str, Any] = {
+    "kd_weight": 0.5, "feature_weight": 0.75, "label_weight": 1.25, "trust": 0.9,
+    "balance": {"beta": BETA},
+}  # fmt: skip
+
+
+def softmax(scores: DoubleArray) -> DoubleArray:
+    return np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+
+
+def class_weights_by_hand(pixels: list[Any], kind: str) -> DoubleArray:
+    raw = np.array([1 if kind == "none" else (1 - BETA) / (1 - BETA**n) for n in pixels])
+    return raw / raw.mean()
+
+
+def by_hand(
+    rules: dict[str, Any], ours: DoubleArray, temperature: float = TEMPERATURE
+) -> dict[str, float]:
+    """Parts of the loss, and the total, of the five pixels that count."""
+    ours, theirs, labels = ours[:5], THEIRS[:5], LABELS[:5]
+    kind = rules["balance"].get("kind", "effective_number")
+    known = labels != IGNORE
+    of_label = class_weights_by_hand(COUNTS, kind)[labels[known]]
+    wrong = -np.log(softmax(ours[known])[np.arange(known.sum()), labels[known]])
+    p, q = softmax(theirs / temperature), softmax(ours / temperature)
+    apart = (p * np.log(p / q)).sum(1)
+    trusted = known | (softmax(theirs).max(1) >= rules["trust"])
+    weight = trusted * (softmax(theirs) @ class_weights_by_hand(EXPECTED, kind))
+    mine = np.concatenate([ours, -ours[:, :1]], axis=1) @ PROJECT.T
+    norms = np.linalg.norm(mine, axis=1) * np.linalg.norm(WANTED[:5], axis=1)
+    cosine = (mine * WANTED[:5]).sum(1) / norms
+    parts = {
+        "label": (of_label * wrong).sum() / of_label.sum(),
+        "kd": temperature**2 * (weight * apart).sum() / weight.sum(),
+        "feature": (1 - cosine)[trusted].mean(),
+        "trusted": trusted.mean(),
+        "temperature": temperature,
+    }
+    total = sum(rules[f"{name}_weight"] * parts[name] for name in ("label", "kd", "feature"))
+    return {name: float(value) for name, value in parts.items()} | {"total": float(total)}
+
+
+def losses(
+    make: Callable[[], Segmenter | SensorTeacher], rules: dict[str, Any], temperature: float
+) -> tuple[dict[str, float], DoubleArray]:
+    """What the method says, and its gradient by the learner's scores ``(6, 3)``."""
+    spec = DistillSpec.model_validate(
+        {"method": "cross_modal", "crop_px": 8, "batch": 1, "steps": 1, "cross_modal": rules}
+    )
+    image = ImageInput(shape=["N", 3, 64, 64], mean=[10.0] * 3, std=[4.0] * 3)
+    method = CrossModal(spec, make(), image, COUNTS, 2)
+    method.expect(EXPECTED)
+    method.temperature = temperature
+    if method.project is not None:
+        state = {"weight": torch.tensor(PROJECT), "bias": torch.zeros(2)}
+        method.project.load_state_dict(state)
+
+    def planes(values: DoubleArray) -> Tensor:
+        return torch.tensor(values.T.reshape(1, -1, 2, 3), dtype=torch.float32)
+
+    picture = planes(10 + 4 * OURS).requires_grad_()
+    batch = SensorBatch(
+        {"visual": picture}, torch.ones(1, 1, dtype=torch.bool),
+        torch.tensor(LABELS).reshape(1, 2, 3),
+        (torch.arange(6) < 5).reshape(1, 2, 3),
+        planes(THEIRS), torch.tensor(WANTED, dtype=torch.float16).reshape(1, 2, 3, 2),
+    )  # fmt: skip
+    found = method(batch, (1.0, 1.0, 1.0))
+    found.total.backward()
+    assert picture.grad is not None
+    slope = 4 * picture.grad[0].reshape(3, 6).T.double().numpy()
+    values = {name: float(value) for name, value in found.parts.items()}
+    return values | {"total": float(found.total.detach())}, slope
+
+
+def numeric_slope(rules: dict[str, Any], temperature: float) -> DoubleArray:
+    slope = np.zeros_like(OURS)
+    for place in np.ndindex(OURS.shape):
+        step = np.zeros_like(OURS)
+        step[place] = 1e-5
+        above, below = (by_hand(rules, OURS + sign * step, temperature) for sign in (1, -1))
+        slope[place] = (above["total"] - below["total"]) / 2e-5
+    return slope
+
+
+@pytest.mark.parametrize("make", [stub_student, stub_teacher])
+@pytest.mark.parametrize(
+    ("changed", "temperature"),
+    [
+        ({}, TEMPERATURE), ({}, 1.0), ({}, 4.0),
+        ({"kd_weight": 2.0}, TEMPERATURE), ({"kd_weight": 0.0}, TEMPERATURE),
+        ({"feature_weight": 2.0}, TEMPERATURE), ({"feature_weight": 0.0}, TEMPERATURE),
+        ({"label_weight": 3.0}, TEMPERATURE), ({"label_weight": 0.0}, TEMPERATURE),
+        ({"trust": 0.0}, TEMPERATURE), ({"trust": 1.0}, TEMPERATURE),
+        ({"balance": {"kind": "none"}}, TEMPERATURE),
+    ],
+)  # fmt: skip
+def test_the_loss_by_hand(
+    make: Callable[[], Segmenter | SensorTeacher], changed: dict[str, Any], temperature: float
+) -> None:
+    """Every key that is changed changes what is expected, and the learner must follow."""
+    rules = RULES | changed
+    expected = by_hand(rules, OURS, temperature)
+    if changed or temperature != TEMPERATURE:
+        assert abs(expected["total"] - by_hand(RULES, OURS)["total"]) > 0.01
+    for name in ("label", "feature"):
+        if not rules[f"{name}_weight"]:
+            del expected[name]  # is not computed
+    found, slope = losses(make, rules, temperature)
+    assert found == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(slope, numeric_slope(rules, temperature), atol=2e-5)
