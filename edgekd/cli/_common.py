@@ -126,6 +126,13 @@ def open_images(
     spec = recipe.calibration
     if recipe.precision.allowed != ["fp32"] and spec is not None and spec.set is not None:
         sets = open_labelled(resolve_path(spec.set, recipe_path.resolve().parent), None)
+    shown = sets or labelled
+    if spec is not None and shown is not None and calibration is None and (
+        recipe.precision.allowed != ["fp32"]
+    ):  # fmt: skip
+        from edgekd.deploy.tiles import check_enough
+
+        check_enough(shown, spec.split, recipe.io.inputs[0].tile_px, spec.tiles)
     return Images(labelled, sets, calibration)
 
 

@@ -83,6 +83,12 @@ def open_envi(path: Path) -> Envi:
             ) from err
     if not isinstance(image, spyfile.SpyFile):
         raise ImageError(f"{path} is a spectral library, expected an image")
+    interleave = str(header.get("interleave", "")).strip().lower()
+    if interleave not in ("bsq", "bil", "bip"):
+        raise ImageError(
+            f"{path}: interleave is '{interleave}', expected bsq, bil or bip: the order in which "
+            "the file holds bands, lines and samples"
+        )
     data = Path(image.filename)
     if str(header.get("file compression", "0")).strip() not in ("0", ""):
         raise ImageError(f"{data} is compressed; write it plain, e.g. with ENVI's Save As")

@@ -153,6 +153,12 @@ def _check_registration(
                     scene.id, found[VISUAL], found[first], full_nm[first], bad, first
                 )
             )
+    heights = [name for name, spec in bands.sensors.items() if spec.kind == "elevation"]
+    if heights and any(name in scene.arrays for scene in raw for name in heights):
+        bands.report.append(
+            f"{', '.join(heights)}: on the others' grid by what the files say; whether the heights "
+            "show the same ground is not checked"
+        )
 
 
 def _ordered(sensors: Sensors) -> Iterator[str]:

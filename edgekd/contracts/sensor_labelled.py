@@ -13,6 +13,7 @@ from edgekd.contracts.labelled import LabelledSet, Sample, open_labelled
 from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.sensor_scenes import load_set, scene_files, sensor_set_file
 from edgekd.contracts.sensor_set import Part, SensorSet, open_sensor_set
+from edgekd.contracts.sensors import VISUAL
 from edgekd.errors import DatasetError
 
 
@@ -98,7 +99,7 @@ def open_data(recipe: Recipe, path: Path, *, training: bool = True) -> LabelledS
             )
         return open_labelled(path, recipe.data.split)
     if not training:
-        recipe = by_own_split(recipe, file)
+        recipe = with_cameras_alone(by_own_split(recipe, file), file)
     return camera_view(open_sensor_set(recipe, path, every_class=training))
 
 
@@ -111,6 +112,35 @@ def by_own_split(recipe: Recipe, file: Path) -> Recipe:
     if recipe.data.blocks is None or not any(item.split for item in load_set(file)[0].scenes):
         return recipe
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"blocks": None})})
+
+
+def with_cameras_alone(recipe: Recipe, file: Path) -> Recipe:
+    """The recipe for a set of which the camera is enough: scenes may lack the other sensors.
+
+    A set that has them all is read as the recipe says.
+
+    Raises:
+        InputError, RecipeError: a description that cannot be read.
+    """
+    if not recipe.sensors:
+        return recipe
+    needed, name = {VISUAL}, VISUAL
+    while (derived := recipe.sensors[name].derive) is not None:
+        name = derived.source
+        needed.add(name)
+    lacking = [
+        name
+        for name, spec in recipe.sensors.items()
+        if name not in needed and spec.derive is None
+        and not all(name in scene.files for scene in load_set(file)[0].scenes)
+    ]  # fmt: skip
+    if not lacking:
+        return recipe
+    sensors = {
+        name: spec if name in needed else spec.model_copy(update={"missing": "allowed"})
+        for name, spec in recipe.sensors.items()
+    }
+    return recipe.model_copy(update={"sensors": sensors})
 
 
 def is_here(path: Path) -> bool:

@@ -416,8 +416,8 @@ class SensorSet:
             name: replace(scene, target=targets[name]) for name, scene in self._scenes.items()
         }
         self.report.append(
-            f"labels: {count} of each class are kept to train on (seed {self.data.label_seed}); "
-            "the other training pixels have none"
+            f"labels: at most {count} of each class are kept to train on (seed "
+            f"{self.data.label_seed}); the other training pixels have none"
         )
 
     def _band_statistics(self, name: str) -> BandStatistics | None:

@@ -12,7 +12,7 @@ from edgekd.contracts.imageio import UInt8Array
 from edgekd.contracts.labelled import IGNORE, LabelledSet
 from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.windows import plan
-from edgekd.errors import DatasetError
+from edgekd.errors import DatasetError, InputError
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,23 @@ class LabelledTile:
     name: str
     pixels: UInt8Array
     target: UInt8Array | None
+
+
+def check_enough(data: LabelledSet, split: str, tile_px: int, count: int) -> None:
+    """Raise where a split has fewer places for tiles than are asked for; no pixel is read.
+
+    Raises:
+        InputError: says how many there are.
+        DatasetError: the split is empty.
+    """
+    sizes = [data.size(sample) for sample in data.split(split)]
+    places = sum(len(row) for h, w in sizes for row in plan(h, w, tile_px, 0))
+    if places < count:
+        raise InputError(
+            f"calibration asks for {count} tiles of {tile_px} px, and split {split} of {data.name} "
+            f"has room for {places}; give more images, or ask for fewer: "
+            f"--set calibration.tiles={places}"
+        )
 
 
 def labelled_tiles(

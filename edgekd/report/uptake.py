@@ -309,7 +309,13 @@ def _notes(
         return notes
     evaluated = reference.about.get("model_sha256")
     made_by = chart.model.get("edgekd_model_sha256")
-    if reference.about.get("what") == "bundle" and None is not made_by != evaluated:
+    what = reference.about.get("what")
+    if what != "bundle":
+        notes.append(
+            f"the confusion matrix is of a {what or 'model of an unknown kind'}, not of the bundle "
+            "that made the map; its mistakes may be others: edgekd eval BUNDLE --data SET -o FILE"
+        )
+    elif None is not made_by != evaluated:
         notes.append(
             f"the confusion matrix is of another model file ({str(evaluated)[:12]}) than the map "
             f"({str(made_by)[:12]}); its mistakes may be others"

@@ -30,11 +30,11 @@ _UNREADABLE = (
 ENCODER_FORMAT = 1
 #: mark of a file -> what it is, in words.
 KINDS = {
-    "edgekd_checkpoint": "it is a checkpoint of edgekd finetune",
+    "edgekd_checkpoint": "it is a student: a checkpoint of edgekd finetune, distill or adapt",
     "edgekd_encoder": "it is an encoder of edgekd distill",
     "edgekd_teacher": "it is a teacher of several sensors, of edgekd distill",
-    "edgekd_distill": "edgekd distill --resume goes on from it; the encoder will be beside it, in "
-    "encoder.ckpt, when the run is done",
+    "edgekd_distill": "edgekd distill --resume goes on from it; the result lies beside it when the "
+    "run is done: best.ckpt, encoder.ckpt or teacher.ckpt",
 }
 BEST_NAME = "best.ckpt"
 ENCODER_NAME = "encoder.ckpt"

@@ -251,6 +251,8 @@ def text(folder: Path, name: str, content: str = "hello\n") -> Path:
         (lambda f: odd_envi(f, "data type = 4", "data type = 6"), {}, "complex numbers"),
         (lambda f: odd_envi(f, "data type = 4", "data type = 4\nfile compression = 1"), {},
          "is compressed"),
+        (lambda f: odd_envi(f, "interleave = bil", "interleave = xyz"), {},
+         "interleave is 'xyz', expected bsq, bil or bip"),
         (lambda f: edit_header(write_envi(f, CUBE[:, :, :1], interleave="bsq"), "ENVI Standard",
                                "ENVI Spectral Library"), {}, "is a spectral library, expected an"),
         (lambda f: odd_envi(f, "Nanometers", "Unknown"), {}, "in the unit 'Unknown'; write"),

@@ -6,13 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from edgekd.contracts.blocks import TEST, TRAIN, VAL
 from edgekd.contracts.labelled import IGNORE, Sample, open_labelled
+from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.sensor_labelled import SensorLabelledSet, is_here, open_data
 from edgekd.errors import DatasetError
 from tests.helpers.labelled import make_set
-from tests.helpers.sensors import BLOCKS, edit_set, materials, sensor_recipe, write_set
+from tests.helpers.sensors import (
+    BLOCKS,
+    LIDAR,
+    SPECTRAL,
+    edit_set,
+    materials,
+    sensor_recipe,
+    sensor_values,
+    write_set,
+)
 
 
 def test_whole_scenes_are_samples(tmp_path: Path) -> None:
@@ -71,6 +82,35 @@ def test_a_class_without_a_label_matters_to_training_alone(tmp_path: Path) -> No
     assert open_data(sensor_recipe(), path, training=False).samples
 
 
+def test_a_student_needs_its_camera_alone(tmp_path: Path) -> None:
+    """A site that nobody surveyed is measured; training on it is refused as before."""
+    bare = {"one": {**materials(), "split": "test"}, "two": {**materials(seed=1), "split": "train"}}
+    bare["one"]["visual"] = bare["one"]["spectral"][..., :3]
+    for item in bare.values():
+        item.pop("lidar")
+    camera = {"kind": "image", "channels": 3, "gsd_m": 2.0, "range": [0, 1]}
+    bare["two"]["visual"] = bare["two"].pop("spectral")[..., :3]
+    bare["one"].pop("spectral")
+    few = {"kind": "spectral", "channels": 1, "gsd_m": 2.0,
+           "derive": {"from": "spectral", "windows_nm": [[400, 600]]}}  # fmt: skip
+    recipe = sensor_recipe({"spectral": SPECTRAL, "lidar": LIDAR, "few": few, "visual": camera})
+    path = write_set(tmp_path, bare)
+    with pytest.raises(DatasetError, match="scene one has no file of the sensor spectral"):
+        open_data(recipe, path)
+    data = open_data(recipe, path, training=False)
+    (sample,) = data.split("test")
+    pixels, target = data.load(sample)
+    assert pixels.shape == (48, 60, 3) and (target != IGNORE).any()
+    # derived from what is not there, the camera is missing, and that is said
+    with pytest.raises(DatasetError, match="scene one has no file of the sensor spectral"):
+        open_data(sensor_recipe(), path, training=False)
+    # what is there is read as the recipe says, so that the digest stays
+    both = {"one": {**materials(), "split": "test"}, "two": {**materials(seed=1), "split": "train"}}
+    whole = write_set(tmp_path / "whole", both)
+    assert open_data(sensor_recipe(), whole, training=False).digest == open_data(
+        sensor_recipe(), whole).digest  # fmt: skip
+
+
 def test_whether_a_set_is_here(tmp_path: Path) -> None:
     path = write_set(tmp_path / "set")
     assert is_here(path) and is_here(path.parent) and not is_here(tmp_path / "gone")
@@ -99,7 +139,9 @@ def test_the_described_set_on_real_pixels(test_data: Path) -> None:
     tested = np.zeros((90, 90), dtype=int)
     for fold in range(5):
         blocks = {"side_px": 15, "buffer_px": 3, "folds": 5, "fold": fold}
-        data = open_data(sensor_recipe(sensors, {"blocks": blocks}), path)
+        values = sensor_values(sensors, {"blocks": blocks})
+        values["io"]["classes"] = yaml.safe_load(path.read_text())["classes"]
+        data = open_data(Recipe.model_validate(values), path)
         assert isinstance(data, SensorLabelledSet) and not data.sensor_set.simulated
         scene = data.sensor_set.load("gulfport")
         tested += scene.parts == TEST

@@ -20,7 +20,12 @@ from edgekd.contracts.imageio import Raster, UInt8Array
 from edgekd.contracts.labelled import IGNORE, LabelledSet, Sample, check_same_classes, open_labelled
 from edgekd.contracts.optional import require
 from edgekd.contracts.recipe import Recipe
-from edgekd.contracts.sensor_labelled import SceneSample, SensorLabelledSet, camera_view
+from edgekd.contracts.sensor_labelled import (
+    SceneSample,
+    SensorLabelledSet,
+    camera_view,
+    with_cameras_alone,
+)
 from edgekd.contracts.sensor_scenes import load_set, sensor_set_file
 from edgekd.contracts.sensor_set import open_sensor_set
 from edgekd.contracts.tensors import ClassSpec
@@ -118,7 +123,7 @@ def open_site(recipe: Recipe, path: Path, blocks: tuple[int, int] | None, seed: 
         data.classes,
         {item.id: _shown(data, item) for item in data.samples if item.split == "train"},
         {item.id: _held_out(data, item) for item in data.samples if item.split == measured},
-        f"labels from split train, measured on split {measured}" + _of_blocks(data),
+        f"labels from split train, {_measured_on(measured)}" + _of_blocks(data),
     )
 
 
@@ -134,6 +139,7 @@ def _sensor_set(
         changes |= {"blocks": _block_spec(blocks or BLOCKS, seed), "split": None}
     elif any(split):
         changes |= {"blocks": None}
+    recipe = with_cameras_alone(recipe, file)
     asked = recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)})
     try:
         found = open_sensor_set(asked, file, every_class=False, resplit=blocks is not None)
@@ -142,6 +148,10 @@ def _sensor_set(
         if "blocks" in changes and "data.blocks.side_px" in str(err):
             raise DatasetError(f"{err}, with --blocks SIDE,BUFFER") from err
         raise
+
+
+def _measured_on(split: str | None) -> str:
+    return "nothing held out to measure on" if split is None else f"measured on split {split}"
 
 
 def _of_blocks(data: LabelledSet) -> str:
