@@ -79,6 +79,11 @@ def command(
         [
             f"{tuning['steps_done']} steps{stopped} in {tuning['seconds']:.0f} s",
             f"validation mIoU {percent(tuning['best_val_miou'])} at step {tuning['best_step']}",
+            *(
+                ["SIMULATED data: figures made with it are no measurements"]
+                if tuning["simulated"]
+                else []
+            ),
             f"checkpoint: {result.best}",
         ],
         as_json,

@@ -136,4 +136,4 @@ def geology(
         note(f"next: edgekd run BUNDLE {first} -o map.tif")
     else:
         note(f"next: edgekd inspect {output}")
-        note(f"next: edgekd distill RECIPE --set data.root={output}")
+        note(f"next: edgekd distill RECIPE --data {output}")

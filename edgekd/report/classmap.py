@@ -19,8 +19,8 @@ from edgekd.runtime.maps import CLASS_TAG, COG_BLOCK_PX, PROBABILITIES, PRODUCT_
 
 #: values of all bands, and columns, that are read at once
 _READ, _READ_PX = 1 << 24, 1 << 13
-#: what the file's tags may say of the model that made it
-_MODEL_TAGS = ("EDGEKD_VERSION", "EDGEKD_BUNDLE", "EDGEKD_MODEL_SHA256")
+#: what the file's tags may say of the model that made it, and of the scene
+_MODEL_TAGS = ("EDGEKD_VERSION", "EDGEKD_BUNDLE", "EDGEKD_MODEL_SHA256", "SIMULATED")
 
 
 @dataclass(frozen=True)

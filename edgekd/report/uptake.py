@@ -300,6 +300,8 @@ def _notes(
     names: list[str],
 ) -> list[str]:
     notes = []
+    if "simulated" in chart.model:
+        notes.append("SIMULATED: the scene was computed, not measured, and so is what follows")
     if not chart.soft:
         notes.append(
             "the map holds classes alone: each pixel counts as its class with probability 1 (give "

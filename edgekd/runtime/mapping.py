@@ -138,7 +138,7 @@ def map_scene(
                     raster,
                     session.manifest.classes,
                     products,
-                    {**_tags(session), **(tags or {})},
+                    {**_tags(session, raster), **(tags or {})},
                     about,
                     cancel,
                 )
@@ -229,8 +229,11 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _tags(session: Session) -> dict[str, str]:
+def _tags(session: Session, raster: Raster) -> dict[str, str]:
+    """Of the model; and that the scene was computed and not measured, where it says so."""
+    said = {key: value for key, value in raster.tags.items() if key == "SIMULATED"}
     return {
+        **said,
         "EDGEKD_VERSION": edgekd.__version__,
         "EDGEKD_BUNDLE": session.manifest.name,
         "EDGEKD_MODEL_SHA256": session.manifest.files[session.model],

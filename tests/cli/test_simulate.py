@@ -27,7 +27,7 @@ def test_a_set(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(command.split()) == 0
     out, err = capfd.readouterr()
     assert "SIMULATED: 2 scenes of 64 x 64 px" in out and "wollastonite" in out
-    assert "next: edgekd inspect set" in err and "edgekd finetune RECIPE --data set" in err
+    assert "next: edgekd inspect set" in err and "edgekd distill RECIPE --data set" in err
     assert (here / "set" / "sensors.yaml").is_file()
 
 
