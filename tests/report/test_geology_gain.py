@@ -123,7 +123,10 @@ def test_pairs_are_of_the_same_fold_and_draw(stats: ModuleType) -> None:
     (row,) = stats.summarise(pieces)
     assert row["distilled_gain"]["pairs"] == 2
     assert row["distilled_gain"]["mean"] == pytest.approx(0.03)  # of 0.01 and 0.05
-    (row,) = stats.summarise([item for item in pieces if item["fold"] == 0])
+    swapped = [item for item in made_up() if (item["arm"], item["draw"]) != ("labels", 1)]
+    (row,) = stats.summarise(swapped)
+    assert row["distilled_gain"]["mean"] == pytest.approx(0.05)  # of 0.03 and 0.07
+    (row,) = stats.summarise([item for item in made_up() if item["fold"] == 0])
     assert "distilled_gain" not in row  # one fold has no interval
 
 
@@ -365,11 +368,14 @@ def test_a_set_half_made_is_made_again(
     folder = tmp_path / "made"
     monkeypatch.setitem(sets.MAKERS, "made", sets.Maker(lambda _, where: described(where), ()))
     sets.make_set("made", tmp_path, folder)
-    monkeypatch.setattr(sets, "code_files", lambda *packages: [])
     monkeypatch.setitem(sets.MAKERS, "made", sets.Maker(stops, ()))
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            sets.make_set("made", tmp_path, folder)
+    with monkeypatch.context() as other:  # code that changes, and is put back
+        other.setattr(sets, "code_files", lambda *packages: [])
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                sets.make_set("made", tmp_path, folder)
+    with pytest.raises(KeyboardInterrupt):
+        sets.make_set("made", tmp_path, folder)
 
 
 class FakeSet:
@@ -404,11 +410,11 @@ def test_rare_classes(sets: ModuleType, counts: tuple[int, ...], rare: list[str]
 
 
 def test_pixels_of_the_parts(sets: ModuleType) -> None:
-    truth = {"one": [0, 1, 255, 0, 1, 0, 255], "two": [1, 1, 1]}
+    truth = {"one": [0, 1, 255, 0, 1, 0, 255], "two": [1, 1, 1, 0]}
     parts = {
-        "one": [TRAIN, TRAIN, TRAIN, BUFFER, VAL, TEST, TEST], "two": [TRAIN, TEST, TEST],
+        "one": [TRAIN, TRAIN, TRAIN, BUFFER, VAL, TEST, TEST], "two": [TRAIN, TEST, TEST, TEST],
     }  # fmt: skip
-    assert sets.part_pixels(FakeSet(truth, parts, 2)) == {"train": 3, "test": 3}
+    assert sets.part_pixels(FakeSet(truth, parts, 2)) == {"train": 3, "test": 4}
 
 
 def test_minerals_of_a_made_up_cube(sets: ModuleType) -> None:

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from edgekd.contracts.recipe import Recipe
 from edgekd.errors import DatasetError
-from edgekd.train.adapt.choose import NO_CHANGE, Candidate, Judged, choose
-from edgekd.train.adapt.features import LastLayers, look_around, look_at_labels
+from edgekd.train.adapt.choose import KEEP, NO_CHANGE, PULLS, Candidate, Judged, View, choose, judge
+from edgekd.train.adapt.features import Features, LastLayers, look_around, look_at_labels
 from edgekd.train.adapt.head import temperature, tune
 from edgekd.train.adapt.labels import Labels, draw, folds, shares
 from edgekd.train.adapt.norms import with_norms
@@ -122,6 +122,89 @@ def test_scores_are_made_less_sure_and_never_surer() -> None:
     right = torch.tensor([[4.0, 0.0]] * 4).double()
     assert temperature(right, torch.zeros(4, dtype=torch.int64), weights) == 1.0
     assert temperature(right, torch.tensor([0, 1, 0, 1]), weights) == pytest.approx(8.0)
+
+
+def entropy(scores: np.ndarray, channel: np.ndarray) -> np.ndarray:
+    return np.log(np.exp(scores).sum(1)) - scores[np.arange(len(channel)), channel]
+
+
+def divisor_by_hand(scores: np.ndarray, channel: np.ndarray) -> float:
+    weights = 1 / np.bincount(channel)[channel]
+    grid = [2 ** (step / 8) for step in range(25)]
+    return min(grid, key=lambda value: float(weights @ entropy(scores / value, channel)))
+
+
+@pytest.mark.parametrize("counts", [[4, 4, 4], [6, 4, 2]])
+def test_candidates_are_judged_on_labels_that_no_fit_has_seen(
+    monkeypatch: pytest.MonkeyPatch, counts: list[int]
+) -> None:
+    """``tune`` is a stand-in whose answer tells which rows it got; the rest is done by hand."""
+    random = np.random.default_rng(6)
+    channel, fold = np.repeat([0, 1, 2], counts), np.tile([0, 1, 2], 4)
+    features = {part: random.normal(0, 2, (12, 3)) for part in (0.0, 1.0)}
+    for values in features.values():  # right, mostly
+        values[np.arange(12), channel] += 3
+    matrix, bias = torch.eye(3).double() * 2, torch.tensor([0.5, 0, -0.5]).double()
+    views = {}
+    for part, values in features.items():
+        seen = Features(torch.tensor(values), torch.tensor(values) @ matrix.T + bias, True)
+        views[part] = View(seen, Features(seen.values + 100, seen.scores, True), matrix, bias)
+    calls: list[tuple[float, float, list[int]]] = []
+
+    def of_classes(values: np.ndarray) -> float:
+        return float(np.mean([values[channel == number].mean() for number in range(3)]))
+
+    def moved(pull: float, rows: list[int]) -> np.ndarray:
+        return np.array([0, 1, -1]) * 0.1 * sum(rows) * pull
+
+    def stand_in(
+        values: torch.Tensor, labels: torch.Tensor, around: torch.Tensor, *old: torch.Tensor,
+        pull: float, keep: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        ((part, rows),) = (
+            (part, found)
+            for part, known in features.items()
+            if -1 not in (found := [_row(known, value) for value in values.numpy()])
+        )
+        assert labels.tolist() == channel[rows].tolist() and keep == KEEP
+        assert torch.equal(around, views[part].unlabeled.values)
+        assert torch.equal(old[0], matrix) and torch.equal(old[1], bias)
+        calls.append((part, pull, sorted(rows)))
+        return matrix, bias + torch.tensor(moved(pull, rows))
+
+    monkeypatch.setattr("edgekd.train.adapt.choose.tune", stand_in)
+    judged = {item.candidate: item for item in judge(views, torch.tensor(channel), fold)}
+    others = [np.flatnonzero(fold != number).tolist() for number in range(3)]
+    assert sorted(calls) == sorted((p, q, rows) for p in features for q in PULLS for rows in others)
+    losses: dict[Candidate, np.ndarray] = {}
+    divisors = set()
+    for candidate, found in judged.items():
+        scores = views[candidate.norms].labelled.scores.numpy().copy()
+        if candidate.pull is not None:
+            for number, rows in enumerate(others):
+                scores[fold == number] += moved(candidate.pull, rows)
+        loss = losses[candidate] = np.zeros(12)
+        for number, rows in enumerate(others):
+            divisors.add(divisor_by_hand(scores[rows], channel[rows]))
+            loss[fold == number] = entropy(
+                scores[fold == number] / divisor_by_hand(scores[rows], channel[rows]),
+                channel[fold == number],
+            )
+        hits = scores.argmax(1) == channel
+        assert found.loss == pytest.approx(of_classes(loss))
+        assert found.accuracy == pytest.approx(of_classes(hits))
+    assert len(divisors) > 4 and max(divisors) > 2
+    for candidate, found in judged.items():
+        gain = losses[NO_CHANGE] - losses[candidate]
+        assert found.better_by == pytest.approx(of_classes(gain))
+        if counts == [4, 4, 4]:
+            assert found.error == pytest.approx(gain.std(ddof=1) / 12**0.5)
+
+
+def _row(known: np.ndarray, value: np.ndarray) -> int:
+    """Number of a row, -1 if there is none."""
+    places = np.flatnonzero((known == value).all(1))
+    return int(places[0]) if len(places) else -1
 
 
 def test_a_change_must_be_surely_better_and_find_as_many() -> None:

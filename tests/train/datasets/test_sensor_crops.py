@@ -147,6 +147,60 @@ def test_jitter_changes_what_it_says(found: SensorSet) -> None:
     assert lost.sensors["lidar"][changed].unique().numel() == 1
 
 
+def jittered(data: SensorSet, name: str, count: int, **jitter: float) -> tuple[np.ndarray, ...]:
+    """The same crops ``(count, C, crop, crop)`` of a sensor, as they are and changed."""
+    sets = (crops(data, length=count), crops(data, length=count,
+            jitter=STILL.model_copy(update=jitter)))  # fmt: skip
+    still, changed = (
+        np.stack([item[n].sensors[name].double().numpy() for n in range(count)]) for item in sets
+    )
+    return still, changed
+
+
+def test_noise_of_spectra_is_a_part_of_each_bands_deviation(found: SensorSet) -> None:
+    still, changed = jittered(found, "spectral", 60, spectral_noise=0.4)
+    noise = np.moveaxis(changed - still, 1, 0).reshape(24, -1)  # 8,640 values of each band
+    view = found.training_view("one")
+    deviation = view.sensors["spectral"][:, view.valid].astype(np.float64).std(1)
+    assert deviation.max() > 1.5 * deviation.min(), "else one size would do for all bands"
+    np.testing.assert_allclose(noise.std(1), 0.4 * deviation, rtol=0.05)
+    np.testing.assert_allclose(noise.mean(1), 0, atol=0.05 * deviation.max())
+    assert np.abs(np.corrcoef(noise) - np.eye(24)).max() < 0.06, "each band has its own"
+    assert abs(np.corrcoef(noise[:, 1:].ravel(), noise[:, :-1].ravel())[0, 1]) < 0.02, "each pixel"
+
+
+def test_noise_of_heights_is_in_metres(found: SensorSet) -> None:
+    still, changed = jittered(found, "lidar", 60, elevation_noise_m=0.3)
+    noise = (changed - still).ravel()
+    assert noise.std() == pytest.approx(0.3, rel=0.04)
+    assert abs(noise.mean()) < 0.015 and abs(np.corrcoef(noise[1:], noise[:-1])[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize("key", ["colour", "illumination"])
+def test_light_is_a_factor_and_an_offset(found: SensorSet, key: str) -> None:
+    """Both uniform up to the size, the offset in deviations: of each channel its own, or of all."""
+    size, count = 0.3, 150
+    still, changed = jittered(found, "visual", count, **{key: size})
+    view = found.training_view("one")
+    deviation = view.sensors["visual"][:, view.valid].astype(np.float64).std(1)
+    drawn = np.full((2, 3, count), np.nan)
+    for n, channel in np.ndindex(count, 3):
+        x, y = still[n, channel].ravel(), changed[n, channel].ravel()
+        kept = (y > 0) & (y < 255)
+        if np.ptp(x[kept]) < 10:
+            continue  # all is cut off
+        factor, offset = np.polyfit(x[kept], y[kept], 1)
+        assert np.abs(factor * x[kept] + offset - y[kept]).max() < 1e-3
+        drawn[:, channel, n] = factor - 1, offset / deviation[channel]
+    drawn = drawn[:, :, ~np.isnan(drawn).any((0, 1))]
+    assert drawn.shape[2] > 0.8 * count and np.abs(drawn).max() < size + 1e-3
+    # uniform from -size to size has a deviation of size / sqrt(3)
+    np.testing.assert_allclose(drawn.std(2), size / 3**0.5, rtol=0.15)
+    table = np.corrcoef(drawn.reshape(6, -1))
+    alike = np.kron(np.eye(2), np.ones((3, 3))) if key == "illumination" else np.eye(6)
+    np.testing.assert_allclose(table, alike, atol=0.3)
+
+
 def test_absent_sensors_are_told(tmp_path: Path) -> None:
     arrays = materials()
     without = {key: value for key, value in materials(seed=1).items() if key != "lidar"}
