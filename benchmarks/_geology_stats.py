@@ -151,8 +151,8 @@ def verdict(rows: list[dict[str, Any]]) -> dict[str, Any]:
     The rule: with the fewest labels per class that were asked for (all of them are not few), the
     mean of the paired differences of ``distilled`` to labels only is above 0 by more than half of
     Student's 95 % interval over at least 20 pairs of (fold, draw), on at least two sets. So a set
-    counts by this arm alone, and every number of labels by itself. The other two intervals are
-    wider, and decide nothing; where each excludes 0 is named.
+    counts by this arm alone, and every number of labels by itself. The other two intervals
+    decide nothing; where each excludes 0 is named.
 
     Returns:
         ``excludes_zero``: interval -> set -> arms and labels, with losses marked; ``by_labels``:

@@ -26,11 +26,12 @@ What this does not show:
 
 Three 95 % intervals (``_geology_stats.interval``): Student's over the pairs (fold, draw), of which
 the issue asks for at least 20; one that allows for training sets that overlap between folds
-(Nadeau and Bengio 2003); and Student's over the means of the folds. The last two are wider: draws
-share their test blocks, folds most of their training pixels. The verdict names where each excludes
-0, and rests on the first: ends with 1 unless, with the fewest labels per class that were asked for
-(all is not few), ``distilled`` minus ``labels`` is above 0 by it over at least 20 pairs on at least
-two sets. Other numbers of labels are judged by themselves, ``progressive`` is not.
+(Nadeau and Bengio 2003); and Student's over the means of the folds. The last two allow for what
+pairs share: folds most of their training pixels, draws their test blocks. The verdict names where
+each excludes 0, and rests on the first: ends with 1 unless, with the fewest labels per class that
+were asked for (all is not few), ``distilled`` minus ``labels`` is above 0 by it over at least 20
+pairs on at least two sets. Other numbers of labels are judged by themselves, ``progressive`` is
+not.
 
 Finished pieces are kept and read again where settings, data and the teacher that they start from
 are the same, whatever the code; a record that more than one state of the code made says so. The

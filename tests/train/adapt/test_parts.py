@@ -125,7 +125,8 @@ def test_scores_are_made_less_sure_and_never_surer() -> None:
 
 
 def entropy(scores: np.ndarray, channel: np.ndarray) -> np.ndarray:
-    return np.log(np.exp(scores).sum(1)) - scores[np.arange(len(channel)), channel]
+    each: np.ndarray = np.log(np.exp(scores).sum(1)) - scores[np.arange(len(channel)), channel]
+    return each
 
 
 def divisor_by_hand(scores: np.ndarray, channel: np.ndarray) -> float:

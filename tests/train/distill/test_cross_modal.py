@@ -160,12 +160,14 @@ RULES: dict[str, Any] = {
 
 
 def softmax(scores: DoubleArray) -> DoubleArray:
-    return np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    chance: DoubleArray = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    return chance
 
 
 def class_weights_by_hand(pixels: list[Any], kind: str) -> DoubleArray:
     raw = np.array([1 if kind == "none" else (1 - BETA) / (1 - BETA**n) for n in pixels])
-    return raw / raw.mean()
+    weights: DoubleArray = raw / raw.mean()
+    return weights
 
 
 def by_hand(
