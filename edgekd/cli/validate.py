@@ -131,6 +131,7 @@ def _sensors(recipe: Recipe, path: Path) -> list[str]:
         EdgeKDError: the set is on this machine and does not fit the recipe.
     """
     from edgekd.contracts.recipe import data_root
+    from edgekd.contracts.schema import resolve_path
     from edgekd.contracts.sensor_labelled import is_here
     from edgekd.contracts.sensor_scenes import sensor_set_file
     from edgekd.contracts.sensor_set import open_sensor_set
@@ -141,6 +142,10 @@ def _sensors(recipe: Recipe, path: Path) -> list[str]:
         source = "" if spec.derive is None else f", from {spec.derive.source}"
         channels = _many(spec.channels, "channel")
         lines.append(f"sensor {name}: {spec.kind}, {channels}, {spec.gsd_m:g} m{source}")
+    for number, entry in enumerate(recipe.teachers):
+        place = resolve_path(entry.weights, path.resolve().parent)
+        if entry.weights != "train" and not place.exists():
+            lines.append(f"teachers[{number}].weights: {place} is not on this machine")
     root = data_root(recipe, path)
     if not is_here(root):
         return [*lines, f"data: {root} is not on this machine, so it was not looked at"]

@@ -165,7 +165,11 @@ def check_names(spec: SensorSetSpec, sensors: Sensors, file: Path) -> list[str]:
     Raises:
         DatasetError: names the scene and the sensor.
     """
-    notes = []
+    notes = [
+        f"{name}: no scene has a file of it (missing: allowed), so nothing is learned from it"
+        for name, item in sensors.items()
+        if item.derive is None and not any(name in scene.files for scene in spec.scenes)
+    ]
     for scene in spec.scenes:
         used = [name for name, item in sensors.items() if item.derive is None]
         others = [name for name in scene.files if name not in used]

@@ -55,6 +55,15 @@ def test_the_description_of_a_set_alone(here: Path, told: Any) -> None:
     assert "names files that do not exist" in told("validate set", 2)
 
 
+def test_weights_that_are_not_here_are_told(here: Path, told: Any) -> None:
+    values = chain_values(here / "set")
+    values["teachers"] = [{"name": "geology_fusion", "weights": "gone.ckpt"}]
+    write_recipe(here, values | {"name": "chain"})
+    assert f"teachers[0].weights: {here / 'gone.ckpt'} is not on this machine" in told(
+        "validate chain.yaml"
+    )
+
+
 def test_what_a_chain_leaves_is_shown_and_measured(here: Path, told: Any) -> None:
     values = chain_values(here / "set", cross_modal={"keep": "best", "val_every_steps": 3})
     write_recipe(here, values | {"name": "chain"})

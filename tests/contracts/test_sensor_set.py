@@ -368,6 +368,10 @@ def test_a_sensor_may_be_missing_where_the_recipe_says_so(tmp_path: Path) -> Non
                        r"spectral\); .*sensors.lidar.missing: allowed"):  # fmt: skip
         opened(path)
     found = opened(path, sensors(lidar={"missing": "allowed"}))
+    assert not said(found, "no scene has a file of it")
+    radar = {"kind": "elevation", "channels": 1, "gsd_m": 2.0, "missing": "allowed"}
+    never = opened(path, sensors(lidar={"missing": "allowed"}, radar=radar))
+    assert said(never, "radar: no scene has a file of it (missing: allowed), so nothing is learned")
     assert set(found.training_view("three").sensors) == {"spectral", "visual"}
     assert found.statistics()["lidar"].mean == opened(
         write_set(tmp_path / "b", scenes())).statistics()["lidar"].mean  # fmt: skip
