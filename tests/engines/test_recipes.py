@@ -170,6 +170,7 @@ PRESETS = [(path, name) for path in RECIPES for name in preset_names(path)]
 
 def test_presets_are_found() -> None:
     assert [(path.stem, name) for path, name in PRESETS] == [
+        ("geology", "progressive"),
         ("landcover", "tiny"),
         ("landcover", "small-cpu"),
     ]
@@ -179,11 +180,22 @@ def test_presets_are_found() -> None:
 def test_preset(path: Path, name: str) -> None:
     from edgekd.train.distill.methods import mask_cdkd
     from edgekd.train.distill.teaching import build_teachers
+    from edgekd.train.teachers._saved import build_teacher as sensor_teacher
+    from edgekd.train.teachers._sensors import SensorPlan
 
     recipe = load_recipe(path, [f"preset={name}"])
     assert recipe.preset == name and recipe.distill is not None
-    mask_cdkd.build(recipe, build(recipe), build_teachers(recipe, path.parent))
-    assert all(item.weights == "random" for item in recipe.teachers), "nothing to download"
+    if recipe.distill.method == "cross_modal":
+        for entry in recipe.teachers:
+            plans = {
+                name: SensorPlan(recipe.sensors[name].kind, recipe.sensors[name].channels)
+                for name in entry.sensors or recipe.sensors
+            }
+            sensor_teacher(entry.name, len(recipe.io.classes), plans, entry.variant)
+    else:
+        mask_cdkd.build(recipe, build(recipe), build_teachers(recipe, path.parent))
+    nothing = {item.weights for item in recipe.teachers} <= {"random", "train"}
+    assert nothing, "nothing to download"
 
 
 def test_landcover_is_the_papers_size() -> None:
