@@ -225,15 +225,15 @@ def _short(metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def draw_maps(path: Path, names: list[str], labels: int | None, run: Run) -> None:
-    """Maps of one scene of each set, from the first draw that counts."""
+def draw_maps(path: Path, names: list[str], labels: int | None, number: int, run: Run) -> None:
+    """Maps of one scene of each set, from a draw."""
     from _geology_maps import draw, stitched
 
     from edgekd.contracts.sensor_set import open_sensor_set
 
     rows = {}
     for name in names:
-        folds = [Piece(name, labels, fold, 1, "distilled") for fold in range(FOLDS)]
+        folds = [Piece(name, labels, fold, number, "distilled") for fold in range(FOLDS)]
         opened = []
         for piece in folds:
             recipe = load_recipe(recipe_path(name), [*overrides(piece, None), *run.changes])
@@ -253,12 +253,14 @@ def draw_maps(path: Path, names: list[str], labels: int | None, run: Run) -> Non
 @click.option("--sets", default=",".join(SETS), show_default=True)
 @click.option("--labels", default="5,20,all", show_default=True, help="Per class.")
 @click.option("--draws", default=4, show_default=True, help="Of labels and seeds, per fold.")
+@click.option("--first-draw", default=1, show_default=True, help="0 is the one of trials.")
 @click.option("--arms", default=",".join(ARMS), show_default=True)
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Of all recipes.")
 @click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--write", is_flag=True, help="Write benchmarks/results/<device>/geology_gain.*")
 def main(
-    output: Path, sets: str, labels: str, draws: int, arms: str, changes: tuple[str, ...],
+    output: Path, sets: str, labels: str, draws: int, first_draw: int, arms: str,
+    changes: tuple[str, ...],
     jobs: int, write: bool,
 ) -> None:  # fmt: skip
     """Do what is missing, print the table, and end with 1 when distillation does not help."""
@@ -273,7 +275,7 @@ def main(
     digests = {name: set_digest(set_root(name, output, described[name])) for name in names}
     run = Run(output, changes, digests, code_digest())
     numbers = [None if text == "all" else int(text) for text in labels.split(",")]
-    counted = range(1, draws + 1)  # draw 0 chose the settings
+    counted = range(first_draw, first_draw + draws)
     pieces = [
         Piece(name, count, fold, draw, arm)
         for name in names for count in numbers for draw in counted for fold in range(FOLDS)
@@ -304,10 +306,11 @@ def main(
             "what": "balanced accuracy on test blocks; gains are paired differences to labels only",
             "meaning": MEANING,
             "command": f"python benchmarks/geology_gain.py --sets {sets} --labels {labels} "
-            f"--draws {draws} --arms {arms} --write"
+            f"--draws {draws} --first-draw {first_draw} --arms {arms} --write"
             + "".join(f" --set {shlex.quote(text)}" for text in changes),
             "folds": FOLDS,
             "draws": draws,
+            "first_draw": first_draw,
             "changes": list(changes),
             "jobs_at_once": jobs,
             "minutes": "of one core, on a machine that other work may have shared",
@@ -323,7 +326,7 @@ def main(
         with publish_file(folder / "geology_gain.txt") as part:
             part.write_text("\n".join(lines(rows, codes)) + "\n")
         if {"labels", "distilled"} <= set(chosen):
-            draw_maps(folder / "geology_gain.png", names, numbers[0], run)
+            draw_maps(folder / "geology_gain.png", names, numbers[0], first_draw, run)
         click.echo(f"written: {folder}/geology_gain.*", err=True)
     sys.exit(0 if judged["passed"] else 1)
 
