@@ -260,8 +260,7 @@ def draw_maps(path: Path, names: list[str], labels: int | None, number: int, run
 @click.option("--write", is_flag=True, help="Write benchmarks/results/<device>/geology_gain.*")
 def main(
     output: Path, sets: str, labels: str, draws: int, first_draw: int, arms: str,
-    changes: tuple[str, ...],
-    jobs: int, write: bool,
+    changes: tuple[str, ...], jobs: int, write: bool,
 ) -> None:  # fmt: skip
     """Do what is missing, print the table, and end with 1 when distillation does not help."""
     if not (DATA / "hsi").is_dir():

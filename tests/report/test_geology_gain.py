@@ -273,10 +273,11 @@ def test_maps_are_drawn_with_the_changes(
     gain: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     maps = importlib.import_module("_geology_maps")
-    steps, roots = [], []
+    steps, draws, roots = [], [], []
 
     def stitched(opened: Any, students: Any, teachers: Any) -> str:
         steps.extend(recipe.distill.steps for recipe, _ in opened)
+        draws.extend(recipe.data.label_seed for recipe, _ in opened)
         return "maps"
 
     def opened(recipe: Any, root: Path) -> None:
@@ -287,8 +288,8 @@ def test_maps_are_drawn_with_the_changes(
     monkeypatch.setattr(maps, "draw", lambda path, rows: drawn.append((path, rows)))
     monkeypatch.setattr("edgekd.contracts.sensor_set.open_sensor_set", opened)
     run = gain.Run(tmp_path, ("distill.steps=7",), {}, "code")
-    gain.draw_maps(tmp_path / "a.png", ["cuprite"], 5, run)
-    assert steps == [7] * 5
+    gain.draw_maps(tmp_path / "a.png", ["cuprite"], 5, 3, run)
+    assert steps == [7] * 5 and draws == [3] * 5
     assert set(roots) == {tmp_path / "sets" / "cuprite"}
     assert drawn == [(tmp_path / "a.png", {"cuprite, 5 labels per class": "maps"})]
 
