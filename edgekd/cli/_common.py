@@ -110,7 +110,6 @@ def open_images(
         recipe, recipe_path: whose own set is taken unless ``data`` names another.
         calibration: file of an earlier calibration, in place of calibrating.
     """
-    from edgekd.contracts.labelled import open_labelled
     from edgekd.contracts.recipe import data_root
     from edgekd.contracts.schema import resolve_path
     from edgekd.contracts.sensor_labelled import is_here, open_data
@@ -125,7 +124,11 @@ def open_images(
              "picture is used and the manifest says so (--data gives another place)")  # fmt: skip
     spec = recipe.calibration
     if recipe.precision.allowed != ["fp32"] and spec is not None and spec.set is not None:
-        sets = open_labelled(resolve_path(spec.set, recipe_path.resolve().parent), None)
+        sets = open_data(
+            recipe.model_copy(update={"data": recipe.data.model_copy(update={"split": None})}),
+            resolve_path(spec.set, recipe_path.resolve().parent),
+            training=False,
+        )
     shown = sets or labelled
     if spec is not None and shown is not None and calibration is None and (
         recipe.precision.allowed != ["fp32"]

@@ -82,6 +82,12 @@ def command(
             f"{result['samples']} samples of {result['data']}, split {split}, "
             f"{result['pixels']:,} px, {result['seconds']:.1f} s",
             *(["SIMULATED: the set was computed, not measured"] if result["simulated"] else []),
+            *(
+                f"without {sensor}, which this teacher sees: {', '.join(scenes[:4])}"
+                + (f" and {len(scenes) - 4} more" if scenes[4:] else "")
+                + f", {len(scenes)} of {result['samples']} scenes"
+                for sensor, scenes in result.get("lacking", {}).items()
+            ),
         ],
         as_json,
     )

@@ -41,10 +41,10 @@ def check_enough(data: LabelledSet, split: str, tile_px: int, count: int) -> Non
     sizes = [data.size(sample) for sample in data.split(split)]
     places = sum(len(row) for h, w in sizes for row in plan(h, w, tile_px, 0))
     if places < count:
+        fewer = f", or ask for fewer: --set calibration.tiles={places}" if places >= 2 else ""
         raise InputError(
             f"calibration asks for {count} tiles of {tile_px} px, and split {split} of {data.name} "
-            f"has room for {places}; give more images, or ask for fewer: "
-            f"--set calibration.tiles={places}"
+            f"has room for {places}; give more images{fewer}"
         )
 
 

@@ -151,6 +151,8 @@ def evaluate_teacher(
 ) -> dict[str, Any]:
     """Metrics of a teacher of several sensors on a part of a set, as :func:`evaluate_model`.
 
+    ``lacking`` names the scenes without some sensor that it sees: there it answered without.
+
     Raises:
         DatasetError: the set has no labelled pixel of the part, or a scene of it has none of the
             sensors that the teacher sees.
@@ -177,6 +179,11 @@ def evaluate_teacher(
         "simulated": data.simulated,
         "split": part,
         "samples": len(scenes),
+        "lacking": {
+            sensor: lacks
+            for sensor in teacher.plans
+            if (lacks := [name for name in scenes if sensor not in data.load(name).sensors])
+        },
         "seconds": time.perf_counter() - start,
         **confusion.summary(data.classes),
     }

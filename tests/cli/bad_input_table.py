@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from rasterio.transform import from_origin
 
+from tests.cli.bad_adapt_rows import ADAPT_ROWS, make_adapt_files
 from tests.cli.bad_power_rows import POWER_ROWS, make_power_files
 from tests.cli.bad_sensor_rows import SENSOR_ROWS, make_sensor_files
 from tests.cli.bad_uptake_rows import UPTAKE_ROWS, make_uptake_files
@@ -96,6 +97,7 @@ def make_work(root: Path) -> Path:
     (root / "text.json").write_text("no record")
     make_power_files(root)
     make_sensor_files(root)
+    make_adapt_files(root)
     make_uptake_files(root)
     (root / "folder").mkdir()
     (root / "folder" / "notes.txt").write_text("mine")
@@ -550,7 +552,7 @@ CASES = [
     Case("record not JSON", "report text.json -o r.html", ("text.json is not JSON",)),
     Case("record of something else", "report record.json -o r.html", ("record.json",)),
     Case("report with wrong suffix", "report record.json -o r.pdf", (".md or .json", "r.pdf")),
-    *(Case(*row) for row in (*POWER_ROWS, *SENSOR_ROWS, *UPTAKE_ROWS)),
+    *(Case(*row) for row in (*ADAPT_ROWS, *POWER_ROWS, *SENSOR_ROWS, *UPTAKE_ROWS)),
 ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from tests.cli.bad_input_table import CASES, Case, make_work
 ROOT = Path(__file__).resolve().parents[2]
 #: progress bars and notes that may stand before the error
 PROGRESS = (
-    "run:", "eval:", "finetune:", "bench:", "build:", "note:", "measure:", "carbonation:"
+    "run:", "eval:", "finetune:", "bench:", "build:", "note:", "measure:", "carbonation:", "adapt:"
 )  # fmt: skip
 
 

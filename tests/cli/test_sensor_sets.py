@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
+from edgekd.cli._common import open_images
 from edgekd.cli.main import main
+from edgekd.contracts.recipe import load_recipe
 from tests.helpers.labelled import make_set, write_recipe
 from tests.helpers.sensors import (
     BLOCKS,
@@ -91,6 +94,43 @@ def test_what_a_chain_leaves_is_shown_and_measured(here: Path, told: Any) -> Non
         assert "SIMULATED" not in told(f"eval {place} --data elsewhere")
     make_set(here / "pictures")  # blocks are of the set that it learnt from, and are not asked for
     assert "classes" in told("eval run --data pictures", 2)
+
+
+def test_scenes_without_a_sensor_of_the_teacher_are_named(here: Path, told: Any) -> None:
+    values = chain_values(here / "set")
+    values["sensors"]["lidar"]["missing"] = "allowed"
+    write_recipe(here, values | {"name": "chain"})
+    told("distill chain.yaml -o run --accelerator cpu")
+    (teacher,) = (here / "run" / "teachers").glob("1-*")
+    scenes = {name: {**materials(seed=n), "split": "test"} for n, name in enumerate("abcdefg")}
+    for name in "bcdefg":
+        del scenes[name]["lidar"]
+    write_set(here / "site", {**scenes, "t": {**materials(), "split": "train"}})
+    value = json.loads(told(f"eval {teacher} --data site --json"))
+    assert value["lacking"] == {"lidar": list("bcdefg")} and value["samples"] == 7
+    said = told(f"eval {teacher} --data site")
+    assert "without lidar, which this teacher sees: b, c, d, e and 2 more, 6 of 7 scenes" in said
+    assert json.loads(told(f"eval {teacher} --data set --json"))["lacking"] == {}
+
+
+def test_calibration_takes_a_sensor_set(here: Path, told: Any) -> None:
+    """Of a folder with images and of a set of sensors alike; its own splits count."""
+    values = sensor_values(data={"blocks": BLOCKS, "labels_per_class": 20}, name="rocks")
+    values["calibration"] = {"set": "other", "tiles": 2}
+    path = write_recipe(here, values)
+    parts = {"a": "train", "b": "train", "c": "val"}
+    write_set(here / "other", {name: {**materials(), "split": parts[name]} for name in parts})
+    images = open_images(load_recipe(path), path, None, None)
+    assert images.calibration is not None and images.data is not None
+    assert images.calibration.root == here / "other" / "sensors.yaml"
+    assert {item.id: item.split for item in images.calibration.samples} == parts
+    pixels, _ = images.calibration.load(images.calibration.samples[0])
+    assert pixels.dtype == np.uint8 and pixels.shape == (48, 60, 3)
+    make_set(here / "pictures", count=2)
+    values["calibration"]["set"] = "pictures"
+    path = write_recipe(here, values)
+    found = open_images(load_recipe(path), path, None, None).calibration
+    assert found is not None and {item.id for item in found.samples} == {"t0", "t1", "v0", "e0"}
 
 
 def test_inspect_shows_the_files(here: Path, told: Any) -> None:

@@ -20,3 +20,9 @@ def test_room_for_tiles_is_counted_without_reading_them(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"asks for {have + 1} tiles of {side} px, and split train"
                        rf" .* has room for {have}; .*--set calibration.tiles={have}$"):  # fmt: skip
         check_enough(data, "train", side, have + 1)
+
+
+def test_fewer_tiles_than_a_recipe_may_ask_for_are_no_advice(tmp_path: Path) -> None:
+    data = open_labelled(make_set(tmp_path / "set", count=1))
+    with pytest.raises(InputError, match=r"has room for 1; give more images$"):
+        check_enough(data, "train", max(data.size(data.split("train")[0])), 2)

@@ -2,9 +2,10 @@
 
 Fully convolutional. One path sees single pixels through 1 x 1 convolutions, the other one their
 surroundings through 3 x 3 convolutions, some of them dilated; their scores are added. With few
-labels the second path would learn places by heart: while training it is left out of every other
-crop (stochastic depth, Huang et al. 2016), so that the colour path must stand alone. With many
-labels ``student.drop_path: 0`` makes more of it.
+labels the second path can fit the few places that have one: while training it is left out of
+every other crop (stochastic depth, Huang et al. 2016), so that the colour path must stand alone.
+``student.drop_path: 0`` keeps it; which of the two is better depends on the data, and
+``benchmarks/README.md`` has the trials.
 
 Plain convolutions, batch norm (folded at export), ReLU6 and additions: all of it has an exact
 counterpart in integers. Sizes hold numbers only.

@@ -146,6 +146,12 @@ def check_teacher(saved: TeacherCheckpoint, recipe: Recipe, data: SensorSet, pat
     for name, item in saved.teacher["sensors"].items():
         if name not in data.sensors:
             raise CheckpointError(f"{path} sees {name}, which recipe '{recipe.name}' does not have")
+        kind = data.sensors[name].kind
+        if kind != item["kind"]:
+            raise CheckpointError(
+                f"{path} sees {name} as {item['kind']}, and recipe '{recipe.name}' has it as "
+                f"{kind} (sensors.{name}.kind); take the recipe that the teacher was trained by"
+            )
         if data.channels[name] != item["channels"]:
             raise CheckpointError(
                 f"{path} sees {item['channels']} bands of {name}, and the set has "

@@ -157,6 +157,30 @@ def jittered(data: SensorSet, name: str, count: int, **jitter: float) -> tuple[n
     return still, changed
 
 
+@pytest.mark.parametrize("key", ["spectral_gain", "spectral_warp"])
+def test_gain_and_warp_of_spectra_have_the_deviation_that_they_are_given(
+    found: SensorSet, key: str
+) -> None:
+    """A gain is one factor per crop; a warp's 8 knots have the deviation, what lies between less.
+
+    Of one value of a piecewise linear curve the variance is ``(1 - t)^2 + t^2`` of a knot's,
+    2 / 3 on average along it.
+    """
+    still, changed = jittered(found, "spectral", 500, **{key: 0.1})
+    factor = (changed / still).mean(axis=(2, 3)) - 1  # (crops, bands)
+    assert abs(float(factor.mean())) < 0.015
+    if key == "spectral_gain":
+        assert np.abs(factor - factor[:, :1]).max() < 1e-4, "one factor for all bands"
+        assert 0.093 < float(factor[:, 0].std()) < 0.107
+    else:
+        assert 0.093 < float(factor[:, 0].std()) < 0.107, "the first knot"
+        assert 0.093 < float(factor[:, -1].std()) < 0.107, "the last one"
+        at = np.linspace(0, 7, factor.shape[1]) % 1
+        share = ((1 - at) ** 2 + at**2).mean() ** 0.5
+        assert abs(float((factor**2).mean() ** 0.5) / (0.1 * share) - 1) < 0.05
+        assert np.corrcoef(factor[:, 0], factor[:, -1])[0, 1] < 0.2, "more than a gain"
+
+
 def test_noise_of_spectra_is_a_part_of_each_bands_deviation(found: SensorSet) -> None:
     still, changed = jittered(found, "spectral", 60, spectral_noise=0.4)
     noise = np.moveaxis(changed - still, 1, 0).reshape(24, -1)  # 8,640 values of each band

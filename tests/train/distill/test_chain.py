@@ -299,6 +299,12 @@ def test_a_teacher_of_other_classes_or_bands_is_refused(rocks: Path, tmp_path: P
     del values["sensors"]["lidar"]
     with pytest.raises(CheckpointError, match="sees lidar, which recipe"):
         run(values, rocks, tmp_path / "sensors")
+    # one channel either way: nothing but the kind tells a height from a grey value
+    values = chain_values(rocks)
+    values["sensors"]["lidar"]["kind"] = "image"
+    values["teachers"] = [{"name": "geology_fusion", "weights": str(path)}]
+    with pytest.raises(CheckpointError, match=r"sees lidar as elevation, .* has it as image"):
+        run(values, rocks, tmp_path / "kinds")
 
 
 @pytest.mark.parametrize("keep", ["last", "best"])
