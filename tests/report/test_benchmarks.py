@@ -23,6 +23,7 @@ def script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
 
@@ -82,3 +83,39 @@ def test_the_generated_scene_mirrors_its_texture(tmp_path: Path) -> None:
     tall = np.concatenate([tall, tall])[:1100]
     expected = np.concatenate([tall, tall[:, ::-1]] * 3, axis=1)[:, :1100]
     assert np.array_equal(found, expected)
+
+
+def test_adaptations_are_counted_by_place_light_and_labels() -> None:
+    """Worse is a loss of more than half a point, of the adapted and of the one with statistics."""
+    pytest.importorskip("torch")
+    module = script("adapt_gain")
+
+    def row(site: int, after: float, always: float, change: str, labels: int = 10) -> dict:
+        return {
+            "place": "muufl", "light": "same", "site": site, "labels": labels, "before": 0.5,
+            "after": after, "statistics_always": always, "change": change, "seconds": 2.0 * site,
+        }  # fmt: skip
+
+    rows = [
+        row(1, 0.494, 0.2, "last layers tuned, pull 1"), row(2, 0.496, 0.6, "no change"),
+        row(3, 0.7, 0.7, "statistics 100 % the site's"), row(4, 0.9, 0.5, "x", labels=20),
+    ]  # fmt: skip
+    ten, twenty = module.summarise(rows)
+    assert (ten["labels"], ten["sites"], twenty["labels"], twenty["sites"]) == (10, 3, 20, 1)
+    assert ten["before"] == 50 and ten["after"] == pytest.approx((49.4 + 49.6 + 70) / 3)
+    assert ten["worst_change"] == pytest.approx(-0.6) and ten["worse"] == 1
+    assert ten["statistics_always"] == pytest.approx(50) and ten["statistics_worse"] == 1
+    assert ten["statistics_worst_change"] == pytest.approx(-30)
+    assert (ten["unchanged"], twenty["unchanged"], ten["seconds"]) == (1, 0, 4)
+    assert len({len(line) for line in module.lines([ten, twenty])[1:]}) == 1, "columns"
+
+
+def test_light_of_a_site_is_drawn_by_its_number() -> None:
+    module = script("adapt_gain")
+    pixels = np.random.default_rng(0).integers(60, 180, (20, 30, 3)).astype(np.uint8)
+    first, again, other = (module.recoloured(pixels, site) for site in (100, 100, 101))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    one = module.recoloured(np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (1, 1, 3)), 102)
+    for channel in one[0].T.astype(int):
+        inside = channel[(channel > 0) & (channel < 255)]
+        assert set(np.diff(inside)) <= {0, 1, 2, 3} and (np.diff(channel) >= 0).all()
