@@ -44,7 +44,13 @@ CONFINED = {
     "pynvml": ("telemetry/sensors/nvml.py",),
     "pyarrow": ("telemetry/parquet.py",),
     "spectral": ("contracts/envi.py", "simulate/"),
-    "scipy": ("contracts/sensor_files.py", "contracts/sensor_set.py", "simulate/", "train/"),
+    "scipy": (
+        "contracts/policy_rows.py",
+        "contracts/sensor_files.py",
+        "contracts/sensor_set.py",
+        "simulate/",
+        "train/",
+    ),
 }
 
 

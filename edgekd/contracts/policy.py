@@ -1,0 +1,195 @@
+"""Rules of a place in a small file: what they limit, where, since when, and which of them yields.
+
+A file is what a planning office can write and a lawyer can read; rules have no numbers of classes
+in them. What a class is (how high, how near to the shore, how high its lowest floor) is said once,
+with the product. :mod:`edgekd.contracts.policy_rows` makes the rows ``A p <= b`` of the two.
+"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from edgekd.contracts.artifacts import canonical_json, sha256_bytes
+from edgekd.contracts.registry import nearest
+from edgekd.contracts.schema import Document, load_document
+from edgekd.errors import InputError
+
+Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+
+
+class ClassFacts(Document):
+    """What rules ask of a class; a rule says nothing of classes without its fact.
+
+    Attributes:
+        height_m: of the highest building that the class allows, m above ground.
+        setback_m: between the shoreline and the nearest building, m.
+        floor_m: of the lowest floor in use, m above the datum of the water levels.
+    """
+
+    height_m: float | None = pydantic.Field(default=None, ge=0)
+    setback_m: float | None = pydantic.Field(default=None, ge=0)
+    floor_m: float | None = None
+
+
+class Valid(Document):
+    """When a rule is in force: from the first day to before the last one; open where absent."""
+
+    from_: datetime.date | None = pydantic.Field(default=None, alias="from")
+    until: datetime.date | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _forward(self) -> Valid:
+        if self.from_ is not None and self.until is not None and self.from_ >= self.until:
+            raise ValueError(f"until {self.until} is not after from {self.from_}")
+        return self
+
+    def holds(self, day: datetime.date) -> bool:
+        """Whether a day is inside."""
+        return (self.from_ is None or self.from_ <= day) and (
+            self.until is None or day < self.until
+        )
+
+    def meets(self, other: Valid) -> bool:
+        """Whether some day is inside both."""
+        low = max(self.from_ or datetime.date.min, other.from_ or datetime.date.min)
+        high = min(self.until or datetime.date.max, other.until or datetime.date.max)
+        return low < high
+
+
+#: type -> the key that it asks for beside ``coefficients``
+_ASKS = {
+    "height_limit": "max_m", "setback": "min_m", "flood_zone": "min_floor_m", "linear": "max",
+}  # fmt: skip
+
+
+class Rule(Document):
+    """One paragraph.
+
+    Attributes:
+        id: of the paragraph; several versions may share it as long as no day has two of them.
+        type: ``height_limit``: no class that allows buildings above ``max_m``, m above ground.
+            ``setback``: none with buildings nearer to the shoreline than ``min_m``, m.
+            ``flood_zone``: none whose lowest floor is below ``min_floor_m``, m above the datum.
+            ``linear``: sum of ``coefficients`` x probabilities at most ``max``, for what no other
+            type says.
+        share: what the classes that break the rule may have of the probability; not of linear.
+        zones: where it applies; absent, in all zones of the file.
+        priority: 1 yields last; of rules that contradict each other the higher number is relaxed.
+        valid: when it is in force; absent, always.
+        source: where it stands: the ordinance and its paragraph.
+    """
+
+    id: Name
+    type: Literal["height_limit", "setback", "flood_zone", "linear"]
+    max_m: float | None = pydantic.Field(default=None, ge=0)
+    min_m: float | None = pydantic.Field(default=None, ge=0)
+    min_floor_m: float | None = None
+    coefficients: dict[str, float] | None = pydantic.Field(default=None, min_length=1)
+    max: float | None = None
+    share: float | None = pydantic.Field(default=None, ge=0, lt=1)
+    zones: list[Name] | None = pydantic.Field(default=None, min_length=1)
+    priority: int = pydantic.Field(ge=1, le=99)
+    valid: Valid = Valid()
+    source: str = pydantic.Field(min_length=3)
+
+    @pydantic.model_validator(mode="after")
+    def _of_its_type(self) -> Rule:
+        mine = {_ASKS[self.type], *(["coefficients"] if self.type == "linear" else ["share"])}
+        for key in (*_ASKS.values(), "coefficients", "share"):
+            given = getattr(self, key) is not None
+            if given and key not in mine:
+                raise ValueError(
+                    f"rule {self.id} is of type {self.type}, to which {key} does not apply"
+                )
+            if not given and key in mine and key != "share":
+                raise ValueError(f"rule {self.id} is of type {self.type} and lacks {key}")
+        if self.coefficients is not None and not any(self.coefficients.values()):
+            raise ValueError(f"all coefficients of rule {self.id} are 0, so it limits nothing")
+        return self
+
+
+class Policy(Document):
+    """The rules of a place.
+
+    Attributes:
+        name, title: of the place.
+        zones: name -> what it is, for a person.
+        rules: in any order.
+    """
+
+    schema_version: Literal[1] = pydantic.Field(alias="schema")
+    name: Name
+    title: str = ""
+    zones: dict[Name, str] = pydantic.Field(min_length=1)
+    rules: list[Rule]
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Policy:
+        for number, rule in enumerate(self.rules):
+            for zone in rule.zones or []:
+                if zone not in self.zones:
+                    raise ValueError(
+                        f"rule {rule.id} names zone '{zone}', which is not there"
+                        f"{nearest(zone, list(self.zones))} (valid: {', '.join(self.zones)})"
+                    )
+            for other in self.rules[:number]:
+                shared = set(rule.zones or self.zones) & set(other.zones or self.zones)
+                if rule.id == other.id and shared and rule.valid.meets(other.valid):
+                    raise ValueError(
+                        f"rule {rule.id} stands twice for the same days in zone "
+                        f"{sorted(shared)[0]}; end the earlier version with valid.until on the "
+                        "day on which the later one begins"
+                    )
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the file says, whatever its spelling."""
+        value = self.model_dump(mode="json", by_alias=True)
+        return sha256_bytes(canonical_json(value).encode())
+
+    def in_force(self, zone: str, day: datetime.date) -> list[Rule]:
+        """The rules of a zone on a day, as the file orders them.
+
+        Raises:
+            InputError: no such zone.
+        """
+        if zone not in self.zones:
+            raise InputError(
+                f"policy '{self.name}' has no zone '{zone}'{nearest(zone, list(self.zones))} "
+                f"(valid: {', '.join(self.zones)})"
+            )
+        return [
+            rule for rule in self.rules
+            if (rule.zones is None or zone in rule.zones) and rule.valid.holds(day)
+        ]  # fmt: skip
+
+    def next_change(self, day: datetime.date) -> datetime.date | None:
+        """The first later day on which other rules are in force; None where none is known."""
+        edges = {edge for rule in self.rules for edge in (rule.valid.from_, rule.valid.until)}
+        return min((edge for edge in edges if edge is not None and edge > day), default=None)
+
+
+def load_policy(path: Path) -> Policy:
+    """Read a file of rules.
+
+    Raises:
+        InputError: missing, not text.
+        RecipeError: every fault, each with its line.
+    """
+    return load_document(Policy, path)
+
+
+def policy_of(value: dict[str, Any], source: str) -> Policy:
+    """Rules given as plain values, e.g. the body of a request.
+
+    Raises:
+        RecipeError: every fault.
+    """
+    from edgekd.contracts.schema import parse_document
+
+    return parse_document(Policy, value, {}, source)

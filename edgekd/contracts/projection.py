@@ -1,0 +1,169 @@
+"""Class probabilities, moved as little as possible until they obey linear rules.
+
+For scores ``z`` and rules ``A p <= b`` the answer is the information projection (Csiszar 1975)
+
+    p* = argmin KL(p || softmax(z))   over   p >= 0, sum p = 1, A p <= b,
+
+whose solution is ``softmax(z - A^T w)`` with multipliers ``w >= 0`` that maximise the dual
+``-log sum exp(z - A^T w) - b^T w``: smooth, concave, as many unknowns as rules. A fixed number of
+Newton steps on that dual with a logarithmic barrier (Boyd and Vandenberghe 2004, 11.3) finds them.
+The step length is the longest of ten halvings that is as good as the best, so no step makes it
+worse, and the system is scaled to a unit diagonal, which single precision needs.
+
+The same arithmetic stands in torch (:mod:`edgekd.train.policy`) and in ONNX
+(:mod:`edgekd.deploy.export.policy`); the constants are here.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekd.errors import InputError
+
+FloatArray = npt.NDArray[np.floating]
+
+#: Newton steps; ``benchmarks/policy_exact.py`` shows what they reach
+STEPS: Final = 32
+#: a step is tried whole, halved, quartered, ...
+HALVINGS: Final = 10
+#: weight of the barrier: at first, at last, and what becomes of it after a good step
+BARRIER_FIRST, BARRIER_LAST, BARRIER_FALL = 0.1, 1e-7, 0.15
+#: rules are met to within this: without it those that leave no room have no barrier
+SLACK: Final = 1e-6
+#: beside the unit diagonal, some ten times the rounding of single precision
+RIDGE: Final = 1e-6
+#: part of the way to the nearest bound that a step may go
+TO_BOUND: Final = 0.95
+#: two values of the dual that differ by less, relative, are equal in single precision
+SAME: Final = 2e-6
+#: a step is good where it goes this part of the allowed way, and that is this part of a whole
+GOOD_PART, GOOD_STEP = 0.49, 0.3
+WEIGHT_LEAST, WEIGHT_MOST = 1e-9, 1e6
+#: an answer obeys a rule where it is past the bound by no more than this
+OBEYED: Final = 1e-5
+
+
+def project(scores: FloatArray, rules: FloatArray, bounds: FloatArray) -> FloatArray:
+    """Probabilities that obey the rules and are nearest to those of the scores.
+
+    Args:
+        scores: ``(N, classes)`` logits, any finite values.
+        rules: ``(N, rows, classes)``, or ``(rows, classes)`` for all; a row's largest coefficient
+            is 1 or -1 (:func:`edgekd.contracts.policy_rows.padded` makes them so). A row of zeros
+            with a positive bound is no rule.
+        bounds: ``(N, rows)`` or ``(rows,)``.
+
+    Returns:
+        ``(N, classes)``, of the scores' type; past a bound by at most :data:`OBEYED` where the
+        rules can be met at all. Where they cannot, the answer means nothing: that is found out
+        when rules are compiled, since it does not depend on the scores.
+
+    Raises:
+        InputError: shapes that do not fit, or a value that is not finite.
+    """
+    z, a, b = _checked(scores, rules, bounds)
+    kind = z.dtype.type
+    count, rows, _ = a.shape
+    at = a.swapaxes(1, 2)
+    z = z[:, :, None]
+    z = z - _log_sum_exp(z)
+    b = b[:, :, None] + kind(SLACK)
+    weight = np.ones((count, rows, 1), kind)
+    barrier = np.full((count, 1, 1), BARRIER_FIRST, kind)
+    eye = np.eye(rows, dtype=kind)
+    ridge = kind(RIDGE) * eye
+    halved = (kind(0.5) ** np.arange(HALVINGS)).astype(kind).reshape(1, 1, -1)
+    for _ in range(STEPS):
+        p = _softmax(z - at @ weight)
+        past = a @ p
+        curvature = a @ (p * at) - past @ past.swapaxes(1, 2)
+        room, pushed = b - past, barrier / weight
+        scale = np.sqrt(weight / np.maximum(room, pushed))
+        system = scale * curvature * scale.swapaxes(1, 2) + eye
+        unit = 1 / np.sqrt((system * eye).sum(2, keepdims=True))
+        system = unit * system * unit.swapaxes(1, 2) + ridge
+        both = scale * unit
+        way = both * _solve(system, both * (pushed - room), eye)
+        longest = np.minimum(
+            kind(1),
+            kind(TO_BOUND) / np.maximum((-way / weight).max(1, keepdims=True), kind(1e-9)),
+        )
+        lengths = longest * halved
+        tried = weight + way * lengths
+        value = (
+            _log_sum_exp(z - at @ tried)
+            + b.swapaxes(1, 2) @ tried
+            - barrier * np.log(tried).sum(1, keepdims=True)
+        )
+        least = value.min(2, keepdims=True)
+        good = value <= least + kind(SAME) * (1 + np.abs(least))
+        length = np.where(good, lengths, kind(0)).max(2, keepdims=True)
+        weight = np.clip(weight + length * way, kind(WEIGHT_LEAST), kind(WEIGHT_MOST))
+        fine = (length >= longest * kind(GOOD_PART)) & (longest > kind(GOOD_STEP))
+        lower = np.maximum(barrier * kind(BARRIER_FALL), kind(BARRIER_LAST))
+        barrier = np.where(fine, lower, barrier)
+    return _softmax(z - at @ weight)[:, :, 0]
+
+
+def past_bounds(probabilities: FloatArray, rules: FloatArray, bounds: FloatArray) -> FloatArray:
+    """How far the worst rule is exceeded, ``(N,)``, negative where all are met.
+
+    Args:
+        probabilities: ``(N, classes)``.
+        rules, bounds: as for :func:`project`.
+    """
+    p, a, b = _checked(probabilities, rules, bounds)
+    worst: FloatArray = ((a @ p[:, :, None])[:, :, 0] - b).max(1)
+    return worst
+
+
+def _checked(
+    scores: FloatArray, rules: FloatArray, bounds: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    z = np.asarray(scores)
+    if z.ndim != 2 or z.dtype.kind != "f":
+        raise InputError(f"scores must be (N, classes) of floats, received {z.dtype} {z.shape}")
+    a, b = np.asarray(rules, dtype=z.dtype), np.asarray(bounds, dtype=z.dtype)
+    a, b = (a[None] if a.ndim == 2 else a), (b[None] if b.ndim == 1 else b)
+    if a.ndim != 3 or b.shape != a.shape[:2] or a.shape[2] != z.shape[1] or a.shape[1] < 1:
+        raise InputError(
+            f"rules {np.shape(rules)} and bounds {np.shape(bounds)} do not fit scores {z.shape}: "
+            "expected (N, rows, classes) and (N, rows), or (rows, classes) and (rows,)"
+        )
+    if len(a) not in (1, len(z)):
+        raise InputError(f"{len(a)} sets of rules for {len(z)} scores; give one for each, or one")
+    for name, value in (("scores", z), ("rules", a), ("bounds", b)):
+        if not np.isfinite(value).all():
+            raise InputError(f"{name} hold a value that is not finite")
+    return (
+        z,
+        np.broadcast_to(a, (len(z), *a.shape[1:])),
+        np.broadcast_to(b, (len(z), b.shape[1])),
+    )
+
+
+def _softmax(x: FloatArray) -> FloatArray:
+    high = np.exp(x - x.max(1, keepdims=True))
+    found: FloatArray = high / high.sum(1, keepdims=True)
+    return found
+
+
+def _log_sum_exp(x: FloatArray) -> FloatArray:
+    top = x.max(1, keepdims=True)
+    total: FloatArray = np.log(np.exp(x - top).sum(1, keepdims=True)) + top
+    return total
+
+
+def _solve(system: FloatArray, right: FloatArray, eye: FloatArray) -> FloatArray:
+    """Gauss-Jordan elimination without pivots: the system is positive definite and scaled.
+
+    Written out, so that torch and ONNX do the same in the same order.
+    """
+    whole = np.concatenate([system, right], axis=2)
+    for row in range(len(eye)):
+        this = whole[:, row : row + 1] / whole[:, row : row + 1, row : row + 1]
+        whole = whole - (whole[:, :, row : row + 1] - eye[:, row : row + 1]) @ this
+    return whole[:, :, len(eye) :]

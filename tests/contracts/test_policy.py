@@ -1,0 +1,266 @@
+"""Files of rules: what they say on a day, which faults they have, and their rows."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgekd.contracts.policy import ClassFacts, Policy, load_policy, policy_of
+from edgekd.contracts.policy_rows import ZoneRules, compile_zone, padded
+from edgekd.contracts.projection import OBEYED, past_bounds, project
+from edgekd.errors import InputError, RecipeError
+
+TODAY = datetime.date(2026, 6, 1)
+CLASSES = ["water", "meadow", "house", "raised_house", "tower"]
+FACTS = {
+    "meadow": ClassFacts(height_m=0, setback_m=200),
+    "house": ClassFacts(height_m=9, setback_m=20, floor_m=0.5),
+    "raised_house": ClassFacts(height_m=12, setback_m=20, floor_m=3.0),
+    "tower": ClassFacts(height_m=40, setback_m=60, floor_m=4.0),
+}
+RULES: dict[str, Any] = {
+    "schema": 1,
+    "name": "bay",
+    "zones": {"A": "the seawall", "B": "the slope"},
+    "rules": [
+        {"id": "12.4", "type": "height_limit", "max_m": 10, "zones": ["A"], "priority": 2,
+         "valid": {"from": "2026-01-01", "until": "2027-01-01"}, "source": "Ordinance 12, 4"},
+        {"id": "9.1", "type": "flood_zone", "min_floor_m": 2.5, "zones": ["A"], "priority": 1,
+         "source": "Ordinance 9, 1"},
+        {"id": "3.2", "type": "setback", "min_m": 50, "share": 0.1, "zones": ["B"], "priority": 3,
+         "source": "Ordinance 3, 2"},
+        {"id": "7", "type": "linear", "coefficients": {"meadow": -2, "tower": 1}, "max": -0.4,
+         "priority": 5, "source": "Ordinance 7"},
+    ],
+}  # fmt: skip
+
+
+def policy(*changes: Any, rules: list[dict[str, Any]] | None = None) -> Policy:
+    """The file with keys of rules changed: ``(number, key, value)``."""
+    value = copy.deepcopy(RULES)
+    if rules is not None:
+        value["rules"] = rules
+    for number, key, new in changes:
+        value["rules"][number][key] = new
+    return policy_of(value, "test")
+
+
+def limit(name: str, classes: dict[str, float], most: float, priority: int) -> dict[str, Any]:
+    return {
+        "id": name, "type": "linear", "coefficients": classes, "max": most, "priority": priority,
+        "source": "made up",
+    }  # fmt: skip
+
+
+def rows_of(*rules: dict[str, Any], rows: int = 8) -> ZoneRules:
+    return compile_zone(policy(rules=list(rules)), "A", TODAY, CLASSES, FACTS, rows)
+
+
+def test_rules_in_force() -> None:
+    found = policy()
+    assert [rule.id for rule in found.in_force("A", TODAY)] == ["12.4", "9.1", "7"]
+    assert [rule.id for rule in found.in_force("B", TODAY)] == ["3.2", "7"]
+    for day, there in (("2025-12-31", False), ("2026-01-01", True), ("2026-12-31", True),
+                       ("2027-01-01", False)):  # fmt: skip
+        names = [rule.id for rule in found.in_force("A", datetime.date.fromisoformat(day))]
+        assert ("12.4" in names) == there, day
+    assert found.next_change(datetime.date(2025, 5, 5)) == datetime.date(2026, 1, 1)
+    assert found.next_change(datetime.date(2026, 1, 1)) == datetime.date(2027, 1, 1)
+    assert found.next_change(datetime.date(2027, 1, 1)) is None
+    with pytest.raises(InputError, match="no zone 'C' .valid: A, B"):
+        found.in_force("C", TODAY)
+
+
+def test_the_digest_is_of_what_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text(yaml.safe_dump(RULES, sort_keys=False))
+    assert load_policy(path).digest == policy().digest
+    assert policy((0, "max_m", 10.0)).digest == policy().digest
+    assert policy((0, "max_m", 11)).digest != policy().digest
+    assert policy((0, "priority", 3)).digest != policy().digest
+
+
+def test_versions_of_a_rule_follow_each_other() -> None:
+    first, second = copy.deepcopy(RULES["rules"][0]), copy.deepcopy(RULES["rules"][0])
+    second["valid"] = {"from": "2027-01-01"}
+    assert len(policy(rules=[first, second]).rules) == 2
+    second["valid"] = {"from": "2026-12-31"}
+    with pytest.raises(
+        RecipeError, match=r"12.4 stands twice for the same days in zone A; end the"
+    ):
+        policy(rules=[first, second])
+    second["zones"] = ["B"]
+    assert len(policy(rules=[first, second]).rules) == 2, "elsewhere it is another"
+    del second["zones"]
+    with pytest.raises(RecipeError, match=r"stands twice .* in zone A"):
+        policy(rules=[first, second])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("type: height_limi", "rules.0.type is 'height_limi'"),
+        ("type: setback", "rule 12.4 is of type setback, to which max_m does not apply"),
+        ("zones: [C]", "rule 12.4 names zone 'C', which is not there"),
+        ("max_m: -1", "max_m"),
+        ("max: 3", "rule 12.4 is of type height_limit, to which max does not apply"),
+        ("maxx: 3", "unknown key 'maxx' in rules.0; did you mean 'max'"),
+        ("priority: 0", "priority"),
+        ("share: 1.0", "share"),
+        ("valid: {from: 2027-01-01, until: 2026-01-01}", "until 2026-01-01 is not after from"),
+        ("valid: {from: 2027-02-30}", "day is out of range"),
+        ("source: ''", "source"),
+        ("max_m: .nan", "max_m"),
+    ],
+)
+def test_faults_of_a_file_are_named(tmp_path: Path, text: str, words: str) -> None:
+    key = text.split(":")[0]
+    values = {k: v for k, v in RULES["rules"][0].items() if k != key}
+    body = yaml.safe_dump({**RULES, "rules": []}, sort_keys=False).replace("rules: []\n", "")
+    rule = yaml.safe_dump([values], sort_keys=False).rstrip()
+    path = tmp_path / "rules.yaml"
+    path.write_text(f"{body}rules:\n{rule}\n  {text}\n")
+    with pytest.raises(RecipeError) as caught:
+        load_policy(path)
+    assert words in str(caught.value) and "line " in str(caught.value)
+
+
+def test_rows_by_hand() -> None:
+    found = compile_zone(policy(), "A", TODAY, CLASSES, FACTS, 6)
+    assert [row.rule.id for row in found.rows] == ["9.1", "12.4", "7"], "by priority"
+    expected = np.zeros((6, 5))
+    expected[0, 2] = 1  # the house's floor is below 2.5 m
+    expected[1, 3:] = 1  # above 10 m
+    expected[2] = [0, -1, 0, 0, 0.5]
+    assert np.array_equal(found.rules, expected.astype(np.float32))
+    assert np.allclose(found.bounds, [0, 0, -0.2, 1, 1, 1])
+    assert not found.relaxed and not found.without and not found.implied
+    slope = compile_zone(policy(), "B", TODAY, CLASSES, FACTS, 2)
+    assert np.array_equal(slope.rules[0], [0, 0, 1, 1, 0]) and slope.bounds[0] == np.float32(0.1)
+    assert slope.rows[0].says == (
+        "no buildings within 50 m of the shore with more than 10 % of the probability"
+    )
+
+
+def test_bounds_are_met_at_their_value() -> None:
+    """A class that is exactly as high, near or low as it may be is allowed."""
+    for number, key, value in ((0, "max_m", 12), (1, "min_floor_m", 3.0)):
+        found = compile_zone(policy((number, key, value)), "A", TODAY, CLASSES, FACTS, 6)
+        row = next(item for item in found.rows if item.rule.id == ("12.4", "9.1")[number])
+        assert row.coefficients[3] == 0
+    found = compile_zone(policy((2, "min_m", 60)), "B", TODAY, CLASSES, FACTS, 6)
+    assert found.rows[0].coefficients.tolist() == [0, 0, 1, 1, 0]
+
+
+def test_a_rule_that_limits_nothing_is_named() -> None:
+    found = compile_zone(policy((0, "max_m", 100)), "A", TODAY, CLASSES, FACTS, 6)
+    assert found.without == ["rule 12.4 limits no class of the product"] and len(found.rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ([limit("x", {"tovver": 1}, 0.5, 1)], "class 'tovver', which is not there; did you mean "
+         "'tower'"),
+        ([limit("x", {name: 1 for name in CLASSES}, 0.5, 1)], "sum is at least 1 whatever"),
+        ([limit("x", {"tower": -1}, -1.2, 1)], "asks for at most -1.2, and its sum is at least -1"),
+        ([limit("one", {"tower": 1}, 0.1, 3), limit("two", {"tower": -1}, -0.3, 3),
+          limit("fine", {"house": 1}, 0.3, 3)],
+         r"rules one \(1 tower <= 0.1\) and two \(-1 tower <= -0.3\) contradict each other at the "
+         "same priority, 3"),
+        ([limit(str(n), {CLASSES[n]: 1, CLASSES[(n + 1) % 5]: 0.1 * (n + 1)}, 0.4, 1)
+          for n in range(5)], "5 rules in force on 2026-06-01, .* room for 4"),
+    ],
+)  # fmt: skip
+def test_rules_that_cannot_be_used(rules: list[dict[str, Any]], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        rows_of(*rules, rows=4)
+
+
+def test_a_rule_that_forbids_all_and_one_without_a_fact() -> None:
+    every = {name: ClassFacts(height_m=20, floor_m=3) for name in CLASSES}
+    with pytest.raises(InputError, match=r"12.4 \(no buildings above 10 m\) forbids every class"):
+        compile_zone(policy(), "A", TODAY, CLASSES, every, 6)
+    with pytest.raises(InputError, match="9.1 of type flood_zone asks for floor_m, which no class"):
+        compile_zone(policy(), "A", TODAY, CLASSES, {"tower": ClassFacts(height_m=40)}, 6)
+
+
+def test_the_lower_priority_yields_by_as_little_as_possible() -> None:
+    """At most 0.1 and at least 0.3 of towers: the one with the higher number gives 0.2."""
+    for order in (1, -1):
+        rules = [limit("low", {"tower": 2}, 0.2, 4), limit("high", {"tower": -1}, -0.3, 2)]
+        found = rows_of(*rules[::order])
+        assert [row.rule.id for row in found.rows] == ["high", "low"]
+        assert [row.relaxed for row in found.rows] == pytest.approx([0, 0.4], abs=1e-6)
+        assert found.bounds[:2].tolist() == pytest.approx([-0.3, 0.3], abs=1e-6)
+        assert found.relaxed == [
+            "rule low (2 tower <= 0.2, priority 4) cannot be met beside those before it, and is "
+            "relaxed by 0.4"
+        ]
+        p = project(np.zeros((1, 5)), found.rules, found.bounds)
+        assert p[0, 4] == pytest.approx(0.3, abs=1e-5)
+
+
+def test_what_two_rules_of_a_priority_yield_is_shared_evenly() -> None:
+    """0.6 of towers leaves 0.4: meadows and houses want 0.3 each, and both give 0.1."""
+    found = rows_of(
+        limit("towers", {"tower": -1}, -0.6, 1), limit("meadow", {"meadow": -1}, -0.3, 2),
+        limit("house", {"house": -1}, -0.3, 2), limit("last", {"water": -1}, -0.1, 3),
+    )  # fmt: skip
+    assert [row.relaxed for row in found.rows] == pytest.approx([0, 0.1, 0.1, 0.1], abs=1e-6)
+
+
+def test_implied_rules_leave_where_there_is_no_room() -> None:
+    rules = [
+        limit("wide", {"tower": 1}, 0.8, 1), limit("narrow", {"tower": 1}, 0.5, 2),
+        limit("house", {"house": 1}, 0.4, 3),
+    ]  # fmt: skip
+    assert rows_of(*rules, rows=3).implied == []
+    found = rows_of(*rules, rows=2)
+    assert found.implied == ["wide"] and [row.rule.id for row in found.rows] == ["narrow", "house"]
+    with pytest.raises(InputError, match="has 2 rules in force"):
+        rows_of(*rules, rows=1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32 - 1))
+def test_the_order_is_lexicographic(seed: int) -> None:
+    """No point of a fine grid that obeys what came before yields less; and all can be met."""
+    random = np.random.default_rng(seed)
+    names = CLASSES[:3]
+    steps = 60
+    grid = np.array(
+        [(i, j, steps - i - j) for i in range(steps + 1) for j in range(steps + 1 - i)]
+    ) / steps  # fmt: skip
+    rules = []
+    for number in range(4):
+        row = np.round(random.normal(size=3), 2)
+        row[0] += 0.01 if not row.any() else 0
+        most = float(np.round(max(row.min() + 0.05, random.normal(0, 0.4)), 2))
+        rules.append(
+            limit(f"r{number}", dict(zip(names, row.tolist(), strict=True)), most, number + 1)
+        )
+    found = compile_zone(policy(rules=rules), "A", TODAY, names, {}, 4)
+    left = np.ones(len(grid), bool)
+    for row, spec in zip(found.rows, rules, strict=True):
+        over = grid @ [spec["coefficients"][name] for name in names] - spec["max"]
+        if left.any():
+            assert row.relaxed <= max(0.0, float(over[left].min())) + 1e-6, "no point does better"
+        left &= over <= row.relaxed + 1e-9
+    p = project(random.normal(0, 3, (50, 3)), found.rules, found.bounds)
+    assert past_bounds(p, found.rules, found.bounds).max() <= OBEYED
+
+
+def test_padding_refuses_what_nothing_can_meet() -> None:
+    with pytest.raises(InputError, match="row 1 says 0 <= -0.1, which nothing can meet"):
+        padded([[1.0, 0], [0, 0]], [0.5, -0.1], 4)
+    with pytest.raises(InputError, match="do not fit 1 rows"):
+        padded(np.ones((2, 3)), np.ones(2), 1)

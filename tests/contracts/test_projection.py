@@ -1,0 +1,123 @@
+"""The information projection: answers worked out by hand, and conditions that only it meets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgekd.contracts.policy_rows import padded
+from edgekd.contracts.projection import OBEYED, past_bounds, project
+from edgekd.errors import InputError
+from tests.helpers.policies import exact, problem
+
+Z = np.log(np.array([[0.5, 0.3, 0.2]]))
+
+
+def test_what_obeys_already_is_left_as_it_is() -> None:
+    found = project(Z, np.array([[1.0, 0, 0]]), np.array([0.9]))
+    assert np.abs(found - np.exp(Z)).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("rules", "bounds", "expected"),
+    [
+        # a bound on one class: the others keep their proportions
+        ([[1.0, 0, 0]], [0.2], [0.2, 0.8 * 0.6, 0.8 * 0.4]),
+        # none of it: the class is gone
+        ([[1.0, 0, 0]], [0.0], [0, 0.6, 0.4]),
+        # at least 0.6 of the last one
+        ([[0.0, 0, -1]], [-0.6], [0.25, 0.15, 0.6]),
+        # two classes together: inside they keep theirs
+        ([[1.0, 1, 0]], [0.4], [0.25, 0.15, 0.6]),
+        # one is implied by the other
+        ([[1.0, 0, 0], [1.0, 0, 0]], [0.2, 0.7], [0.2, 0.48, 0.32]),
+        # both meet: nothing is left to choose
+        ([[1.0, 0, 0], [-1.0, 0, 0], [0, 1.0, 0], [0, -1.0, 0]], [0.1, -0.1, 0.7, -0.7],
+         [0.1, 0.7, 0.2]),
+        # one class alone is left
+        ([[1.0, 0, 0], [0, 1.0, 0]], [0, 0], [0, 0, 1]),
+        # twice the second is at most the first
+        ([[-0.5, 1.0, 0]], [0.0], None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_answers_by_hand(
+    rules: list[list[float]], bounds: list[float], expected: list[float] | None, kind: type
+) -> None:
+    found = project(Z.astype(kind), np.array(rules), np.array(bounds))
+    assert found.dtype == kind and found.sum() == pytest.approx(1, abs=1e-6)
+    if expected is None:  # along p = (2 t, t, 1 - 3 t): log p1 - z1 twice, log p2 - z2 once
+        t = found[0, 1]
+        assert found[0, 0] == pytest.approx(2 * t, abs=1e-5)
+        stationary = 2 * np.log(2 * t / 0.5) + np.log(t / 0.3) - 3 * np.log((1 - 3 * t) / 0.2)
+        assert abs(stationary) < 1e-3
+    else:
+        assert np.abs(found[0] - expected).max() < 1e-5
+
+
+def test_rows_without_effect_have_none() -> None:
+    rules, bounds = padded([[1.0, 0, 0]], [0.2], 16)
+    few = project(Z, np.array([[1.0, 0, 0]]), np.array([0.2]))
+    assert np.abs(project(Z, rules, bounds) - few).max() < 1e-6
+
+
+def test_each_of_a_batch_has_its_own_rules() -> None:
+    random = np.random.default_rng(0)
+    parts = [problem(random) for _ in range(20)]
+    rows = max(len(bounds) for _, _, bounds in parts)
+    scores = np.stack([z for z, _, _ in parts])
+    filled = [padded(a, b, rows) for _, a, b in parts]
+    rules, bounds = (np.stack([item[n] for item in filled]) for n in (0, 1))
+    whole = project(scores, rules, bounds)
+    for number in range(20):
+        alone = project(scores[number : number + 1], rules[number], bounds[number])
+        assert np.abs(whole[number] - alone[0]).max() < 1e-9
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.integers(0, 2**32 - 1))
+def test_it_obeys_and_is_the_nearest(seed: int) -> None:
+    """Single precision: within 1e-4 of the optimum, which certifies itself."""
+    z, rules, bounds = problem(np.random.default_rng(seed))
+    filled, limits = padded(rules, bounds, 17)
+    found = project(z[None].astype(np.float32), filled, limits)
+    assert past_bounds(found, filled, limits)[0] <= OBEYED
+    best = exact(z, filled.astype(float), limits.astype(float))
+    assert np.abs(found[0] - best).max() <= 1e-4
+
+
+def test_scores_that_differ_by_a_constant_are_the_same() -> None:
+    rules, bounds = np.array([[1.0, 0, 0]]), np.array([0.2])
+    far = project(Z + 300, rules, bounds)
+    assert np.abs(far - project(Z, rules, bounds)).max() < 1e-9
+    steep = project(np.array([[200.0, -200.0, 0.0]], np.float32), rules, bounds)
+    assert np.abs(steep[0] - [0.2, 0, 0.8]).max() < 1e-5
+
+
+def test_how_far_past_the_worst_rule() -> None:
+    rules, bounds = np.array([[1.0, 0, 0], [0, 1.0, 1.0]]), np.array([0.2, 0.4])
+    found = past_bounds(
+        np.array([[0.5, 0.3, 0.2], [0.1, 0.3, 0.6], [0.1, 0.1, 0.1]]), rules, bounds
+    )
+    assert np.allclose(found, [0.3, 0.5, -0.1])
+
+
+@pytest.mark.parametrize(
+    ("scores", "rules", "bounds", "words"),
+    [
+        (Z[0], [[1.0, 0, 0]], [0.2], r"scores must be \(N, classes\)"),
+        (Z.astype(int), [[1.0, 0, 0]], [0.2], "of floats, received int64"),
+        (Z, [[1.0, 0]], [0.2], "do not fit scores"),
+        (Z, [[1.0, 0, 0]], [0.2, 0.3], "do not fit scores"),
+        (Z, np.ones((2, 1, 3)), np.ones((2, 1)), "2 sets of rules for 1 scores"),
+        (Z + np.nan, [[1.0, 0, 0]], [0.2], "scores hold a value that is not finite"),
+        (Z, [[1.0, 0, 0]], [np.inf], "bounds hold a value that is not finite"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    scores: np.ndarray, rules: np.ndarray, bounds: np.ndarray, words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        project(np.asarray(scores), np.asarray(rules), np.asarray(bounds))
