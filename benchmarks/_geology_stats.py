@@ -23,6 +23,7 @@ MEANING = {
     "over the folds; the buffer is in neither",
 }
 
+_COLUMNS = ("teacher", *ARMS)
 #: fold and draw
 Place = tuple[int, int]
 
@@ -228,6 +229,23 @@ def lines(rows: list[dict[str, Any]], codes: Mapping[str, int]) -> Iterator[str]
         yield f"{row['set']:10s} {said} {kept:>10s} {row['minutes']:>6.1f}"
         if row["rare"]["classes"]:
             yield f"{'':10s} {figures('rare', row['rare'])}   ({', '.join(row['rare']['classes'])})"
+    ceilings = {
+        row["set"]: row["labels"]
+        for row in rows
+        if row["labels_per_class"] is None and row["labels"] is not None
+    }
+    if ceilings:
+        said = ", ".join(f"{name} {share(value)}" for name, value in ceilings.items())
+        yield f"Ceiling of the camera's student, from all labels: {said}."
+    yield "Truth: muufl, the material with the largest share of a pixel; cuprite, spectral matching"
+    yield "with three USGS endmembers (no ground survey); simulated, known since it was computed."
+    yield "Recall by class, %: teacher, labels only, distilled, progressive."
+    for row in rows:
+        yield f"{row['set']}, {row['labels_per_class'] or 'all'} labels"
+        for name in row["recall"]["labels"]:
+            each = "".join(f"{share(row['recall'][arm].get(name)):>7s}" for arm in _COLUMNS)
+            rare = "  rare" if name in row["rare"]["classes"] else ""
+            yield f"    {name:18s}{each}{rare}"
     if len(codes) > 1:
         made = ", ".join(f"{count} by {code}" for code, count in sorted(codes.items()))
         yield f"These pieces were made by more than one state of the code: {made}."

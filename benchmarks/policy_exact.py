@@ -22,6 +22,7 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def gradient_error(scores: FloatArray, rules: FloatArray, bounds: FloatArray) ->
 
     from edgekd.train.policy import PolicyProjection
 
-    layer = PolicyProjection()
+    layer: Any = PolicyProjection()
     z, a, b = (torch.from_numpy(value).double() for value in (scores, rules, bounds))
     z.requires_grad_()
     weight = torch.from_numpy(np.random.default_rng(3).normal(size=scores.shape))
@@ -172,8 +173,8 @@ def answers(
         policy_model(CLASSES, ROWS).SerializeToString(), options,
         providers=["CPUExecutionProvider"],
     )  # fmt: skip
-    layer = PolicyProjection()
-    ways = {
+    layer: Any = PolicyProjection()
+    ways: dict[str, Callable[..., npt.NDArray[np.float32]]] = {
         "numpy": project,
         "torch": lambda *given: layer(*map(torch.from_numpy, given)).numpy(),
         "onnx": lambda z, a, b: session.run(None, {"scores": z, "rules": a, "bounds": b})[0],

@@ -91,6 +91,7 @@ def command(
     runs = [Run(name, number) for number in range(seed, seed + seeds) for name in methods]
     place = data or data_root(recipe, recipe_path)
     folder = recipe_path.resolve().parent
+    called = f"{recipe_path}{f' --data {data}' if data else ''}{repeated(overrides)}"
     with (
         run_folder(out),
         progress_bar("teachers", "step") as teachers,
@@ -99,6 +100,7 @@ def command(
         found = run_search(
             recipe, folder, place, out, runs, budget, workers=workers, resume=resume, fresh=fresh,
             accelerator=accelerator, progress=told, teacher_progress=teachers, say=note,
+            called=called,
         )  # fmt: skip
     if found["best"] is None:
         raise GateError(
@@ -108,8 +110,7 @@ def command(
     emit({"folder": str(out), **found}, _lines(found, out), as_json)
     if not as_json:
         sets = as_options(settings(found, out, folder))
-        chosen = f" --data {data}" if data else ""
-        note(f"next: edgekd distill {recipe_path}{chosen}{repeated(overrides)}{sets}")
+        note(f"next: edgekd distill {called}{sets}")
 
 
 def _lines(found: dict[str, Any], out: Path) -> list[str]:

@@ -84,6 +84,14 @@ class LabelledSet:
         """Whether the set was computed and not measured; None where it does not say."""
         return None
 
+    @property
+    def split_advice(self) -> str:
+        """How samples get into a split."""
+        return (
+            'name samples in splits.json ({"train": [...], "val": [...], "test": [...]}) or set '
+            "data.split in the recipe"
+        )
+
     def split(self, name: str) -> list[Sample]:
         """The samples of a split; ``all`` gives every one.
 
@@ -94,10 +102,7 @@ class LabelledSet:
             raise DatasetError(f"split '{name}' does not exist (valid: train, val, test, all)")
         chosen = [item for item in self.samples if name in ("all", item.split)]
         if not chosen:
-            raise DatasetError(
-                f"{self.root} has no sample in split '{name}'; name samples in splits.json "
-                '({"train": [...], "val": [...], "test": [...]}) or set data.split in the recipe'
-            )
+            raise DatasetError(f"{self.root} has no sample in split '{name}'; {self.split_advice}")
         return chosen
 
     def size(self, sample: Sample) -> tuple[int, int]:

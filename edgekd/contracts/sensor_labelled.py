@@ -49,6 +49,14 @@ class SensorLabelledSet(LabelledSet):
         """Whether the set was computed and not measured."""
         return self.sensor_set.simulated
 
+    @property
+    def split_advice(self) -> str:
+        """How scenes, or blocks of them, get into a split."""
+        return (
+            f"give scenes a split in {self.root} (split: test), or cut them with data.blocks in "
+            "the recipe"
+        )
+
     def size(self, sample: Sample) -> tuple[int, int]:
         """Height and width of a sample's scene, px."""
         height, width = self.sensor_set.load(self._of(sample).scene).target.shape

@@ -21,6 +21,7 @@ from edgekd.contracts.labelled import check_same_classes
 from edgekd.contracts.optional import require
 from edgekd.contracts.recipe import DataSpec, Recipe
 from edgekd.contracts.sensor_bands import Bands, find_bands
+from edgekd.contracts.sensor_checks import check_picture, check_values
 from edgekd.contracts.sensor_scenes import (
     IGNORE,
     RawScene,
@@ -108,6 +109,7 @@ class SensorSet:
             self.report.append("SIMULATED: this set was computed, not measured")
         self.report += check_names(spec, sensors, file)
         raw = [read_scene(spec, scene, sensors, file) for scene in spec.scenes]
+        check_values(raw, sensors, file)
         self.report += shared_notes(raw)
         self._parts = {
             scene.id: self._split(described, scene)
@@ -260,7 +262,7 @@ class SensorSet:
             )
             raise DatasetError(
                 f"{self.file} has not a single training label of {', '.join(lacking)}, so it "
-                f"cannot be learned{advice}, or leave the class out"
+                f"cannot be learned{advice}"
             )
 
     def _split(self, described: SceneSpec, raw: RawScene) -> UInt8Array:
@@ -327,9 +329,14 @@ class SensorSet:
             if spec.kind == "image":
                 self.ranges[name] = self._range(name, spec, planes, training)
                 low, high = self.ranges[name]
+                before = _extremes(name, planes)
                 for found in planes.values():
                     if name in found:
                         found[name] = _eight_bit(found[name], low, high, spec.gamma)
+                pictures = {scene: found[name] for scene, found in planes.items() if name in found}
+                learned = any(mask.any() for mask in training.values())
+                looked_at = training if learned else valid
+                check_picture(name, pictures, looked_at, (low, high), before, self.file)
         result = {}
         for scene in raw:
             sensors = {
@@ -513,6 +520,15 @@ def _why_empty(whole: dict[str, BoolArray], found: dict[str, FloatArray], bands:
     ]
     hint = f"; {empty[0]} has none at all, see bad_bands" if empty else ""
     return f"has no pixel with data in all sensors (pixels with data: {shares}){hint}"
+
+
+def _extremes(name: str, planes: dict[str, dict[str, FloatArray]]) -> tuple[float, float]:
+    """The lowest and highest value of a sensor over all scenes."""
+    each = [found[name] for found in planes.values() if name in found]
+    return (
+        min(float(np.nanmin(item, initial=np.inf)) for item in each),
+        max(float(np.nanmax(item, initial=-np.inf)) for item in each),
+    )
 
 
 def _zeroed(planes: FloatArray) -> FloatArray:

@@ -180,6 +180,10 @@ class SensorSpec(Document):
             raise ValueError(
                 f"wavelengths_nm has {len(values)} values and channels is {self.channels}"
             )
+        if values[-1] < 100:
+            raise ValueError(
+                f"wavelengths_nm ends at {values[-1]:g}: those are micrometres; multiply by 1000"
+            )
         falls = np.flatnonzero(np.diff(values) <= 0)
         if len(falls):
             at = int(falls[0])

@@ -212,6 +212,11 @@ def read_reference(
             f"{path} is not what edgekd eval writes: it has no confusion matrix with its classes; "
             f"make one: edgekd eval BUNDLE --data DIR -o {path.name}"
         )
+    if value.get("what") == "teacher":
+        raise InputError(
+            f"{path} is of a teacher, which made no map; evaluate the model that made it: edgekd "
+            f"eval BUNDLE --data DIR -o {path.name}"
+        )
     if sorted(found) != sorted(classes):
         theirs, ours = (", ".join(f"{i} {n}" for i, n in sorted(kind)) for kind in (found, classes))
         raise InputError(

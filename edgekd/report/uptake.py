@@ -323,6 +323,13 @@ def _notes(
             f"({str(made_by)[:12]}); its mistakes may be others"
         )
 
+    split = reference.about.get("split")
+    if split in ("train", "all"):
+        notes.append(
+            f"the confusion matrix is of split {split}: where the model learned from those labels "
+            "it makes fewer mistakes than elsewhere, and the areas are adjusted by too little"
+        )
+
     def listed(numbers: list[int]) -> str:
         return ", ".join(names[number] for number in numbers)
 

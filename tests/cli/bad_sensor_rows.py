@@ -38,11 +38,14 @@ def make_sensor_files(root: Path) -> None:
     wide["one"]["lidar"] = np.zeros((48, 61), dtype=np.float32)
     bare["one"]["labels"][bare["one"]["labels"] == 7] = 255
     flat["one"]["spectral"][..., 8] = 0.25
+    twice = {name: {**whole["one"], "split": whole[name]["split"]} for name in whole}
+    write_set(root / "twice", twice)
     for name, scenes in (("wide", wide), ("bare", bare), ("flat", flat)):
         write_set(root / name, scenes)
     recipe("rocks-recipe")
     recipe("rocks-nm", spectral={"wavelengths_nm": None})
     recipe("rocks-unsorted", spectral={"wavelengths_nm": [*nm[:4], nm[3], *nm[5:]]})
+    recipe("rocks-um", spectral={"wavelengths_nm": [value / 1000 for value in nm]})
     recipe("rocks-bands", spectral={"channels": 20, "wavelengths_nm": nm[:20]})
     for name in ("wide", "bare", "flat"):
         recipe(f"rocks-{name}", {"root": name})
@@ -63,6 +66,10 @@ SENSOR_ROWS: tuple[tuple[str, str, tuple[str, ...], int], ...] = (
      ("rocks-nm.yaml", "a spectral sensor needs wavelengths_nm", "{first: 380"), 2),
     ("wavelengths unsorted", "validate rocks-unsorted.yaml",
      ("wavelengths_nm must rise; band 5 has 491.304 nm after 491.304 nm",), 2),
+    ("wavelengths in micrometres", "validate rocks-um.yaml",
+     ("wavelengths_nm ends at 1.1: those are micrometres; multiply by 1000",), 2),
+    ("scenes twice", "inspect twice --recipe rocks-recipe.yaml",
+     ("scenes one and two of", "have the same values of spectral", "leave one of them out"), 2),
     ("camera that is no image", "validate rocks-mono.yaml",
      ("must be named visual, of kind image with 3 channels; it has 3 of spectral",), 2),
     ("bands that do not match", "validate rocks-bands.yaml",

@@ -85,7 +85,9 @@ def test_what_a_chain_leaves_is_shown_and_measured(here: Path, told: Any) -> Non
     assert "taught by a teacher of other sensors; validation balanced accuracy" in said[2]
     assert json.loads(told("eval run --data set --json"))["balanced_accuracy"] >= 0
     # a set with splits of its own is measured by them, whatever blocks the recipe cut its own into
-    whole = {name: {**materials(seed=4), "split": name} for name in ("train", "test")}
+    whole = {
+        name: {**materials(seed=4 + n), "split": name} for n, name in enumerate(("train", "test"))
+    }
     write_set(here / "elsewhere", whole, simulated=False)
     for place in ("run", str(teacher)):
         value = json.loads(told(f"eval {place} --data elsewhere --json"))
@@ -105,7 +107,7 @@ def test_scenes_without_a_sensor_of_the_teacher_are_named(here: Path, told: Any)
     scenes = {name: {**materials(seed=n), "split": "test"} for n, name in enumerate("abcdefg")}
     for name in "bcdefg":
         del scenes[name]["lidar"]
-    write_set(here / "site", {**scenes, "t": {**materials(), "split": "train"}})
+    write_set(here / "site", {**scenes, "t": {**materials(seed=9), "split": "train"}})
     value = json.loads(told(f"eval {teacher} --data site --json"))
     assert value["lacking"] == {"lidar": list("bcdefg")} and value["samples"] == 7
     said = told(f"eval {teacher} --data site")
@@ -119,7 +121,10 @@ def test_calibration_takes_a_sensor_set(here: Path, told: Any) -> None:
     values["calibration"] = {"set": "other", "tiles": 2}
     path = write_recipe(here, values)
     parts = {"a": "train", "b": "train", "c": "val"}
-    write_set(here / "other", {name: {**materials(), "split": parts[name]} for name in parts})
+    write_set(
+        here / "other",
+        {name: {**materials(seed=n), "split": parts[name]} for n, name in enumerate(parts)},
+    )
     images = open_images(load_recipe(path), path, None, None)
     assert images.calibration is not None and images.data is not None
     assert images.calibration.root == here / "other" / "sensors.yaml"

@@ -119,7 +119,7 @@ def spoil(arrays: dict[str, np.ndarray], mask: np.ndarray, seed: int) -> dict[st
             new[mask] = random.choice([1, 4, 7, 255], int(mask.sum()))
         else:
             new[mask] = random.normal(50, 1000, new[mask].shape)
-            new[mask & (random.random(mask.shape) < 0.2)] = random.choice([np.nan, np.inf, 1e30])
+            new[mask & (random.random(mask.shape) < 0.2)] = random.choice([np.nan, np.inf, 4e3])
         result[name] = new
     return result
 

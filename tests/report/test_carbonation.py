@@ -237,10 +237,19 @@ def test_what_the_matrix_does_not_tell_is_noted(files: dict[str, Path], tmp_path
     path = write_confusion(tmp_path / "e.json", counts[:4], model_sha256="6" * 64)
     found = carbonation(chance, files["yaml"], confusion=path)
     text = " ".join(found.notes)
-    teacher = write_confusion(tmp_path / "t.json", counts[:4], what="teacher")
-    assert "is of a teacher, not of the bundle that made the map" in " ".join(
-        carbonation(chance, files["yaml"], confusion=teacher).notes
+    student = write_confusion(tmp_path / "t.json", counts[:4], what="checkpoint")
+    assert "is of a checkpoint, not of the bundle that made the map" in " ".join(
+        carbonation(chance, files["yaml"], confusion=student).notes
     )
+    teacher = write_confusion(tmp_path / "t.json", counts[:4], what="teacher")
+    with pytest.raises(InputError, match="is of a teacher, which made no map; evaluate the model"):
+        carbonation(chance, files["yaml"], confusion=teacher)
+    assert "split" not in text
+    for split in ("train", "all"):
+        learned = write_confusion(tmp_path / "l.json", counts[:4], split=split)
+        assert f"the confusion matrix is of split {split}: where the model learned" in " ".join(
+            carbonation(chance, files["yaml"], confusion=learned).notes
+        )
     assert "not of the bundle" not in text
     assert "of another model file (666666666666) than the map (555555555555)" in text
     assert "fewer than two samples of the confusion matrix were mapped as wollastonite" in text

@@ -132,18 +132,30 @@ def test_pairs_are_of_the_same_fold_and_draw(stats: ModuleType) -> None:
 
 def test_the_table_shows_two_intervals_and_both_arms_kept(stats: ModuleType) -> None:
     rows = stats.summarise(made_up())
-    *_, header, line, rare = stats.lines(rows, {"aaa": 12})
+    _, _, _, header, line, rare, *below = stats.lines(rows, {"aaa": 12})
     # by hand: 3.18245 sqrt(20/3/4) = 4.11, 3.18245 sqrt(0.55 20/3) = 6.09
     assert "+4.0 ±4.1 ±6.1 (4)" in line and "+0.0 ±0.0 ±0.0 (4)" in line
     assert " 93.3/88.9 " in line  # 84/90 and 80/90
     assert header.split()[:3] == ["set", "labels", "teacher"]
     assert line.split()[:5] == ["one", "5", "90.0", "80.0", "84.0"]
     assert "+4.0 ±4.1 ±6.1 (4)" in rare and rare.endswith("(b)")
+    assert not any("Ceiling" in text for text in below), "there is no row of all labels"
+    (of_b,) = (text for text in below if text.split()[:1] == ["b"])
+    assert of_b.split()[2:] == ["30.0", "34.0", "30.0", "rare"]
+    (of_a,) = (text for text in below if text.split()[:1] == ["a"])
+    assert of_a.split()[2:] == ["100.0", "100.0", "100.0"]
+
+
+def test_the_ceiling_is_the_student_of_all_labels(stats: ModuleType) -> None:
+    rows = stats.summarise([*made_up(), *made_up(labels=None)])
+    assert "Ceiling of the camera's student, from all labels: one 80.0." in list(
+        stats.lines(rows, {"aaa": 24})
+    )
 
 
 def test_a_table_without_an_arm_says_so(stats: ModuleType) -> None:
     rows = stats.summarise([item for item in made_up() if item["arm"] != "progressive"])
-    assert " 93.3/- " in list(stats.lines(rows, {"aaa": 8}))[-2]
+    assert " 93.3/- " in list(stats.lines(rows, {"aaa": 8}))[4]
 
 
 def test_the_table_ends_with_the_codes_where_there_are_several(stats: ModuleType) -> None:

@@ -306,6 +306,8 @@ def distill_chain(
             "out --resume, and add --fresh if an earlier run was stopped before its first "
             "checkpoint"
         )
+    with torch.random.fork_rng(devices=[]):  # what does not fit is told before hours of teachers
+        check_normalization(build_for(recipe), recipe.io.inputs[0])
     _, taught = train_teachers(
         recipe, recipe_folder, found, out, resume=resume, fresh=fresh, accelerator=accelerator,
         progress=progress, say=say,
@@ -380,7 +382,7 @@ def train_teachers(
             path = teacher_file(resolve_path(entry.weights, recipe_folder))
             check_sha256(path, entry, number)
         saved = load_teacher(path)
-        check_teacher(saved, recipe, data, path)
+        check_teacher(saved, recipe, data, path, entry.sensors)
         taught = (rebuild_teacher(saved, str(path)), state_sha256(saved.weights, saved.teacher))
         paths.append(path)
     return paths, taught

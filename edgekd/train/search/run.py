@@ -68,6 +68,7 @@ def run_search(
     teacher_progress: Progress | None = None,
     say: Say | None = None,
     trainer: Trainer | None = None,
+    called: str = "RECIPE",
 ) -> dict[str, Any]:
     """Search better values for a recipe's distillation.
 
@@ -88,6 +89,7 @@ def run_search(
         progress, teacher_progress: called after every training; every step of a teacher.
         say: gets lines as they come.
         trainer: in place of processes, for tests.
+        called: the recipe with its options, as a command that trains the best must name them.
 
     Returns:
         What ``best.json`` holds.
@@ -145,7 +147,7 @@ def run_search(
             "trained": [entry.weights == "train" for entry in recipe.teachers],
         }
         value = summary(recipe, space, spec, budget, results, facts)
-        write_files(out, recipe_folder, space, value, results)
+        write_files(out, recipe_folder, space, value, results, called)
     return value
 
 

@@ -138,15 +138,24 @@ def settings(value: dict[str, Any], out: Path, recipe_folder: Path) -> list[str]
 
 
 def write_files(
-    out: Path, recipe_folder: Path, space: Space, value: dict[str, Any], results: Results
+    out: Path,
+    recipe_folder: Path,
+    space: Space,
+    value: dict[str, Any],
+    results: Results,
+    called: str,
 ) -> None:
-    """Write table, best and plot; each appears whole or not at all."""
+    """Write table, best and plot; each appears whole or not at all.
+
+    Args:
+        called: the recipe and the options that the search was given.
+    """
     _write(out / FILES[0], _table(space, results))
     write_json(out / FILES[1], value)
     texts = settings(value, out, recipe_folder)
     lines = [
         "# The best of a search. With OMP_NUM_THREADS=1 the CPU trains the same student again:",
-        f"#   edgekd distill RECIPE{as_options(texts)}",
+        f"#   edgekd distill {called}{as_options(texts)}",
         *(text.replace("=", ": ", 1) for text in texts),
     ]
     _write(out / FILES[2], "\n".join(lines) + "\n")

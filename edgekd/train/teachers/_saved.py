@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -130,8 +130,17 @@ def rebuild_teacher(saved: TeacherCheckpoint, source: str) -> SensorTeacher:
     return teacher.eval().requires_grad_(False)
 
 
-def check_teacher(saved: TeacherCheckpoint, recipe: Recipe, data: SensorSet, path: Path) -> None:
+def check_teacher(
+    saved: TeacherCheckpoint,
+    recipe: Recipe,
+    data: SensorSet,
+    path: Path,
+    sensors: Sequence[str] | None = None,
+) -> None:
     """A teacher must know these classes and sensors, band for band.
+
+    Args:
+        sensors: that the recipe says it sees; None where it does not say.
 
     Raises:
         CheckpointError: names what differs.
@@ -142,6 +151,12 @@ def check_teacher(saved: TeacherCheckpoint, recipe: Recipe, data: SensorSet, pat
         raise CheckpointError(
             f"{path} was trained for the classes {[name for _, name in theirs]}, the recipe "
             f"'{recipe.name}' has {[name for _, name in ours]}"
+        )
+    seen = list(saved.teacher["sensors"])
+    if sensors is not None and set(sensors) != set(seen):
+        raise CheckpointError(
+            f"{path} sees {', '.join(seen)}, and recipe '{recipe.name}' says {', '.join(sensors)}; "
+            f"write teachers[].sensors: [{', '.join(seen)}], or leave it out"
         )
     for name, item in saved.teacher["sensors"].items():
         if name not in data.sensors:

@@ -299,6 +299,13 @@ def test_a_teacher_of_other_classes_or_bands_is_refused(rocks: Path, tmp_path: P
     del values["sensors"]["lidar"]
     with pytest.raises(CheckpointError, match="sees lidar, which recipe"):
         run(values, rocks, tmp_path / "sensors")
+    values = chain_values(rocks)
+    values["teachers"] = [
+        {"name": "geology_fusion", "weights": str(path), "sensors": ["visual", "spectral"]}
+    ]
+    with pytest.raises(CheckpointError, match=r"sees visual, spectral, lidar, and recipe .* says "
+                       r"visual, spectral; write teachers"):  # fmt: skip
+        run(values, rocks, tmp_path / "said")
     # one channel either way: nothing but the kind tells a height from a grey value
     values = chain_values(rocks)
     values["sensors"]["lidar"]["kind"] = "image"
@@ -497,3 +504,13 @@ def test_answers_in_parts_are_those_of_the_whole(
     parts, again = answer(teacher, view, features=True)
     assert features is not None and again is not None and features.shape == (48, 60, 256)
     np.testing.assert_allclose(parts, whole, atol=1e-5)
+
+
+def test_a_student_that_does_not_fit_is_told_before_the_teachers_train(
+    rocks: Path, tmp_path: Path
+) -> None:
+    values = chain_values(rocks)
+    values["student"] = {"name": "lite0"}
+    with pytest.raises(InputError, match="mean"):
+        run(values, rocks, tmp_path)
+    assert not (tmp_path / "teachers").exists()

@@ -105,7 +105,7 @@ def test_files_say_what_was_done(rocks: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int, str]] = []
     value = do(
         plain_recipe(rocks, {"repeats": 2}), rocks, tmp_path, say=lines.append,
-        progress=lambda *text: told.append(text),
+        progress=lambda *text: told.append(text), called="r.yaml --data rocks --set a=1",
     )  # fmt: skip
     assert json.loads((tmp_path / "best.json").read_text()) == value
     with (tmp_path / "table.csv").open() as stream:
@@ -129,6 +129,8 @@ def test_files_say_what_was_done(rocks: Path, tmp_path: Path) -> None:
     assert "SIMULATED" in str(root.find("{http://www.w3.org/2000/svg}title").text)  # type: ignore[union-attr]
     said = yaml.safe_load((tmp_path / "best.yaml").read_text())
     assert said == value["best"]["values"]
+    command = (tmp_path / "best.yaml").read_text().splitlines()[1]
+    assert command.startswith("#   edgekd distill r.yaml --data rocks --set a=1 --set ")
     assert any("judged by validation labels alone: olivine" in line for line in lines)
 
 
