@@ -204,10 +204,14 @@ def check_normalization(model: Segmenter, spec: ImageInput) -> None:
         )
 
 
+#: a loss is of the order of 1; with this one there is nothing left that could be learned
+_ABSURD = 1e12
+
+
 def check_finite(
     losses: Mapping[str, float], norm: Any, step: int, precision: str, section: str = "distill"
 ) -> None:
-    """Stop before NaN or infinity gets into the weights.
+    """Stop before NaN or infinity gets into the weights, or a loss of more than 1e12.
 
     Args:
         losses: of the step.
@@ -224,7 +228,7 @@ def check_finite(
     if norm is not None and precision != "fp16":
         found["the gradient"] = float(norm)
     for name, value in found.items():
-        if not math.isfinite(value):
+        if not math.isfinite(value) or (name != "the gradient" and abs(value) > _ABSURD):
             exact = "" if precision == "32" else f", or set {section}.precision: 32"
             raise DivergedError(
                 f"{name} became {value} at step {step}; lower {section}.lr{exact}; curves and log "

@@ -198,6 +198,7 @@ def test_a_full_disk_names_the_file_and_leaves_what_was_there(tmp_path: Path) ->
     [
         ({"loss": math.nan}, 1.0, "32", "the loss became nan at step 7; lower distill.lr; "),
         ({"kd": math.inf}, 1.0, "bf16", "the loss kd became inf .*, or set distill.precision: 32"),
+        ({"loss": 1.1e31}, 1.0, "32", r"the loss became 1.1e\+31 at step 7"),
         ({"loss": 1.0}, math.nan, "32", "the gradient became nan"),
     ],
 )
