@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from edgekd.contracts.optional import require
 from edgekd.contracts.policy import ClassFacts, Policy, Rule
+from edgekd.contracts.projection import SLACK, Limits
 from edgekd.contracts.registry import nearest
 from edgekd.errors import InputError
 
@@ -58,8 +59,7 @@ class ZoneRules:
         rows: in the order of priority.
         without: rules that limit no class of the product, in words.
         implied: ids of rules that the others imply, left out since there was no room.
-        rules: ``(rows, classes)`` float32, padded with rows of zeros.
-        bounds: ``(rows,)`` float32.
+        limits: what the projection takes.
     """
 
     zone: str
@@ -67,8 +67,7 @@ class ZoneRules:
     rows: list[Row]
     without: list[str]
     implied: list[str]
-    rules: npt.NDArray[np.float32]
-    bounds: npt.NDArray[np.float32]
+    limits: Limits
 
     @property
     def relaxed(self) -> list[str]:
@@ -103,7 +102,6 @@ def compile_zone(
             one priority that contradict each other, or more rules than there is room for.
         EnvironmentLacksError: scipy is not installed.
     """
-    require("scipy", "sensors", "compile rules")
     made: list[Row] = []
     without: list[str] = []
     for rule in sorted(policy.in_force(zone, day), key=lambda item: item.priority):
@@ -125,18 +123,16 @@ def compile_zone(
             f"imply, and the product has room for {rows}; merge some, or build it with more room "
             "(policy.rows)"
         )
-    padded_rules, padded_bounds = padded(
+    limits = padded(
         np.array([row.coefficients for row in settled]).reshape(-1, len(classes)),
         np.array([row.bound for row in settled]),
         rows,
     )
-    return ZoneRules(zone, day, settled, without, implied, padded_rules, padded_bounds)
+    return ZoneRules(zone, day, settled, without, implied, limits)
 
 
-def padded(
-    rules: npt.ArrayLike, bounds: npt.ArrayLike, rows: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Rows scaled to a largest coefficient of 1, and rows without effect up to ``rows``.
+def padded(rules: npt.ArrayLike, bounds: npt.ArrayLike, rows: int) -> Limits:
+    """Rows scaled to a largest coefficient of 1, rows without effect up to ``rows``, and a point.
 
     Args:
         rules: ``(k, classes)``; a row of zeros must have a bound of at least 0.
@@ -144,8 +140,10 @@ def padded(
         rows: at least k.
 
     Raises:
-        InputError: too many rows, or one that nothing can meet.
+        InputError: too many rows, or such that nothing can meet.
+        EnvironmentLacksError: scipy is not installed.
     """
+    require("scipy", "sensors", "compile rules")
     a, b = np.asarray(rules, dtype=np.float64), np.asarray(bounds, dtype=np.float64)
     if a.ndim != 2 or b.shape != a.shape[:1] or len(a) > rows:
         raise InputError(f"rules {a.shape} and bounds {b.shape} do not fit {rows} rows")
@@ -157,7 +155,19 @@ def padded(
             raise InputError(f"row {number} says 0 <= {bound:g}, which nothing can meet")
         if scale > 0:
             found[number], limits[number] = row / scale, bound / scale
-    return found, limits
+    return Limits(found, limits, _inside(found.astype(np.float64), limits.astype(np.float64)))
+
+
+def _inside(rules: FloatArray, bounds: FloatArray) -> npt.NDArray[np.float32]:
+    """Probabilities as far from the nearest bound as can be, ``(classes,)``."""
+    classes = rules.shape[1]
+    limited = np.abs(rules).max(1) > 0
+    if not limited.any():
+        return np.full(classes, 1 / classes, dtype=np.float32)
+    left = np.concatenate([rules[limited], np.ones((int(limited.sum()), 1))], axis=1)
+    farthest = np.append(np.zeros(classes), -1.0)
+    found = _solve(farthest, left, bounds[limited] + SLACK, classes)
+    return found[:classes].astype(np.float32)
 
 
 def _row(rule: Rule, classes: Sequence[str], facts: Mapping[str, ClassFacts]) -> Row | None:
@@ -272,14 +282,16 @@ def _solve(cost: FloatArray, left: FloatArray, right: FloatArray, classes: int) 
 
     one = np.zeros((1, len(cost)))
     one[0, :classes] = 1
-    found = linprog(
-        cost, left, right, one, [1.0], bounds=(0, None), method="highs",
-        options={"primal_feasibility_tolerance": _EXACT, "dual_feasibility_tolerance": _EXACT},
-    )  # fmt: skip
-    if not found.success:
-        raise InputError(f"the rules have no answer: {found.message}")
-    answer: FloatArray = np.asarray(found.x, dtype=np.float64)
-    return answer
+    exactly = {"primal_feasibility_tolerance": _EXACT, "dual_feasibility_tolerance": _EXACT}
+    # one relaxation after the other may leave so little that its own rounding is in the way
+    for room in (0.0, _ROOM, 10 * _ROOM):
+        found = linprog(
+            cost, left, right + room, one, [1.0], bounds=(0, None), method="highs", options=exactly
+        )
+        if found.success:
+            answer: FloatArray = np.asarray(found.x, dtype=np.float64)
+            return answer
+    raise InputError(f"the rules have no answer: {found.message}")
 
 
 def _contradicting(level: list[Row]) -> list[Row]:

@@ -7,8 +7,13 @@ For scores ``z`` and rules ``A p <= b`` the answer is the information projection
 whose solution is ``softmax(z - A^T w)`` with multipliers ``w >= 0`` that maximise the dual
 ``-log sum exp(z - A^T w) - b^T w``: smooth, concave, as many unknowns as rules. A fixed number of
 Newton steps on that dual with a logarithmic barrier (Boyd and Vandenberghe 2004, 11.3) finds them.
-The step length is the longest of ten halvings that is as good as the best, so no step makes it
-worse, and the system is scaled to a unit diagonal, which single precision needs.
+The step length is the longest of ten halvings that is as good as the best, beginning where the
+scores move by no more than :data:`MOVED`: further out softmax is flat, and a Newton step means
+nothing. The system is scaled to a unit diagonal.
+
+Steps are in double precision: rules that were relaxed leave a set of hardly any width, whose
+multipliers are large. Should they not suffice, the answer is drawn towards a point that is known
+to obey, found with the rules on the host, by as little as makes it obey: it always does.
 
 The same arithmetic stands in torch (:mod:`edgekd.train.policy`) and in ONNX
 (:mod:`edgekd.deploy.export.policy`); the constants are here.
@@ -16,7 +21,7 @@ The same arithmetic stands in torch (:mod:`edgekd.train.policy`) and in ONNX
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,46 +31,71 @@ from edgekd.errors import InputError
 FloatArray = npt.NDArray[np.floating]
 
 #: Newton steps; ``benchmarks/policy_exact.py`` shows what they reach
-STEPS: Final = 32
+STEPS: Final = 48
 #: a step is tried whole, halved, quartered, ...
 HALVINGS: Final = 10
 #: weight of the barrier: at first, at last, and what becomes of it after a good step
-BARRIER_FIRST, BARRIER_LAST, BARRIER_FALL = 0.1, 1e-7, 0.15
+BARRIER_FIRST, BARRIER_LAST, BARRIER_FALL = 1.0, 1e-7, 0.15
 #: rules are met to within this: without it those that leave no room have no barrier
 SLACK: Final = 1e-6
-#: beside the unit diagonal, some ten times the rounding of single precision
-RIDGE: Final = 1e-6
+#: beside the unit diagonal, far above the rounding of double precision
+RIDGE: Final = 1e-13
 #: part of the way to the nearest bound that a step may go
 TO_BOUND: Final = 0.95
-#: two values of the dual that differ by less, relative, are equal in single precision
-SAME: Final = 2e-6
+#: by how much a step may move the scores apart
+MOVED: Final = 256.0
+#: two values of the dual that differ by less, relative, are equal
+SAME: Final = 1e-10
 #: a step is good where it goes this part of the allowed way, and that is this part of a whole
 GOOD_PART, GOOD_STEP = 0.49, 0.3
-WEIGHT_LEAST, WEIGHT_MOST = 1e-9, 1e6
+#: between the point that obeys and a bound, so that no division is by zero
+LEAST_ROOM: Final = 1e-7
+WEIGHT_LEAST, WEIGHT_MOST = 1e-9, 1e9
 #: an answer obeys a rule where it is past the bound by no more than this
 OBEYED: Final = 1e-5
 
 
-def project(scores: FloatArray, rules: FloatArray, bounds: FloatArray) -> FloatArray:
+class Limits(NamedTuple):
+    """Rules as the projection takes them, of one zone.
+
+    Attributes:
+        rules: ``(rows, classes)``; a row's largest coefficient is 1 or -1, or all are 0.
+        bounds: ``(rows,)``.
+        inside: ``(classes,)``, probabilities that obey.
+    """
+
+    rules: npt.NDArray[np.float32]
+    bounds: npt.NDArray[np.float32]
+    inside: npt.NDArray[np.float32]
+
+
+def project(
+    scores: FloatArray, rules: FloatArray, bounds: FloatArray, inside: FloatArray
+) -> FloatArray:
     """Probabilities that obey the rules and are nearest to those of the scores.
 
     Args:
         scores: ``(N, classes)`` logits, any finite values.
-        rules: ``(N, rows, classes)``, or ``(rows, classes)`` for all; a row's largest coefficient
-            is 1 or -1 (:func:`edgekd.contracts.policy_rows.padded` makes them so). A row of zeros
-            with a positive bound is no rule.
+        rules: ``(N, rows, classes)``, or ``(rows, classes)`` for all, as in :class:`Limits`, which
+            :func:`edgekd.contracts.policy_rows.padded` makes. A row of zeros is no rule.
         bounds: ``(N, rows)`` or ``(rows,)``.
+        inside: ``(N, classes)`` or ``(classes,)``.
 
     Returns:
-        ``(N, classes)``, of the scores' type; past a bound by at most :data:`OBEYED` where the
-        rules can be met at all. Where they cannot, the answer means nothing: that is found out
-        when rules are compiled, since it does not depend on the scores.
+        ``(N, classes)``, of the scores' type, past a bound by at most :data:`OBEYED`.
 
     Raises:
-        InputError: shapes that do not fit, or a value that is not finite.
+        InputError: shapes that do not fit, a value that is not finite, or ``inside`` does not obey.
     """
     z, a, b = _checked(scores, rules, bounds)
-    kind = z.dtype.type
+    within = np.asarray(inside, dtype=np.float64)
+    within = within[None] if within.ndim == 1 else within
+    if within.shape[-1] != z.shape[1] or within.ndim != 2 or len(within) not in (1, len(z)):
+        raise InputError(f"inside {np.shape(inside)} does not fit scores {z.shape}")
+    within = within[:, :, None]
+    if not ((a @ within)[:, :, 0] <= b + OBEYED).all():
+        raise InputError("inside does not obey the rules; take what comes with them")
+    given, kind = z.dtype, np.float64
     count, rows, _ = a.shape
     at = a.swapaxes(1, 2)
     z = z[:, :, None]
@@ -91,6 +121,9 @@ def project(scores: FloatArray, rules: FloatArray, bounds: FloatArray) -> FloatA
             kind(1),
             kind(TO_BOUND) / np.maximum((-way / weight).max(1, keepdims=True), kind(1e-9)),
         )
+        moved = at @ way
+        apart = moved.max(1, keepdims=True) - moved.min(1, keepdims=True)
+        longest = np.minimum(longest, kind(MOVED) / np.maximum(apart, kind(1e-9)))
         lengths = longest * halved
         tried = weight + way * lengths
         value = (
@@ -105,7 +138,12 @@ def project(scores: FloatArray, rules: FloatArray, bounds: FloatArray) -> FloatA
         fine = (length >= longest * kind(GOOD_PART)) & (longest > kind(GOOD_STEP))
         lower = np.maximum(barrier * kind(BARRIER_FALL), kind(BARRIER_LAST))
         barrier = np.where(fine, lower, barrier)
-    return _softmax(z - at @ weight)[:, :, 0]
+    p = _softmax(z - at @ weight)
+    past = np.maximum(a @ p - b - kind(SLACK), 0)
+    room = np.maximum(b - a @ within, kind(LEAST_ROOM))
+    p = p + (past / (past + room)).max(1, keepdims=True) * (within - p)
+    answer: FloatArray = p[:, :, 0].astype(given)
+    return answer
 
 
 def past_bounds(probabilities: FloatArray, rules: FloatArray, bounds: FloatArray) -> FloatArray:
@@ -126,7 +164,7 @@ def _checked(
     z = np.asarray(scores)
     if z.ndim != 2 or z.dtype.kind != "f":
         raise InputError(f"scores must be (N, classes) of floats, received {z.dtype} {z.shape}")
-    a, b = np.asarray(rules, dtype=z.dtype), np.asarray(bounds, dtype=z.dtype)
+    a, b = np.asarray(rules, dtype=np.float64), np.asarray(bounds, dtype=np.float64)
     a, b = (a[None] if a.ndim == 2 else a), (b[None] if b.ndim == 1 else b)
     if a.ndim != 3 or b.shape != a.shape[:2] or a.shape[2] != z.shape[1] or a.shape[1] < 1:
         raise InputError(

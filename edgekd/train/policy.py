@@ -18,7 +18,7 @@ class PolicyProjection(nn.Module):
     barrier), not that of the steps to it; it costs one linear system. Rules and bounds have none.
     """
 
-    def forward(self, scores: Tensor, rules: Tensor, bounds: Tensor) -> Tensor:
+    def forward(self, scores: Tensor, rules: Tensor, bounds: Tensor, inside: Tensor) -> Tensor:
         """Project.
 
         Args:
@@ -26,43 +26,49 @@ class PolicyProjection(nn.Module):
             rules: ``(N, rows, classes)`` or ``(rows, classes)``, rows scaled to a largest
                 coefficient of 1.
             bounds: ``(N, rows)`` or ``(rows,)``.
+            inside: ``(N, classes)`` or ``(classes,)``, probabilities that obey.
 
         Raises:
             InputError: shapes that do not fit.
         """
         if rules.dim() == 2:
             rules, bounds = rules[None], bounds[None]
+        inside = inside[None] if inside.dim() == 1 else inside
         count = len(scores)
         fits = (
             scores.dim() == 2 and rules.dim() == 3 and bounds.shape == rules.shape[:2]
             and rules.shape[2] == scores.shape[1] and len(rules) in (1, count)
+            and inside.shape in {(1, rules.shape[2]), scores.shape}
         )  # fmt: skip
         if not fits:
             raise InputError(
-                f"rules {tuple(rules.shape)} and bounds {tuple(bounds.shape)} do not fit scores "
-                f"{tuple(scores.shape)}: expected (N, rows, classes) and (N, rows)"
+                f"rules {tuple(rules.shape)}, bounds {tuple(bounds.shape)} and inside "
+                f"{tuple(inside.shape)} do not fit scores {tuple(scores.shape)}: expected (N, "
+                "rows, classes), (N, rows) and (N, classes)"
             )
-        rules, bounds = rules.to(scores.dtype), bounds.to(scores.dtype)
         found: Tensor = _Projection.apply(  # type: ignore[no-untyped-call]
-            scores, rules.expand(count, -1, -1), bounds.expand(count, -1)
+            scores,
+            rules.double().expand(count, -1, -1),
+            bounds.double().expand(count, -1),
+            inside.double().expand(count, -1),
         )
         return found
 
 
 class _Projection(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, rules: Tensor, bounds: Tensor) -> Tensor:
-        p, weight, barrier = _solution(scores.detach(), rules.detach(), bounds.detach())
+    def forward(ctx: Any, scores: Tensor, rules: Tensor, bounds: Tensor, inside: Tensor) -> Tensor:
+        p, weight, barrier = _solution(scores.detach().double(), rules, bounds, inside)
         ctx.save_for_backward(p, rules, weight, barrier)
-        return p
+        return p.to(scores.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         """``dp = C (dz - A^T dw)`` where ``(A C A^T + diag(barrier / w^2)) dw = A C dz``.
 
-        ``C = diag(p) - p p^T``. In double precision: of rules without room the diagonal is small.
+        ``C = diag(p) - p p^T``.
         """
-        p, rules, weight, barrier = (item.double() for item in ctx.saved_tensors)
+        p, rules, weight, barrier = ctx.saved_tensors
         given = grads[0].double()
         moved = p * (given - (p * given).sum(1, keepdim=True))  # C g
         spread = rules * p[:, None]
@@ -75,10 +81,12 @@ class _Projection(torch.autograd.Function):
         pulled = scale[:, :, None] * torch.linalg.solve(system, right)
         back = (rules.mT @ pulled)[:, :, 0]
         found = moved - p * (back - (p * back).sum(1, keepdim=True))
-        return found.to(grads[0].dtype), None, None
+        return found.to(grads[0].dtype), None, None, None
 
 
-def _solution(scores: Tensor, rules: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _solution(
+    scores: Tensor, rules: Tensor, bounds: Tensor, inside: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Probabilities, multipliers ``(N, rows)`` and the last barrier ``(N, 1, 1)``.
 
     Line by line :func:`edgekd.contracts.projection.project`.
@@ -105,6 +113,9 @@ def _solution(scores: Tensor, rules: Tensor, bounds: Tensor) -> tuple[Tensor, Te
         way = both * _solve(system, both * (pushed - room), eye)
         steepest = (-way / weight).amax(1, keepdim=True).clamp(min=1e-9)
         longest = (fixed.TO_BOUND / steepest).clamp(max=1)
+        moved = at @ way
+        apart = moved.amax(1, keepdim=True) - moved.amin(1, keepdim=True)
+        longest = torch.minimum(longest, fixed.MOVED / apart.clamp(min=1e-9))
         lengths = longest * halved
         tried = weight + way * lengths
         value = (
@@ -119,7 +130,12 @@ def _solution(scores: Tensor, rules: Tensor, bounds: Tensor) -> tuple[Tensor, Te
         fine = (length >= longest * fixed.GOOD_PART) & (longest > fixed.GOOD_STEP)
         lower = (barrier * fixed.BARRIER_FALL).clamp(min=fixed.BARRIER_LAST)
         barrier = torch.where(fine, lower, barrier)
-    return torch.softmax(z - at @ weight, 1)[:, :, 0], weight[:, :, 0], barrier
+    p = torch.softmax(z - at @ weight, 1)
+    past = (rules @ p - b - fixed.SLACK).clamp(min=0)
+    within = inside[:, :, None]
+    room = (b - rules @ within).clamp(min=fixed.LEAST_ROOM)
+    p = p + (past / (past + room)).amax(1, keepdim=True) * (within - p)
+    return p[:, :, 0], weight[:, :, 0], barrier
 
 
 def _solve(system: Tensor, right: Tensor, eye: Tensor) -> Tensor:

@@ -8,15 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekd.contracts.policy_rows import padded
-from edgekd.contracts.projection import OBEYED, past_bounds, project
+from edgekd.contracts.projection import OBEYED, Limits, past_bounds, project
 from edgekd.errors import InputError
 from tests.helpers.policies import exact, problem
 
 Z = np.log(np.array([[0.5, 0.3, 0.2]]))
+INSIDE = np.array([0.1, 0.5, 0.4])
+
+
+def limits_of(rules: object, bounds: object) -> Limits:
+    return padded(rules, bounds, len(np.asarray(bounds)))
+
+
+def stacked(parts: list[Limits]) -> tuple[np.ndarray, ...]:
+    return tuple(np.stack(values) for values in zip(*parts, strict=True))
 
 
 def test_what_obeys_already_is_left_as_it_is() -> None:
-    found = project(Z, np.array([[1.0, 0, 0]]), np.array([0.9]))
+    found = project(Z, *limits_of([[1.0, 0, 0]], [0.9]))
     assert np.abs(found - np.exp(Z)).max() < 1e-6
 
 
@@ -46,7 +55,7 @@ def test_what_obeys_already_is_left_as_it_is() -> None:
 def test_answers_by_hand(
     rules: list[list[float]], bounds: list[float], expected: list[float] | None, kind: type
 ) -> None:
-    found = project(Z.astype(kind), np.array(rules), np.array(bounds))
+    found = project(Z.astype(kind), *limits_of(rules, bounds))
     assert found.dtype == kind and found.sum() == pytest.approx(1, abs=1e-6)
     if expected is None:  # along p = (2 t, t, 1 - 3 t): log p1 - z1 twice, log p2 - z2 once
         t = found[0, 1]
@@ -58,9 +67,8 @@ def test_answers_by_hand(
 
 
 def test_rows_without_effect_have_none() -> None:
-    rules, bounds = padded([[1.0, 0, 0]], [0.2], 16)
-    few = project(Z, np.array([[1.0, 0, 0]]), np.array([0.2]))
-    assert np.abs(project(Z, rules, bounds) - few).max() < 1e-6
+    few = project(Z, *limits_of([[1.0, 0, 0]], [0.2]))
+    assert np.abs(project(Z, *padded([[1.0, 0, 0]], [0.2], 16)) - few).max() < 1e-6
 
 
 def test_each_of_a_batch_has_its_own_rules() -> None:
@@ -69,10 +77,9 @@ def test_each_of_a_batch_has_its_own_rules() -> None:
     rows = max(len(bounds) for _, _, bounds in parts)
     scores = np.stack([z for z, _, _ in parts])
     filled = [padded(a, b, rows) for _, a, b in parts]
-    rules, bounds = (np.stack([item[n] for item in filled]) for n in (0, 1))
-    whole = project(scores, rules, bounds)
+    whole = project(scores, *stacked(filled))
     for number in range(20):
-        alone = project(scores[number : number + 1], rules[number], bounds[number])
+        alone = project(scores[number : number + 1], *filled[number])
         assert np.abs(whole[number] - alone[0]).max() < 1e-9
 
 
@@ -81,18 +88,18 @@ def test_each_of_a_batch_has_its_own_rules() -> None:
 def test_it_obeys_and_is_the_nearest(seed: int) -> None:
     """Single precision: within 1e-4 of the optimum, which certifies itself."""
     z, rules, bounds = problem(np.random.default_rng(seed))
-    filled, limits = padded(rules, bounds, 17)
-    found = project(z[None].astype(np.float32), filled, limits)
-    assert past_bounds(found, filled, limits)[0] <= OBEYED
-    best = exact(z, filled.astype(float), limits.astype(float))
+    limits = padded(rules, bounds, 17)
+    found = project(z[None].astype(np.float32), *limits)
+    assert past_bounds(found, *limits[:2])[0] <= OBEYED
+    best = exact(z, *(value.astype(float) for value in limits[:2]))
     assert np.abs(found[0] - best).max() <= 1e-4
 
 
 def test_scores_that_differ_by_a_constant_are_the_same() -> None:
-    rules, bounds = np.array([[1.0, 0, 0]]), np.array([0.2])
-    far = project(Z + 300, rules, bounds)
-    assert np.abs(far - project(Z, rules, bounds)).max() < 1e-9
-    steep = project(np.array([[200.0, -200.0, 0.0]], np.float32), rules, bounds)
+    limits = limits_of([[1.0, 0, 0]], [0.2])
+    far = project(Z + 300, *limits)
+    assert np.abs(far - project(Z, *limits)).max() < 1e-9
+    steep = project(np.array([[200.0, -200.0, 0.0]], np.float32), *limits)
     assert np.abs(steep[0] - [0.2, 0, 0.8]).max() < 1e-5
 
 
@@ -120,4 +127,40 @@ def test_what_does_not_fit_is_refused(
     scores: np.ndarray, rules: np.ndarray, bounds: np.ndarray, words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
-        project(np.asarray(scores), np.asarray(rules), np.asarray(bounds))
+        project(np.asarray(scores), np.asarray(rules), np.asarray(bounds), INSIDE)
+
+
+def test_a_point_that_does_not_obey_is_refused() -> None:
+    rules, bounds = np.array([[1.0, 0, 0]]), np.array([0.2])
+    with pytest.raises(InputError, match="inside does not obey the rules"):
+        project(Z, rules, bounds, np.array([0.5, 0.3, 0.2]))
+    with pytest.raises(InputError, match="does not fit scores"):
+        project(Z, rules, bounds, np.array([0.5, 0.5]))
+
+
+def test_it_obeys_whatever_becomes_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step at all: the answer is on the way to the point that obeys, no further than needed."""
+    monkeypatch.setattr("edgekd.contracts.projection.STEPS", 0)
+    random = np.random.default_rng(3)
+    parts = [problem(random) for _ in range(200)]
+    filled = stacked([padded(a, b, 17) for _, a, b in parts])
+    found = project(np.stack([z for z, _, _ in parts]), *filled)
+    past = past_bounds(found, *filled[:2])
+    assert past.max() <= OBEYED and np.abs(found.sum(1) - 1).max() < 1e-6 and found.min() >= 0
+    plain = np.exp(np.stack([z for z, _, _ in parts]) - filled[0].sum(1))  # weights of 1 each
+    plain /= plain.sum(1, keepdims=True)
+    drawn = past_bounds(plain, *filled[:2]) > 0
+    assert drawn.mean() > 0.2 and past[drawn].min() > -1e-5, "as little as makes it obey"
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_sets_without_width(kind: type) -> None:
+    """Rules whose relaxed order leaves a line or a point, the usual end of contradictions."""
+    random = np.random.default_rng(2)
+    for _ in range(60):
+        rules = np.round(random.normal(size=(4, 5)), 2)
+        point = random.dirichlet(np.ones(5))
+        rules = np.concatenate([rules, -rules[:3]])
+        limits = padded(rules, rules @ point, 8)
+        found = project(random.normal(0, 3, (50, 5)).astype(kind), *limits)
+        assert past_bounds(found, *limits[:2]).max() <= OBEYED

@@ -39,36 +39,44 @@ def classifier(shape: list[object], opset: int = 17) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
-def some(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def some(count: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     random = np.random.default_rng(5)
     found = [problem(random) for _ in range(count)]
-    filled = [padded(a, b, ROWS) for _, a, b in found]
+    filled = zip(*(padded(a, b, ROWS) for _, a, b in found), strict=True)
     scores = np.stack([z for z, _, _ in found]).astype(np.float32)
-    return scores, np.stack([a for a, _ in filled]), np.stack([b for _, b in filled])
+    return scores, dict(zip(("rules", "bounds", "inside"), map(np.stack, filled), strict=True))
 
 
 def test_it_gives_what_numpy_gives() -> None:
-    scores, rules, bounds = some(100)
+    scores, limits = some(100)
     run = session(policy_model(10, ROWS))
-    (found,) = run.run(None, {"scores": scores, "rules": rules, "bounds": bounds})
-    assert np.abs(found - project(scores, rules, bounds)).max() <= 1e-5
-    assert past_bounds(found, rules, bounds).max() <= OBEYED
-    (one,) = run.run(None, {"scores": scores[:1], "rules": rules[:1], "bounds": bounds[:1]})
-    assert np.abs(one - found[:1]).max() <= 1e-5
+    (found,) = run.run(None, {"scores": scores, **limits})
+    assert np.abs(found - project(scores, **limits)).max() <= 1e-6
+    assert past_bounds(found, limits["rules"], limits["bounds"]).max() <= OBEYED
+    (one,) = run.run(None, {"scores": scores[:1], **{k: v[:1] for k, v in limits.items()}})
+    assert np.abs(one - found[:1]).max() <= 1e-6
+
+
+def test_it_obeys_whatever_becomes_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekd.contracts.projection.STEPS", 1)
+    scores, limits = some(100)
+    (found,) = session(policy_model(10, ROWS)).run(None, {"scores": scores, **limits})
+    assert np.abs(found - project(scores, **limits)).max() <= 1e-6
+    assert past_bounds(found, limits["rules"], limits["bounds"]).max() <= OBEYED
 
 
 def test_behind_a_classifier_new_rules_need_no_new_file() -> None:
     proto = classifier(["N", 10])
     attach_policy(proto, ROWS)
-    assert [item.name for item in proto.graph.input] == ["image", "rules", "bounds"]
+    assert [item.name for item in proto.graph.input] == ["image", "rules", "bounds", "inside"]
     assert [item.name for item in proto.graph.output] == ["probabilities"]
     run = session(proto)
     image = np.random.default_rng(2).normal(size=(8, 6)).astype(np.float32)
     weight = numpy_helper.to_array(proto.graph.initializer[0])
-    _, rules, bounds = some(8)
-    for a, b in ((rules, bounds), (rules[::-1].copy(), bounds[::-1].copy())):
-        (found,) = run.run(None, {"image": image, "rules": a, "bounds": b})
-        assert np.abs(found - project(image @ weight, a, b)).max() <= 1e-5
+    _, limits = some(8)
+    for these in (limits, {name: value[::-1].copy() for name, value in limits.items()}):
+        (found,) = run.run(None, {"image": image, **these})
+        assert np.abs(found - project(image @ weight, **these)).max() <= 1e-6
 
 
 def test_two_files_of_it_are_equal() -> None:

@@ -14,40 +14,37 @@ from tests.helpers.policies import problem
 
 
 @pytest.fixture(scope="module")
-def problems() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def problems() -> tuple[np.ndarray, ...]:
     random = np.random.default_rng(11)
     found = [problem(random) for _ in range(100)]
-    filled = [padded(a, b, 17) for _, a, b in found]
-    return (
-        np.stack([z for z, _, _ in found]),
-        np.stack([a for a, _ in filled]),
-        np.stack([b for _, b in filled]),
-    )
+    filled = zip(*(padded(a, b, 17) for _, a, b in found), strict=True)
+    return (np.stack([z for z, _, _ in found]), *map(np.stack, filled))
 
 
 @pytest.mark.parametrize(("kind", "bound"), [(np.float32, 1e-5), (np.float64, 1e-12)])
 def test_it_is_what_numpy_gives(problems: tuple[np.ndarray, ...], kind: type, bound: float) -> None:
-    z, rules, bounds = (value.astype(kind) for value in problems)
+    z, *limits = (value.astype(kind) for value in problems)
     layer = PolicyProjection()
-    found = layer(*map(torch.from_numpy, (z, rules, bounds))).numpy()
-    assert found.dtype == kind and np.abs(found - project(z, rules, bounds)).max() <= bound
-    one = layer(torch.from_numpy(z), torch.from_numpy(rules[3]), torch.from_numpy(bounds[3]))
-    assert np.abs(one.numpy() - project(z, rules[3], bounds[3])).max() <= bound
+    found = layer(*map(torch.from_numpy, (z, *limits))).numpy()
+    assert found.dtype == kind and np.abs(found - project(z, *limits)).max() <= bound
+    third = [value[3] for value in limits]
+    one = layer(*map(torch.from_numpy, (z, *third)))
+    assert np.abs(one.numpy() - project(z, *third)).max() <= bound
 
 
 def test_gradients_are_those_of_finite_differences(problems: tuple[np.ndarray, ...]) -> None:
-    z, rules, bounds = (torch.from_numpy(value).double() for value in problems)
+    z, *limits = (torch.from_numpy(value).double() for value in problems)
     z.requires_grad_()
     layer = PolicyProjection()
     weight = torch.randn(z.shape, generator=torch.Generator().manual_seed(1)).double()
-    (layer(z, rules, bounds) * weight).sum().backward()
+    (layer(z, *limits) * weight).sum().backward()
     assert z.grad is not None
     step = 1e-4
     with torch.no_grad():
         for channel in range(z.shape[1]):
             moved = torch.zeros_like(z)
             moved[:, channel] = step
-            high, low = (layer(z + sign * moved, rules, bounds) for sign in (1, -1))
+            high, low = (layer(z + sign * moved, *limits) for sign in (1, -1))
             expected = ((high - low) * weight).sum(1) / (2 * step)
             assert torch.allclose(z.grad[:, channel], expected, atol=2e-6, rtol=1e-4)
     assert float(z.grad.abs().max()) > 0.01
@@ -56,11 +53,11 @@ def test_gradients_are_those_of_finite_differences(problems: tuple[np.ndarray, .
 def test_a_rule_that_binds_takes_the_gradient_of_its_class() -> None:
     """p1 stays at its bound whatever its score; the others share as before."""
     z = torch.tensor([[2.0, 0.3, -0.1]], requires_grad=True)
-    rule, bound = torch.tensor([[1.0, 0, 0]]), torch.tensor([0.2])
-    PolicyProjection()(z, rule, bound)[0, 0].backward()
+    rule, bound, inside = map(torch.from_numpy, padded([[1.0, 0, 0]], [0.2], 1))
+    PolicyProjection()(z, rule, bound, inside)[0, 0].backward()
     assert z.grad is not None and float(z.grad.abs().max()) < 1e-4
     z.grad = None
-    PolicyProjection()(z, rule, bound)[0, 1].backward()
+    PolicyProjection()(z, rule, bound, inside)[0, 1].backward()
     p = torch.softmax(z.detach()[0, 1:], 0)
     assert torch.allclose(z.grad[0], 0.8 * torch.tensor([0, p[0] * p[1], -p[0] * p[1]]), atol=1e-4)
 
@@ -68,11 +65,11 @@ def test_a_rule_that_binds_takes_the_gradient_of_its_class() -> None:
 def test_learning_goes_through_it() -> None:
     """Scores that are pushed to a forbidden class end at the next best."""
     z = torch.zeros(1, 4, requires_grad=True)
-    rule, bound = torch.tensor([[1.0, 0, 0, 0]]), torch.tensor([0.1])
+    limits = [torch.from_numpy(value) for value in padded([[1.0, 0, 0, 0]], [0.1], 1)]
     optimiser = torch.optim.SGD([z], lr=1.0)
     for _ in range(60):
         optimiser.zero_grad()
-        p = PolicyProjection()(z, rule, bound)
+        p = PolicyProjection()(z, *limits)
         loss = -(p @ torch.tensor([5.0, 1.0, 0.0, 0.0]))[0]
         loss.backward()
         optimiser.step()
@@ -82,6 +79,8 @@ def test_learning_goes_through_it() -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     layer = PolicyProjection()
     with pytest.raises(InputError, match="do not fit scores"):
-        layer(torch.zeros(2, 3), torch.zeros(1, 4), torch.zeros(1))
+        layer(torch.zeros(2, 3), torch.zeros(1, 4), torch.zeros(1), torch.zeros(3))
     with pytest.raises(InputError, match="do not fit scores"):
-        layer(torch.zeros(2, 3), torch.zeros(5, 1, 3), torch.zeros(5, 1))
+        layer(torch.zeros(2, 3), torch.zeros(5, 1, 3), torch.zeros(5, 1), torch.zeros(3))
+    with pytest.raises(InputError, match="do not fit scores"):
+        layer(torch.zeros(2, 3), torch.zeros(1, 3), torch.zeros(1), torch.zeros(4))

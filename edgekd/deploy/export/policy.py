@@ -1,7 +1,8 @@
 """The projection of :mod:`edgekd.contracts.projection` as ONNX: rules and bounds are inputs.
 
-Opset 17, single precision. Its Newton steps are one ``Loop`` with a fixed count, which keeps the
-file at some 20 kB; the number of rows is fixed, fewer rules are padded with rows of zeros.
+Opset 17; inputs and output are of single precision, the Newton steps of double. They are one
+``Loop`` with a fixed count, which keeps the file at some 20 kB; the number of rows is fixed, fewer
+rules are padded with rows of zeros.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from edgekd.errors import InputError
 
 OPSET = 17
 _IR_VERSION = 8
-RULES, BOUNDS, PROBABILITIES = "rules", "bounds", "probabilities"
+RULES, BOUNDS, INSIDE, PROBABILITIES = "rules", "bounds", "inside", "probabilities"
 _PREFIX = "policy/"
 
 
 def policy_model(classes: int, rows: int, scores: str = "scores") -> onnx.ModelProto:
-    """``(scores (N, classes), rules (N, rows, classes), bounds (N, rows))`` -> probabilities."""
+    """A model of the projection alone: ``scores (N, classes)`` and the rules -> probabilities."""
     graph = helper.make_graph(
         [], "policy", [_value(scores, ["N", classes])], [_value(scores, ["N", classes])]
     )
@@ -36,8 +37,8 @@ def policy_model(classes: int, rows: int, scores: str = "scores") -> onnx.ModelP
 def attach_policy(proto: onnx.ModelProto, rows: int) -> None:
     """Put the projection behind a model's one output ``(N, classes)``, in place.
 
-    The model gets the inputs ``rules`` and ``bounds`` and the output ``probabilities``, in place of
-    its scores.
+    The model gets the inputs ``rules (N, rows, classes)``, ``bounds (N, rows)`` and ``inside (N,
+    classes)``, and the output ``probabilities (N, classes)`` in place of its scores.
 
     Args:
         proto: of opset 17, with one output of two dimensions, the second one fixed.
@@ -60,7 +61,9 @@ def attach_policy(proto: onnx.ModelProto, rows: int) -> None:
         raise InputError(f"rows is {rows}, expected at least 1")
     used = {name for node in graph.node for name in (*node.input, *node.output)}
     used |= {item.name for item in graph.input}
-    taken = sorted(({RULES, BOUNDS, PROBABILITIES} & used) | {n for n in used if _PREFIX in n})
+    taken = sorted(
+        ({RULES, BOUNDS, INSIDE, PROBABILITIES} & used) | {n for n in used if _PREFIX in n}
+    )
     if taken:
         raise InputError(f"the model has a tensor called {taken[0]} already")
     classes, first = shape[1].dim_value, shape[0].dim_param or shape[0].dim_value
@@ -68,14 +71,15 @@ def attach_policy(proto: onnx.ModelProto, rows: int) -> None:
     write.project(scores.name, rows)
     graph.node.extend(write.nodes)
     graph.initializer.extend(write.constants)
-    graph.input.extend([_value(RULES, [first, rows, classes]), _value(BOUNDS, [first, rows])])
+    shapes = {RULES: [first, rows, classes], BOUNDS: [first, rows], INSIDE: [first, classes]}
+    graph.input.extend(_value(name, value) for name, value in shapes.items())
     del graph.output[:]
     graph.output.append(_value(PROBABILITIES, [first, classes]))
     onnx.checker.check_model(proto, full_check=True)
 
 
-def _value(name: str, shape: list[Any]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+def _value(name: str, shape: list[Any], kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
 
 
 class _Writer:
@@ -93,7 +97,7 @@ class _Writer:
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 
-    def const(self, value: Any, kind: type[np.generic] = np.float32) -> str:
+    def const(self, value: Any, kind: type[np.generic] = np.float64) -> str:
         """A constant; equal ones are one."""
         array = np.asarray(value, dtype=kind)
         key = repr((array.dtype.str, array.shape)).encode() + array.tobytes()
@@ -124,17 +128,22 @@ class _Writer:
 
     def project(self, scores: str, rows: int) -> None:
         """Line by line :func:`edgekd.contracts.projection.project`."""
-        at = self.turned(RULES)
-        z = self("Unsqueeze", scores, self.integers(2))
+        z, b, within = (
+            self("Unsqueeze", self("Cast", name, to=TensorProto.DOUBLE), self.integers(2))
+            for name in (scores, BOUNDS, INSIDE)
+        )
+        a = self("Cast", RULES, to=TensorProto.DOUBLE)
+        at = self.turned(a)
         z = self("Sub", z, self.log_sum_exp(z))
-        b = self("Add", self("Unsqueeze", BOUNDS, self.integers(2)), self.const(fixed.SLACK))
+        slack = self.const(fixed.SLACK)
+        b = self("Add", b, slack)
         none = self("Mul", b, self.const(0))
         weight = self("Add", none, self.const(1))
         barrier = self("Add", self.most(none, 1), self.const(fixed.BARRIER_FIRST))
-        eye = np.eye(rows, dtype=np.float32)
+        eye = np.eye(rows)
         outside, self.nodes = self.nodes, []
         weight_now, barrier_now = f"{_PREFIX}weight", f"{_PREFIX}barrier"
-        ends = self._step(z, at, b, self.turned(b), weight_now, barrier_now, eye)
+        ends = self._step(z, a, at, b, self.turned(b), weight_now, barrier_now, eye)
         going, still = f"{_PREFIX}going", f"{_PREFIX}still"
         self.nodes.append(helper.make_node("Identity", [going], [still], name=still))
         shapes = {weight_now: ["N", rows, 1], barrier_now: ["N", 1, 1]}
@@ -144,11 +153,14 @@ class _Writer:
             [
                 helper.make_tensor_value_info(f"{_PREFIX}number", TensorProto.INT64, []),
                 helper.make_tensor_value_info(going, TensorProto.BOOL, []),
-                *(_value(name, shape) for name, shape in shapes.items()),
+                *(_value(*item, TensorProto.DOUBLE) for item in shapes.items()),
             ],
             [
                 helper.make_tensor_value_info(still, TensorProto.BOOL, []),
-                *(_value(name, shape) for name, shape in zip(ends, shapes.values(), strict=True)),
+                *(
+                    _value(name, shape, TensorProto.DOUBLE)
+                    for name, shape in zip(ends, shapes.values(), strict=True)
+                ),
             ],
         )
         self.nodes = outside
@@ -160,23 +172,30 @@ class _Writer:
             )
         )
         p = self("Softmax", self("Sub", z, self("MatMul", at, found[0])), axis=1)
+        past = self("Sub", self("Sub", self("MatMul", a, p), b), slack)
+        past = self("Max", past, self.const(0))
+        room = self("Sub", b, self("MatMul", a, within))
+        room = self("Max", room, self.const(fixed.LEAST_ROOM))
+        part = self.most(self("Div", past, self("Add", past, room)), 1)
+        p = self("Add", p, self("Mul", part, self("Sub", within, p)))
+        p = self("Squeeze", p, self.integers(2))
         self.nodes.append(
             helper.make_node(
-                "Squeeze", [p, self.integers(2)], [PROBABILITIES], name=f"{_PREFIX}Squeeze"
+                "Cast", [p], [PROBABILITIES], name=f"{_PREFIX}Cast", to=TensorProto.FLOAT
             )
         )
 
     def _step(
-        self, z: str, at: str, b: str, b_turned: str, weight: str, barrier: str,
-        eye: np.ndarray[Any, np.dtype[np.float32]],
+        self, z: str, a: str, at: str, b: str, b_turned: str, weight: str, barrier: str,
+        eye: np.ndarray[Any, np.dtype[np.float64]],
     ) -> tuple[str, str]:  # fmt: skip
         """One Newton step: names of the next multipliers and of the next barrier."""
         whole = self.const(eye)
         p = self("Softmax", self("Sub", z, self("MatMul", at, weight)), axis=1)
-        past = self("MatMul", RULES, p)
+        past = self("MatMul", a, p)
         curvature = self(
             "Sub",
-            self("MatMul", RULES, self("Mul", p, at)),
+            self("MatMul", a, self("Mul", p, at)),
             self("MatMul", past, self.turned(past)),
         )
         room, pushed = self("Sub", b, past), self("Div", barrier, weight)
@@ -191,7 +210,11 @@ class _Writer:
         steepest = self.most(self("Neg", self("Div", way, weight)), 1)
         steepest = self("Max", steepest, self.const(1e-9))
         longest = self("Min", self.const(1), self("Div", self.const(fixed.TO_BOUND), steepest))
-        halved = (np.float32(0.5) ** np.arange(fixed.HALVINGS)).reshape(1, 1, -1)
+        moved = self("MatMul", at, way)
+        apart = self("Sub", self.most(moved, 1), self("ReduceMin", moved, axes=[1], keepdims=1))
+        apart = self("Max", apart, self.const(1e-9))
+        longest = self("Min", longest, self("Div", self.const(fixed.MOVED), apart))
+        halved = (0.5 ** np.arange(fixed.HALVINGS)).reshape(1, 1, -1)
         lengths = self("Mul", longest, self.const(halved))
         tried = self("Add", weight, self("Mul", way, lengths))
         value = self.log_sum_exp(self("Sub", z, self("MatMul", at, tried)))
@@ -213,7 +236,7 @@ class _Writer:
         lower = self("Max", lower, self.const(fixed.BARRIER_LAST))
         return weight, self("Where", fine, lower, barrier)
 
-    def _solve(self, system: str, right: str, eye: np.ndarray[Any, np.dtype[np.float32]]) -> str:
+    def _solve(self, system: str, right: str, eye: np.ndarray[Any, np.dtype[np.float64]]) -> str:
         whole = self("Concat", system, right, axis=2)
         for row in range(len(eye)):
             this = self.cut(whole, 1, row)
