@@ -23,8 +23,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import re
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -37,10 +35,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a trial per core
 import click
 import numpy as np
 import numpy.typing as npt
+from _records import here
 
 from edgekd.contracts.artifacts import publish_folder, write_json
 from edgekd.contracts.recipe import Recipe
-from edgekd.telemetry.environment import read_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("EDGEKD_TEST_DATA") or ROOT.parent / "shared" / "data")
@@ -326,9 +324,7 @@ def main(output: Path, sites: int, first_site: int, jobs: int, write: bool) -> N
     for line in lines(table):
         click.echo(line)
     if write:
-        environment = read_environment()
-        device = environment.board or environment.cpu_model or platform.machine()
-        folder = Path(__file__).parent / "results" / re.sub(r"[^a-z0-9]+", "-", device.lower())
+        folder, environment = here()
         write_json(
             folder / "adapt_gain.json",
             {

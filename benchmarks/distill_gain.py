@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import shlex
 import statistics
@@ -28,9 +27,9 @@ from typing import Any
 
 import click
 import yaml
+from _records import here
 
 from edgekd.contracts.artifacts import publish_file, sha256_bytes, sha256_file, write_json
-from edgekd.telemetry.environment import read_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = Path(__file__).with_suffix(".yaml")
@@ -246,9 +245,7 @@ def main(
         )
     click.echo(json.dumps(judged))
     if write:
-        environment = read_environment()
-        device = environment.board or environment.cpu_model or platform.machine()
-        folder = Path(__file__).parent / "results" / re.sub(r"[^a-z0-9]+", "-", device.lower())
+        folder, environment = here()
         recipe = yaml.safe_load(RECIPE.read_text())
         write_json(
             folder / "distill_gain.json",

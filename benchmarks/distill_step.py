@@ -20,8 +20,6 @@ On a GPU it measures ``--batch`` crops with ``--precision bf16`` and says how lo
 from __future__ import annotations
 
 import json
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -32,6 +30,7 @@ from typing import Any
 
 import click
 import torch
+from _records import folder_of, here
 from torch import Tensor
 
 from edgekd.contracts.artifacts import write_json
@@ -259,7 +258,8 @@ def main(
         f"{hours:,.0f} h here"
     )
     if write:
-        folder = Path(__file__).parent / "results" / _device(result["device"])
+        device_name = result["device"]
+        folder = here()[0] if device_name == "cpu" else folder_of(device_name)
         write_json(folder / "distill_step.json", result)
         click.echo(f"written: {folder / 'distill_step.json'}", err=True)
     sys.exit(0 if result["passed"] else 1)
@@ -267,14 +267,6 @@ def main(
 
 def _verdict(held: bool) -> str:
     return "ok" if held else "MISSED"
-
-
-def _device(name: str) -> str:
-    """A folder name for the device that computed."""
-    if name == "cpu":
-        environment = read_environment()
-        name = environment.board or environment.cpu_model or platform.machine()
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 if __name__ == "__main__":

@@ -42,8 +42,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import re
 import shlex
 import shutil
 import sys
@@ -67,10 +65,10 @@ from _geology_sets import (
     set_digest,
 )
 from _geology_stats import ARMS, MEANING, lines, summarise, verdict
+from _records import here
 
 from edgekd.contracts.artifacts import publish_file, sha256_bytes, sha256_file, write_json
 from edgekd.contracts.recipe import Recipe, data_root, load_recipe
-from edgekd.telemetry.environment import read_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("EDGEKD_TEST_DATA") or ROOT.parent / "shared" / "data")
@@ -298,9 +296,7 @@ def main(
         click.echo(line)
     click.echo(json.dumps(judged))
     if write:
-        environment = read_environment()
-        device = environment.board or environment.cpu_model or platform.machine()
-        folder = Path(__file__).parent / "results" / re.sub(r"[^a-z0-9]+", "-", device.lower())
+        folder, environment = here()
         record = {
             "what": "balanced accuracy on test blocks; gains are paired differences to labels only",
             "meaning": MEANING,

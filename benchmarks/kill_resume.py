@@ -34,9 +34,9 @@ from typing import Any
 
 import click
 import numpy as np
+from _records import here
 
 from edgekd.contracts.artifacts import write_json
-from edgekd.telemetry.environment import read_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE_PX = 3000
@@ -251,7 +251,7 @@ def main(kills: int, bundle: Path | None, scene: Path | None, seed: int, write: 
             f"truncated input: exit {cut['exit_code']}, left {cut['files_left']}, then "
             f"{verdict(cut)}; said: {cut['said']}"
         )
-    environment = read_environment()
+    folder, environment = here()
     good = (
         all(t["same_bytes"] and t["killed_after_s"] and not t["left_over"] for t in trials)
         and all(d["same_bytes"] and d["resumed_exit_code"] == 0 for d in disks)
@@ -268,12 +268,7 @@ def main(kills: int, bundle: Path | None, scene: Path | None, seed: int, write: 
             "full_disk": disks, "truncated_input": cut, "nothing_lost": good,
             "cpu": environment.cpu_model, "packages": environment.packages,
         }  # fmt: skip
-        cpu = "".join(
-            c if c.isalnum() else "-" for c in (environment.cpu_model or "unknown").lower()
-        )
-        while "--" in cpu:
-            cpu = cpu.replace("--", "-")
-        place = ROOT / "benchmarks" / "results" / cpu.strip("-") / "kill_resume.json"
+        place = folder / "kill_resume.json"
         place.parent.mkdir(parents=True, exist_ok=True)
         write_json(place, json.loads(json.dumps(record)))
         click.echo(f"record: {place.relative_to(ROOT)}")

@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -32,12 +30,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import click
 import numpy as np
 import numpy.typing as npt
+from _records import here
 
 from edgekd.contracts.artifacts import write_json
 from edgekd.contracts.policy import policy_of
 from edgekd.contracts.policy_rows import ZoneRules, compile_zone, padded
 from edgekd.contracts.projection import OBEYED, past_bounds, project
-from edgekd.telemetry.environment import read_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 FloatArray = npt.NDArray[np.float64]
@@ -276,9 +274,7 @@ def main(problems: int, seed: int, write: bool) -> None:
     )
     click.echo("passed" if passed else "NOT passed")
     if write:
-        environment = read_environment()
-        device = environment.board or environment.cpu_model or platform.machine()
-        folder = Path(__file__).parent / "results" / re.sub(r"[^a-z0-9]+", "-", device.lower())
+        folder, environment = here()
         write_json(
             folder / "policy_exact.json",
             {

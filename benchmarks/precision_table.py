@@ -23,8 +23,6 @@ import hashlib
 import inspect
 import json
 import os
-import platform
-import re
 import shlex
 import statistics
 import subprocess
@@ -41,6 +39,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
+from _records import here
 from onnx import numpy_helper
 
 from edgekd.contracts.artifacts import sha256_file, write_json
@@ -62,7 +61,6 @@ from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
 from edgekd.runtime.bundle import open_bundle
 from edgekd.runtime.evaluate import evaluate_bundle
 from edgekd.runtime.session import Prediction, Session
-from edgekd.telemetry.environment import read_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("EDGEKD_TEST_DATA") or ROOT.parent / "shared" / "data")
@@ -549,10 +547,8 @@ def _print_reasons(case: dict[str, Any]) -> None:
 
 def write(name: str, work: Work, found: dict[str, Any]) -> None:
     """``results/<device>/NAME.json``."""
-    environment = read_environment()
-    device = environment.board or environment.cpu_model or platform.machine()
-    folder = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    path = Path(__file__).parent / "results" / folder / f"{name}.json"
+    folder, environment = here()
+    path = folder / f"{name}.json"
     checkpoint = work.places["CHECKPOINT"]
     best = checkpoint / "best.ckpt" if checkpoint.is_dir() else checkpoint
     record = {

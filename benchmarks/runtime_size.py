@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -29,11 +28,11 @@ from typing import Any
 
 import click
 from _emulated import REPOSITORY, quiet, uv
+from _records import here
 from scene_memory import make_scene
 
 from edgekd.contracts.artifacts import write_json
 from edgekd.errors import EdgeKDError
-from edgekd.telemetry.environment import read_environment
 
 #: name -> (extras, further requirements, Python): the boards' installations.
 INSTALLATIONS = {
@@ -183,9 +182,8 @@ def main(bundle: Path | None, runs: int, skip_size: bool, write: bool) -> None:
         click.echo(f"error: {err}", err=True)
         sys.exit(err.exit_code)
     if write:
-        environment = read_environment()
-        cpu = re.sub(r"[^a-z0-9]+", "-", (environment.cpu_model or "unknown").lower()).strip("-")
-        place = REPOSITORY / "benchmarks" / "results" / cpu / "runtime_size.json"
+        folder, environment = here()
+        place = folder / "runtime_size.json"
         write_json(place, {
             "question": "how much room and memory does the runtime take?",
             "command": "python benchmarks/runtime_size.py --write",

@@ -8,16 +8,15 @@ and a process that only sleeps. Ends with 1 when a share is above the bound.
 
 from __future__ import annotations
 
-import re
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import click
+from _records import here
 
 from edgekd.contracts.artifacts import write_json
-from edgekd.telemetry.environment import read_environment
 from edgekd.telemetry.recorder import Recorder
 from edgekd.telemetry.sampler import Sampler
 from edgekd.telemetry.sensors import ina3221, tegrastats
@@ -82,9 +81,8 @@ def main(seconds: float, write: bool) -> None:
         click.echo(f"{what}: {row['share_of_core']:.3%} of a core, {row['samples']:.0f} samples")
     click.echo(f"bound {BOUND:.0%}: {'holds' if holds else 'MISSED'}")
     if write:
-        environment = read_environment()
-        cpu = re.sub(r"[^a-z0-9]+", "-", (environment.cpu_model or "unknown").lower()).strip("-")
-        place = ROOT / "benchmarks" / "results" / cpu / "sampler_overhead.json"
+        folder, environment = here()
+        place = folder / "sampler_overhead.json"
         record = {
             "question": "what does a power sampler at 10 Hz take of a core?",
             "command": f"python benchmarks/sampler_overhead.py --seconds {seconds:g} --write",

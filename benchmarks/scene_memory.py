@@ -12,7 +12,6 @@ Bounds: largest over smallest at most 1.05, and at most 600 MB beside the engine
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -20,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from _records import here
 
 from edgekd.contracts.artifacts import write_json
-from edgekd.telemetry.environment import read_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = (5000, 10_000, 20_000)
@@ -138,15 +137,14 @@ def main(sides: str, kinds: str, write: bool) -> None:
                    f"{beside / 1e6:.0f} MB beside the engine (at most {MOST_BYTES / 1e6:.0f}): "
                    + ("holds" if verdict[kind]["holds"] else "MISSED"))  # fmt: skip
     if write:
-        environment = read_environment()
-        cpu = re.sub(r"[^a-z0-9]+", "-", (environment.cpu_model or "unknown").lower()).strip("-")
+        folder, environment = here()
         record = {
             "question": "does the memory of a scene depend on its size?",
             "command": "python benchmarks/scene_memory.py --write",
             "rows": rows, "verdict": verdict, "bounds": [MOST_GROWTH, MOST_BYTES],
             "cpu": environment.cpu_model, "packages": environment.packages,
         }  # fmt: skip
-        place = ROOT / "benchmarks" / "results" / cpu / "scene_memory.json"
+        place = folder / "scene_memory.json"
         write_json(place, record)
         click.echo(f"record: {place.relative_to(ROOT)}")
     sys.exit(0 if all(item["holds"] for item in verdict.values()) else 1)

@@ -39,9 +39,9 @@ from typing import Any
 import click
 import numpy as np
 import numpy.typing as npt
+from _records import here
 
 from edgekd.contracts.artifacts import sha256_file, write_json
-from edgekd.telemetry.environment import read_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 CHILDREN = Path(__file__).with_name("_throughput_child.py")
@@ -326,8 +326,7 @@ def main(
     report(ratio, rows, exact, side)
     click.echo(f"at least {BOUND}: {'holds' if holds else 'MISSED'}")
     if write:
-        environment = read_environment()
-        cpu = re.sub(r"[^a-z0-9]+", "-", (environment.cpu_model or "unknown").lower()).strip("-")
+        folder, environment = here()
         record = {
             "question": "scene pixels/s over bare-engine pixels/s, and beside other tools",
             "command": "python benchmarks/scene_throughput.py --geodeep PYTHON --write"
@@ -338,7 +337,7 @@ def main(
             "load_before": load_before, "cpu": environment.cpu_model,
             "cores": environment.cores_usable, "packages": environment.packages,
         }  # fmt: skip
-        place = ROOT / "benchmarks" / "results" / cpu / f"scene_throughput-{student}.json"
+        place = folder / f"scene_throughput-{student}.json"
         write_json(place, record)
         click.echo(f"record: {place.relative_to(ROOT)}")
     sys.exit(0 if holds else 1)

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import re
 import subprocess
 import sys
 import time
@@ -23,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from _records import here
 
 from edgekd.contracts.artifacts import sha256_file, write_json
-from edgekd.telemetry.environment import read_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = Path(__file__).with_suffix(".yaml")
@@ -87,9 +85,7 @@ def main(
         click.echo(line)
     click.echo(f"{len(seconds)} trainings, {sum(seconds) / 60:.1f} minutes of a core")
     if write:
-        environment = read_environment()
-        device = environment.board or environment.cpu_model or platform.machine()
-        folder = Path(__file__).parent / "results" / re.sub(r"[^a-z0-9]+", "-", device.lower())
+        folder, environment = here()
         write_json(
             folder / "search_gain.json",
             {

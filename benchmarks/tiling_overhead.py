@@ -18,8 +18,6 @@ Ends with 1 when a bound is missed.
 from __future__ import annotations
 
 import json
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -31,6 +29,7 @@ from typing import Any
 import click
 import numpy as np
 import numpy.typing as npt
+from _records import here
 
 from edgekd.contracts.artifacts import write_json
 from edgekd.contracts.imageio import Raster, gdal_environment
@@ -214,7 +213,7 @@ def main(
     else:
         _print(result, passed_speed, passed_memory)
     if write:
-        path = Path(__file__).parent / "results" / _device() / f"tiling_overhead-{name}.json"
+        path = here()[0] / f"tiling_overhead-{name}.json"
         write_json(path, result)
         click.echo(f"written: {path}", err=True)
     sys.exit(0 if result["passed"] else 1)
@@ -246,13 +245,6 @@ def _print(result: dict[str, Any], passed_speed: bool, passed_memory: bool) -> N
         click.echo(
             f"{100 * result['memory_growth']:+.1f} %, allowed {100 * MEMORY_BOUND:.0f} %: {verdict}"
         )
-
-
-def _device() -> str:
-    """A folder name for this machine: its board or CPU."""
-    environment = read_environment()
-    name = environment.board or environment.cpu_model or platform.machine()
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ pytest.importorskip("onnxruntime")
 
 
 def script(name: str) -> ModuleType:
+    if str(ROOT / "benchmarks") not in sys.path:  # as Python does for a script
+        sys.path.append(str(ROOT / "benchmarks"))
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
