@@ -11,6 +11,7 @@ import click
 from edgekd.cli._common import PathArgument, emit, note, progress_bar, shared_options, table
 
 _LIBRARY = "hsi/USGS_1995_Library.mat"
+_STATION = "coastal/seattle_9447130_metadata.json"
 
 
 @click.group(
@@ -37,8 +38,8 @@ def _split(
     return train, val, test
 
 
-def _library(given: Path | None) -> Path:
-    """``--library``, or the file where the real test data is."""
+def _measured(given: Path | None, file: str, what: str, option: str) -> Path:
+    """A measured file that a simulation stands on: given, or where the real test data is."""
     from edgekd.errors import InputError
 
     if given is not None:
@@ -46,10 +47,10 @@ def _library(given: Path | None) -> Path:
     folder = os.environ.get("EDGEKD_TEST_DATA")
     if not folder:
         raise InputError(
-            "no library of spectra: give the file USGS_1995_Library.mat with --library, or set "
-            f"EDGEKD_TEST_DATA to a folder that holds {_LIBRARY}"
+            f"no {what}: give the file {Path(file).name} with {option}, or set EDGEKD_TEST_DATA "
+            f"to a folder that holds {file}"
         )
-    return Path(folder) / _LIBRARY
+    return Path(folder) / file
 
 
 @command.command("geology")
@@ -97,7 +98,8 @@ def geology(
     )
     begin = time.monotonic()
     with progress_bar("simulate", "row") as update:
-        made = write_geology(output, _library(library), order, update)
+        spectra = _measured(library, _LIBRARY, "library of spectra", "--library")
+        made = write_geology(output, spectra, order, update)
     seconds = time.monotonic() - begin
     found = made["scenes"]
     pixels = {
@@ -137,3 +139,60 @@ def geology(
     else:
         note(f"next: edgekd inspect {output}")
         note(f"next: edgekd distill RECIPE --data {output}")
+
+
+@command.command("coast")
+@click.option("-o", "--output", type=PathArgument, required=True, metavar="DIR",
+              help="Folder of the set of places; must not exist, or be empty.")  # fmt: skip
+@click.option("--coasts", type=int, default=20, show_default=True, help="How many.")
+@click.option("--places", type=int, default=60, show_default=True, help="Of each coast.")
+@click.option("--seed", type=int, default=0, show_default=True,
+              help="Same seed, same places; coast 3 of ten is coast 3 of a hundred.")  # fmt: skip
+@click.option("--split", callback=_split, metavar="TRAIN:VAL:TEST", default="14:3:3",
+              show_default=True, help="Coasts of each, in turn.")  # fmt: skip
+@click.option("--station", type=PathArgument, metavar="JSON",
+              help="Metadata of a NOAA station with harmonic constituents, whose tide is taken; "
+                   "default: coastal/ in EDGEKD_TEST_DATA.")  # fmt: skip
+@shared_options
+def coast(
+    output: Path,
+    coasts: int,
+    places: int,
+    seed: int,
+    split: tuple[int, int, int],
+    station: Path | None,
+    as_json: bool,
+) -> None:
+    """Places on made-up coasts: a picture, a year of sensors, a zoning clause; ten classes.
+
+    The tide is a real station's; ground, storms, towns and texts are computed. What is to be done
+    with a block follows from all three by a rule, so the truth is known.
+    """
+    from edgekd.contracts.optional import require
+
+    require("scipy", "sensors", "simulate coasts")
+    from edgekd.contracts.place_set import SET_FILE, SPLITS
+    from edgekd.simulate.coast_write import CoastOrder, write_coast
+
+    order = CoastOrder(coasts=coasts, places=places, seed=seed, split=split)
+    begin = time.monotonic()
+    with progress_bar("simulate", "coast") as update:
+        taken = _measured(station, _STATION, "station's tide", "--station")
+        made = write_coast(output, taken, order, update)
+    seconds = time.monotonic() - begin
+    counts = made["places"]
+    rows = [[name, *(str(counts[part][name]) for part in SPLITS)] for name in counts["train"]]
+    value = {
+        "set": str(output / SET_FILE), "simulated": True, "seed": seed, "coasts": coasts,
+        "places_of_each": places, "split": made["split"], "places": counts,
+        "seconds": round(seconds, 3),
+    }  # fmt: skip
+    emit(
+        value,
+        [
+            *table(["class", *SPLITS], rows),
+            f"SIMULATED: {coasts} coasts of {places} places in {seconds:.1f} s",
+            f"set       {output / SET_FILE}",
+        ],
+        as_json,
+    )

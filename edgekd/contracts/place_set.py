@@ -1,0 +1,269 @@
+"""A set of places, each with three kinds of evidence: a picture, sensor series, a text.
+
+A folder with ``places.yaml`` (what all places share), ``places.csv`` (a row for each), pictures and
+``series.npz``. Series belong to a station and a year, so places name one by its number.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+
+from edgekd.contracts.policy import ClassFacts, Name
+from edgekd.contracts.registry import nearest
+from edgekd.contracts.schema import Document, load_document
+from edgekd.errors import InputError
+
+SET_FILE = "places.yaml"
+SPLITS = ("train", "val", "test")
+COLUMNS = ("name", "split", "group", "zone", "label", "image", "series", "text")
+_MOST_ROWS, _MOST_TEXT = 1_000_000, 100_000
+
+
+class PlaceClass(Document):
+    """A class of the set.
+
+    Attributes:
+        name: as in the table's column ``label``.
+        facts: what rules ask of it.
+    """
+
+    name: Name
+    facts: ClassFacts = ClassFacts()
+
+
+class SeriesShape(Document):
+    """What ``series.npz`` holds: ``values (series, days, features)`` float32, NaN for gaps.
+
+    Attributes:
+        file: beside ``places.yaml``.
+        days: rows of one series.
+        features: names of its columns.
+    """
+
+    file: str = "series.npz"
+    days: Annotated[int, pydantic.Field(ge=1, le=100_000)]
+    features: Annotated[list[str], pydantic.Field(min_length=1, max_length=1000)]
+
+
+class PlaceSetFile(Document):
+    """``places.yaml``.
+
+    Attributes:
+        name, title, source, licence: of the set.
+        simulated: whether it was computed; everything made from it says so.
+        classes: in the order of their numbers.
+        image_px: side of every picture; ``gsd_m``: of a pixel.
+        series: what the sensors' series are.
+        table: the CSV file.
+        rules: a file of rules that the true answers obey, if there is one.
+    """
+
+    schema_: Literal[1] = pydantic.Field(alias="schema")
+    name: Name
+    title: str = ""
+    source: str
+    licence: str
+    simulated: bool
+    classes: Annotated[list[PlaceClass], pydantic.Field(min_length=2, max_length=1000)]
+    image_px: Annotated[int, pydantic.Field(ge=8, le=8192)]
+    gsd_m: Annotated[float, pydantic.Field(gt=0)]
+    series: SeriesShape
+    table: str = "places.csv"
+    rules: str | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _once(self) -> PlaceSetFile:
+        for what, names in (
+            ("classes", [item.name for item in self.classes]),
+            ("features", self.series.features),
+        ):
+            twice = [name for name, count in Counter(names).items() if count > 1]
+            if twice:
+                raise ValueError(f"{what} has '{twice[0]}' twice")
+        return self
+
+
+@dataclass(frozen=True)
+class PlaceRow:
+    """One row of the table.
+
+    Attributes:
+        name: unique in the set.
+        split: train, val or test.
+        group: what must not be on both sides of a split: a coast, a town.
+        zone: of the rules.
+        label: number of the class.
+        image: path of its picture.
+        series: number in ``series.npz``.
+        text: what the place's papers say.
+    """
+
+    name: str
+    split: str
+    group: str
+    zone: str
+    label: int
+    image: Path
+    series: int
+    text: str
+
+
+@dataclass(frozen=True)
+class PlaceSet:
+    """A set that was read and checked.
+
+    Attributes:
+        root: its folder.
+        about: ``places.yaml``.
+        rows: all places, in the order of the table.
+        series: ``(series, days, features)`` float32, NaN for gaps.
+    """
+
+    root: Path
+    about: PlaceSetFile
+    rows: list[PlaceRow]
+    series: npt.NDArray[np.float32]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names, by number."""
+        return [item.name for item in self.about.classes]
+
+    @property
+    def facts(self) -> dict[str, ClassFacts]:
+        """What rules ask of the classes."""
+        return {item.name: item.facts for item in self.about.classes}
+
+    def part(self, split: str) -> list[PlaceRow]:
+        """Rows of a split.
+
+        Raises:
+            InputError: it has none.
+        """
+        found = [row for row in self.rows if row.split == split]
+        if not found:
+            there = sorted({row.split for row in self.rows})
+            raise InputError(
+                f"{self.root} has no place of split {split} (it has {', '.join(there)})"
+            )
+        return found
+
+
+def load_places(root: Path) -> PlaceSet:
+    """Read a set and check that its parts fit; pictures are only looked for.
+
+    Args:
+        root: the folder, or its ``places.yaml``.
+
+    Raises:
+        InputError: a file that is missing, a row that does not fit, or a group in two splits.
+    """
+    file = root if root.is_file() else root / SET_FILE
+    if not file.is_file():
+        raise InputError(f"{root} is no set of places: it has no {SET_FILE}")
+    about = load_document(PlaceSetFile, file)
+    series = _series(file.parent / about.series.file, about.series)
+    rows = _rows(file.parent, about, len(series))
+    _no_leak(rows, file)
+    return PlaceSet(file.parent, about, rows, series)
+
+
+def _series(path: Path, shape: SeriesShape) -> npt.NDArray[np.float32]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            values = np.asarray(stored["values"])
+    except (OSError, ValueError, KeyError) as err:
+        raise InputError(f"cannot read series from {path}: {err}") from err
+    expected = (shape.days, len(shape.features))
+    if values.dtype != np.float32 or values.ndim != 3 or values.shape[1:] != expected:
+        raise InputError(
+            f"{path} holds {values.dtype} {values.shape}, expected float32 (series, {expected[0]} "
+            f"days, {expected[1]} features)"
+        )
+    if np.isinf(values).any():
+        raise InputError(f"{path} holds infinite values; a gap is NaN")
+    empty = np.isnan(values).all(axis=1)
+    if empty.all(axis=1).any():
+        number = int(np.flatnonzero(empty.all(axis=1))[0])
+        raise InputError(f"series {number} of {path} is nothing but gaps; leave it out")
+    return values
+
+
+def _rows(root: Path, about: PlaceSetFile, series: int) -> list[PlaceRow]:
+    path = root / about.table
+    names = [item.name for item in about.classes]
+    found: list[PlaceRow] = []
+    seen: dict[str, int] = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise InputError(
+                    f"{path} has the columns {', '.join(reader.fieldnames or ['none'])}, expected "
+                    f"{', '.join(COLUMNS)}"
+                )
+            for row in reader:
+                line = reader.line_num
+                found.append(_row(root, f"{path}, line {line}", row, names, series))
+                if found[-1].name in seen:
+                    raise InputError(
+                        f"{path}, line {line}: place {found[-1].name} stands in line "
+                        f"{seen[found[-1].name]} too"
+                    )
+                seen[found[-1].name] = line
+                if len(found) > _MOST_ROWS:
+                    raise InputError(f"{path} has more than {_MOST_ROWS:,} rows")
+    except (OSError, UnicodeDecodeError, csv.Error) as err:
+        raise InputError(f"cannot read {path}: {err}") from err
+    if not found:
+        raise InputError(f"{path} has no rows")
+    return found
+
+
+def _row(root: Path, where: str, row: dict[str, Any], classes: list[str], series: int) -> PlaceRow:
+    if None in row or None in row.values():
+        raise InputError(f"{where}: expected {len(COLUMNS)} values")
+    if row["split"] not in SPLITS:
+        raise InputError(f"{where}: split is '{row['split']}', expected {', '.join(SPLITS)}")
+    if row["label"] not in classes:
+        raise InputError(
+            f"{where}: label '{row['label']}' is no class of the set"
+            f"{nearest(row['label'], classes)} (valid: {', '.join(classes)})"
+        )
+    if not row["series"].isascii() or not row["series"].isdigit() or int(row["series"]) >= series:
+        raise InputError(
+            f"{where}: series is '{row['series']}', expected a number from 0 to {series - 1}"
+        )
+    for key in ("name", "group", "zone", "text"):
+        if not row[key].strip():
+            raise InputError(f"{where}: {key} is empty")
+    if len(row["text"]) > _MOST_TEXT:
+        raise InputError(f"{where}: text has more than {_MOST_TEXT:,} characters")
+    image = root / row["image"]
+    if Path(row["image"]).is_absolute() or ".." in Path(row["image"]).parts or not image.is_file():
+        raise InputError(f"{where}: there is no picture {row['image']} in {root}")
+    return PlaceRow(
+        row["name"], row["split"], row["group"], row["zone"], classes.index(row["label"]), image,
+        int(row["series"]), row["text"],
+    )  # fmt: skip
+
+
+def _no_leak(rows: list[PlaceRow], file: Path) -> None:
+    """A group, and a series, is on one side of every split."""
+    for what in ("group", "series"):
+        sides: dict[str | int, str] = {}
+        for row in rows:
+            key = getattr(row, what)
+            if sides.setdefault(key, row.split) != row.split:
+                raise InputError(
+                    f"{file}: {what} {key} is in split {sides[key]} and in {row.split} (place "
+                    f"{row.name}), so what is learned would be tested on itself"
+                )

@@ -1,0 +1,120 @@
+"""Sets of places: what is read, and what is refused with its line."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from edgekd.contracts.place_set import COLUMNS, load_places
+from edgekd.errors import EdgeKDError, InputError
+
+ABOUT: dict[str, Any] = {
+    "schema": 1, "name": "three", "source": "made up", "licence": "none", "simulated": True,
+    "classes": [{"name": "water"}, {"name": "house", "facts": {"height_m": 8}}],
+    "image_px": 8, "gsd_m": 2.0, "series": {"days": 4, "features": ["level_m", "wind_m_s"]},
+}  # fmt: skip
+ROWS = [
+    ["a", "train", "north", "shore", "water", "a.png", "0", "Keep it, as it is."],
+    ["b", "train", "north", "upland", "house", "b.png", "0", 'A "house" is\nallowed.'],
+    ["c", "test", "south", "shore", "house", "c.png", "1", "No walls."],
+]
+
+
+def write(
+    folder: Path,
+    about: dict[str, Any] | None = None,
+    rows: list[list[str]] | None = None,
+    series: np.ndarray | None = None,
+    columns: tuple[str, ...] = COLUMNS,
+) -> Path:
+    for name in "abc":
+        cv2.imwrite(str(folder / f"{name}.png"), np.full((8, 8, 3), 9, np.uint8))
+    with (folder / "places.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([columns, *(ROWS if rows is None else rows)])
+    values = np.ones((2, 4, 2), np.float32) if series is None else series
+    np.savez(folder / "series.npz", values=values)
+    (folder / "places.yaml").write_text(yaml.safe_dump(ABOUT | (about or {})))
+    return folder
+
+
+def test_a_set_is_read(tmp_path: Path) -> None:
+    series = np.ones((2, 4, 2), np.float32)
+    series[1, 2] = np.nan
+    found = load_places(write(tmp_path, series=series))
+    assert found.classes == ["water", "house"] and found.facts["house"].height_m == 8
+    assert [row.name for row in found.part("train")] == ["a", "b"]
+    last = found.part("test")[0]
+    assert (last.label, last.series, last.zone, last.group) == (1, 1, "shore", "south")
+    assert found.rows[1].text == 'A "house" is\nallowed.' and last.image == tmp_path / "c.png"
+    assert np.isnan(found.series[1, 2]).all() and found.about.simulated
+    assert load_places(tmp_path / "places.yaml").rows == found.rows
+    with pytest.raises(InputError, match=r"no place of split val \(it has test, train\)"):
+        found.part("val")
+
+
+def changed(row: int, column: str, value: str) -> list[list[str]]:
+    rows = [list(item) for item in ROWS]
+    rows[row][COLUMNS.index(column)] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"rows": changed(1, "label", "hous")}, r"line 4: label 'hous' is no class .*house"),
+        ({"rows": changed(0, "split", "learn")}, "line 2: split is 'learn', expected train"),
+        ({"rows": changed(2, "series", "2")}, "series is '2', expected a number from 0 to 1"),
+        ({"rows": changed(2, "series", "-1")}, "series is '-1'"),
+        ({"rows": changed(2, "series", "1.0")}, "series is '1.0'"),
+        ({"rows": changed(2, "image", "d.png")}, "there is no picture d.png"),
+        ({"rows": changed(2, "image", "../c.png")}, "there is no picture"),
+        ({"rows": changed(2, "image", "/c.png")}, "there is no picture"),
+        ({"rows": changed(1, "name", "a")}, "place a stands in line 2 too"),
+        ({"rows": changed(1, "zone", " ")}, "zone is empty"),
+        ({"rows": changed(1, "text", "")}, "text is empty"),
+        ({"rows": changed(1, "group", "south")}, "group south is in split train and in test"),
+        ({"rows": changed(1, "series", "1")}, "series 1 is in split train and in test"),
+        ({"rows": [ROWS[0][:-1]]}, "expected 8 values"),
+        ({"rows": [[*ROWS[0], "more"]]}, "expected 8 values"),
+        ({"rows": []}, "has no rows"),
+        ({"columns": COLUMNS[::-1]}, "has the columns text, .* expected name"),
+        ({"series": np.ones((2, 4, 3), np.float32)}, r"expected float32 \(series, 4 days, 2"),
+        ({"series": np.ones((2, 4, 2))}, "holds float64"),
+        ({"series": np.full((2, 4, 2), np.inf, np.float32)}, "infinite"),
+        ({"series": np.full((2, 4, 2), np.nan, np.float32)}, "series 0 .* nothing but gaps"),
+        ({"about": {"classes": [{"name": "water"}]}}, "classes"),
+        ({"about": {"classes": [{"name": "a"}, {"name": "a"}]}}, "classes has 'a' twice"),
+        ({"about": {"series": {"days": 4, "features": ["x", "x"]}}}, "features has 'x' twice"),
+        ({"about": {"colour": "red"}}, "colour"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path: Path, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(EdgeKDError, match=words) as caught:
+        load_places(write(tmp_path, **given))
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / "places.yaml").unlink(), "is no set of places"),
+        (lambda folder: (folder / "places.csv").unlink(), "cannot read .*places.csv"),
+        (lambda folder: (folder / "series.npz").unlink(), "cannot read series"),
+        (lambda folder: (folder / "series.npz").write_bytes(b"PK"), "cannot read series"),
+        (lambda folder: (folder / "places.csv").write_bytes(b"\xff\xfe"), "cannot read"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(
+    tmp_path: Path, spoil: Callable[[Path], object], words: str
+) -> None:
+    write(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(InputError, match=words):
+        load_places(tmp_path)
