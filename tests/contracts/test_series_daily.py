@@ -71,6 +71,12 @@ def test_figures_of_a_tide_and_of_weather() -> None:
     assert of(out, "water_temperature_mean_c") == pytest.approx([11.15] * 3)
 
 
+def test_figures_of_whole_tides_are_exact() -> None:
+    out = daily_features(levels(period_s=43_200), weather(), "2015-03-01", 3)[0]
+    assert of(out, "level_mean_m") == pytest.approx([2] * 3, abs=1e-6)
+    assert of(out, "level_range_m") == pytest.approx([2 * np.cos(0.05 * np.pi)] * 3, abs=2e-3)
+
+
 def test_the_tide_is_no_surge_and_a_surge_of_days_is_one() -> None:
     for period_s, left_m in ((M2_S, 0.02), (K1_S, 0.06)):
         calm = daily_features(levels(period_s=period_s), weather(), "2015-03-01", 3)[0]
@@ -115,7 +121,8 @@ def test_a_day_of_weather_needs_its_hours_by_channel(
     step_s: int, missing_h: int, there: bool
 ) -> None:
     item = without(weather(step_s=step_s), "wave_height_m", 24, 24 + missing_h)
-    mask = daily_features(levels(), item, START, 3)[2]
+    out, _, mask = daily_features(levels(), item, START, 3)
+    assert not there or of(out, "wave_height_mean_m") == [1, 2, 3]
     assert mask[:, 5].tolist() == mask[:, 6].tolist() == [True, there, True]
     assert mask[:, 7:].all()
 
