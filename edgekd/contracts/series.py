@@ -219,8 +219,7 @@ def on_grid(
         f"of samples, {filled:,} are filled linearly in gaps of at most {most_gap_s:g} s, "
         f"{out.size - measured - filled:,} have none; {int((~inside).sum()):,} rows lie outside"
     )
-    step = np.timedelta64(int(step_s), "s")
-    times: Times = np.arange(begin, begin + count * step, step)
+    times = begin + (np.arange(count) * int(step_s)).astype("timedelta64[s]")
     return replace(series, times=times, values=out, notes=(*series.notes, note))
 
 

@@ -136,7 +136,10 @@ def read_coops(
             f"{', '.join(DATUMS)})"
         )
     shift_s = _shift_s(path, zone, metadata)
-    rows = _coops_json(path) if head(path).startswith(b"{") else _coops_csv(path)
+    begin = head(path)
+    if not begin:
+        raise InputError(f"{path} is empty")
+    rows = _coops_json(path) if begin.startswith(b"{") else _coops_csv(path)
     if not rows.times:
         raise InputError(f"{path} has a header and no rows; ask the service for other dates")
     station = rows.station
@@ -361,7 +364,7 @@ _NEEDED = ("WSPD", "GST", "WVHT", "DPD", "PRES", "WTMP")
 _OTHERS = {
     "GDR": "continuous winds", "GTIME": "continuous winds", "SwH": "spectral wave summaries",
     "OTMP": "oceanographic data", "DEP01": "ocean currents", "SRAD1": "solar radiation",
-    "SEP_FREQ": "raw spectral waves", "#STN": "latest observations of all stations",
+    "SEP_FREQ": "raw spectral waves", "STN": "latest observations of all stations",
     "T": "water levels of tsunami buoys", "HEIGHT": "water levels of tsunami buoys",
 }  # fmt: skip
 _MOST_OUTSIDE = 0.01
