@@ -19,6 +19,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from edgekd.contracts.artifacts import read_text
+from edgekd.contracts.station import FOOT_M, read_station
 from edgekd.errors import InputError
 
 FloatArray = npt.NDArray[np.float64]
@@ -26,7 +28,6 @@ FloatArray = npt.NDArray[np.float64]
 #: a year, and the month before it that its first days are judged by
 DAYS, LEAD_DAYS = 365, 31
 HOURS: Final = (LEAD_DAYS + DAYS) * 24
-_FEET_M: Final = 0.3048
 #: phases are counted from this moment
 _EPOCH: Final = datetime.datetime(2000, 1, 1)
 _SURGE_HOURS, _SURGE_SD_M = 36.0, 0.07
@@ -82,28 +83,26 @@ def load_tide(path: Path) -> Tide:
     """The tide of a station, from the metadata of NOAA's service (``expand=harcon,datums``).
 
     Raises:
-        InputError: not such a file, or it has no constituents or datums.
+        InputError: not such a file, or it has no constituents, MHHW or MSL.
     """
+    station = read_station(path)
     try:
-        station = json.loads(path.read_text())["stations"][0]
-        part = station["harmonicConstituents"]
-        scale = {"feet": _FEET_M, "meters": 1.0}[part["units"]]
+        part = json.loads(read_text(path))["stations"][0]["harmonicConstituents"]
+        scale = {"feet": FOOT_M, "meters": 1.0}[part["units"]]
         rows = [
             (item["amplitude"] * scale, item["phase_GMT"], item["speed"])
             for item in part["HarmonicConstituents"]
         ]
-        datums = station["datums"]
-        heights = {item["name"]: item["value"] for item in datums["datums"]}
-        mhhw = (heights["MHHW"] - heights["MSL"]) * {"feet": _FEET_M, "meters": 1.0}[
-            datums["units"]
-        ]
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as err:
+    except (KeyError, IndexError, TypeError) as err:
         raise InputError(
-            f"{path} is no metadata of a NOAA station with harmonic constituents and datums "
-            f"({type(err).__name__}: {err}); download it with expand=harcon,datums"
+            f"{path} holds no harmonic constituents ({type(err).__name__}: {err}); download it "
+            "with expand=harcon,datums"
         ) from err
+    if not rows:
+        raise InputError(f"{path} holds no harmonic constituents: the station has no tide")
     amplitude, phase, speed = np.array(rows, dtype=np.float64).T
-    return Tide(f"{station['name']} ({station['id']})", amplitude, phase, speed, mhhw)
+    above = station.height_m("MHHW") - station.height_m("MSL")
+    return Tide(f"{station.name} ({station.id})", amplitude, phase, speed, above)
 
 
 def make_year(

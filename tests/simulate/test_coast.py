@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +34,7 @@ from edgekd.simulate.coast_places import (
 )
 from edgekd.simulate.coast_text import _PHRASES, _PROTECTION, USES, clause
 from edgekd.simulate.terrain import Seeds
+from tests.helpers.stations import STATION
 
 TIDE = Tide(
     "made up", np.array([1.0, 0.5]), np.array([0.0, 90.0]), np.array([28.984104, 15.041069]), 0.7
@@ -222,9 +225,26 @@ def test_a_constituent_by_hand() -> None:
     assert np.allclose(tide.levels_m(hours), [1.0, 2 * np.cos(np.radians(120)), 1.0])
 
 
-def test_a_file_that_is_no_station_is_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_file_that_is_no_station_is_refused(tmp_path: Path) -> None:
     wrong = tmp_path / "station.json"
     for text in ("{", "{}", '{"stations": []}', '{"stations": [{"name": "x"}]}'):
         wrong.write_text(text)
-        with pytest.raises(InputError, match="no metadata of a NOAA station"):
+        with pytest.raises(InputError, match="station.json"):
             load_tide(wrong)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        None,
+        {"units": "feet"},
+        {"units": "feet", "HarmonicConstituents": []},
+        {"units": "yards", "HarmonicConstituents": []},
+    ],
+)
+def test_a_station_without_a_tide_is_refused(tmp_path, part) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "station.json"
+    station = STATION["stations"][0] | {"harmonicConstituents": part}
+    path.write_text(json.dumps({"stations": [station]}))
+    with pytest.raises(InputError, match="no harmonic constituents"):
+        load_tide(path)

@@ -20,25 +20,7 @@ from edgekd.errors import EdgeKDError
 from edgekd.simulate.coast_levels import LEAD_DAYS, load_tide, make_year
 from edgekd.simulate.coast_places import CLASSES
 from edgekd.simulate.coast_write import CoastOrder, features_of, write_coast
-
-STATION = {
-    "stations": [
-        {
-            "name": "Made Up", "id": "1",
-            "harmonicConstituents": {
-                "units": "feet",
-                "HarmonicConstituents": [
-                    {"amplitude": 3.5, "phase_GMT": 10.8, "speed": 28.984104},
-                    {"amplitude": 2.7, "phase_GMT": 277.0, "speed": 15.041069},
-                ],
-            },
-            "datums": {
-                "units": "feet",
-                "datums": [{"name": "MSL", "value": 6.6}, {"name": "MHHW", "value": 11.4}],
-            },
-        }
-    ]
-}  # fmt: skip
+from tests.helpers.stations import STATION
 
 
 @pytest.fixture(scope="module")
