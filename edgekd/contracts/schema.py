@@ -53,9 +53,9 @@ class _Reader:
         if self._seen is not None:
             if id(node) in self._seen:
                 line = node.start_mark.line + 1
-                self.problems.append(
-                    f"line {line}: an alias repeats what stands here; write it out"
-                )
+                fault = f"line {line}: an alias repeats what stands here; write it out"
+                if fault not in self.problems:
+                    self.problems.append(fault)
                 return None
             self._seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
