@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: puts version 2 over version 1 and is killed before the n-th line that it executes in the files of
 #: the store, from where it begins to write, for every n; a second child opens what is left, unless
-#: it was left before, and says what it found. Nothing waits for the disk: what a killed process wrote is not lost by the kill.
+#: it was left before, and says what it found. Nothing waits for the disk: a kill loses nothing of
+#: what was written.
 _EVERY_LINE = """
 import json, os, re, shutil, signal, sys
 from pathlib import Path
