@@ -69,6 +69,10 @@ class OutputError(InputError):
     """A result cannot be written where it was asked for."""
 
 
+class ConflictError(InputError):
+    """What was to be changed is not what the caller saw: somebody changed it in between."""
+
+
 class GateError(EdgeKDError):
     """A check gave the verdict "no": parity, a quality gate, a verification."""
 

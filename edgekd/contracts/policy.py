@@ -65,6 +65,9 @@ _ASKS = {
     "height_limit": "max_m", "setback": "min_m", "flood_zone": "min_floor_m", "linear": "max",
 }  # fmt: skip
 
+#: sizes of the numbers of a linear rule, whose quotients single precision must hold
+_LEAST, _MOST = 1e-6, 1e6
+
 
 class Rule(Document):
     """One paragraph.
@@ -75,7 +78,7 @@ class Rule(Document):
             ``setback``: none with buildings nearer to the shoreline than ``min_m``, m.
             ``flood_zone``: none whose lowest floor is below ``min_floor_m``, m above the datum.
             ``linear``: sum of ``coefficients`` x probabilities at most ``max``, for what no other
-            type says.
+            type says; numbers are 0 or of a size from 1e-6 to 1e6.
         share: what the classes that break the rule may have of the probability; not of linear.
         zones: where it applies; absent, in all zones of the file.
         priority: 1 yields last; of rules that contradict each other the higher number is relaxed.
@@ -109,6 +112,12 @@ class Rule(Document):
                 raise ValueError(f"rule {self.id} is of type {self.type} and lacks {key}")
         if self.coefficients is not None and not any(self.coefficients.values()):
             raise ValueError(f"all coefficients of rule {self.id} are 0, so it limits nothing")
+        for value in (*(self.coefficients or {}).values(), self.max or 0.0):
+            if value and not _LEAST <= abs(value) <= _MOST:
+                raise ValueError(
+                    f"rule {self.id} has the number {value:g}, expected 0 or a size from "
+                    f"{_LEAST:g} to {_MOST:g}; others are lost in single precision"
+                )
         return self
 
 
@@ -137,8 +146,10 @@ class Policy(Document):
                         f"{nearest(zone, list(self.zones))} (valid: {', '.join(self.zones)})"
                     )
             for other in self.rules[:number]:
+                if rule.id != other.id or not rule.valid.meets(other.valid):
+                    continue
                 shared = set(rule.zones or self.zones) & set(other.zones or self.zones)
-                if rule.id == other.id and shared and rule.valid.meets(other.valid):
+                if shared:
                     raise ValueError(
                         f"rule {rule.id} stands twice for the same days in zone "
                         f"{sorted(shared)[0]}; end the earlier version with valid.until on the "

@@ -42,12 +42,22 @@ D = TypeVar("D", bound=Document)
 class _Reader:
     """Builds plain Python values from YAML nodes and remembers the line of every key."""
 
-    def __init__(self) -> None:
+    def __init__(self, aliases: bool) -> None:
         self.lines: dict[Place, int] = {(): 1}
         self.problems: list[str] = []
         self._scalars = yaml.SafeLoader("")
+        #: of nodes, which live as long as their tree; None where a second visit is no fault
+        self._seen: set[int] | None = None if aliases else set()
 
     def value(self, node: yaml.Node, place: Place) -> Any:
+        if self._seen is not None:
+            if id(node) in self._seen:
+                line = node.start_mark.line + 1
+                fault = f"line {line}: an alias repeats what stands here; write it out"
+                if fault not in self.problems:
+                    self.problems.append(fault)
+                return None
+            self._seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, place)
         if isinstance(node, yaml.SequenceNode):
@@ -84,8 +94,24 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
         InputError: missing, empty or not text.
         RecipeError: not YAML, not a mapping, or a key that stands twice.
     """
-    text = read_text(path)
-    reader = _Reader()
+    return parse_yaml(read_text(path), str(path))
+
+
+def parse_yaml(
+    text: str, source: str, aliases: bool = True
+) -> tuple[dict[str, Any], dict[Place, int]]:
+    """Like :func:`read_yaml`, of a text.
+
+    Args:
+        text: the document.
+        source: what to call it in messages.
+        aliases: whether ``*name`` may repeat ``&name``; a few lines of aliases of aliases stand
+            for millions of values, so not in a text from somebody else.
+
+    Raises:
+        RecipeError: not YAML, not a mapping, a key that stands twice, or an alias.
+    """
+    reader = _Reader(aliases)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         value = reader.value(node, ()) if node is not None else None
@@ -93,13 +119,13 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
         mark = getattr(err, "problem_mark", None)
         line = mark.line + 1 if mark else 1
         problem = getattr(err, "problem", None) or str(err).splitlines()[0]
-        raise RecipeError(str(path), [f"line {line}: not YAML: {problem}"]) from err
+        raise RecipeError(source, [f"line {line}: not YAML: {problem}"]) from err
     except (ValueError, RecursionError) as err:  # an impossible date; an anchor inside itself
-        raise RecipeError(str(path), [f"line 1: not YAML that can be read: {err}"]) from err
+        raise RecipeError(source, [f"line 1: not YAML that can be read: {err}"]) from err
     if reader.problems:
-        raise RecipeError(str(path), reader.problems)
+        raise RecipeError(source, reader.problems)
     if not isinstance(value, dict):
-        raise RecipeError(str(path), ["line 1: expected keys and values, e.g. 'schema: 1'"])
+        raise RecipeError(source, ["line 1: expected keys and values, e.g. 'schema: 1'"])
     return value, reader.lines
 
 

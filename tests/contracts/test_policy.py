@@ -172,6 +172,8 @@ def test_a_rule_that_limits_nothing_is_named() -> None:
         ([limit("x", {"tovver": 1}, 0.5, 1)], "class 'tovver', which is not there; did you mean "
          "'tower'"),
         ([limit("x", {name: 1 for name in CLASSES}, 0.5, 1)], "sum is at least 1 whatever"),
+        ([limit("x", {"tower": 1}, 1e39, 1)], "rule x has the number 1e.39, expected 0 or a size"),
+        ([limit("x", {"tower": 1, "house": 1e-7}, 0.5, 1)], "has the number 1e-07"),
         ([limit("x", {"tower": -1}, -1.2, 1)], "asks for at most -1.2, and its sum is at least -1"),
         ([limit("one", {"tower": 1}, 0.1, 3), limit("two", {"tower": -1}, -0.3, 3),
           limit("fine", {"house": 1}, 0.3, 3)],
