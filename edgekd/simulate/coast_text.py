@@ -1,8 +1,10 @@
 """Zoning clauses as a town would write them, made up: what a block may be used for, in words.
 
-A clause has a use, what it says of shoreline protection, and sentences that say nothing of either.
-One in four phrasings of each kind is kept for the test split, so that a model which has learned
-sentences by heart is found out.
+A clause says its use, what it holds of shoreline protection, and things that matter for neither.
+Sentences are put together from frames and things. One in four of the things is kept for the test
+split, so that a model which has learned words by heart is found out. Frames are the same in both: a
+law has few ways to forbid, and a mean of word vectors does not carry a new one (logistic regression
+on MiniLM's told allowed from forbidden in 62 % of frames it had not seen).
 """
 
 from __future__ import annotations
@@ -13,76 +15,98 @@ import numpy as np
 
 USES: Final = ("preserve", "recreation", "low", "mid", "high")
 
-_PHRASES: Final[dict[str, tuple[str, ...]]] = {
+THINGS: Final[dict[str, tuple[str, ...]]] = {
     "preserve": (
-        "The district shall remain in its natural state; no new structure of any kind is allowed.",
-        "Land in this conservation overlay is reserved for habitat, and building permits are not "
-        "issued.",
-        "Within the preservation zone vegetation shall not be cleared and no dwelling shall be "
-        "erected.",
-        "These parcels are dedicated to the protection of dunes, marshes and wildlife in "
-        "perpetuity.",
-        "No development is permitted in the critical area; existing uses are nonconforming and "
-        "shall not be extended.",
-        "The purpose of this district is to keep ecologically valuable ground free of buildings.",
-        "Development rights in the sanctuary have been extinguished by covenant.",
-        "The land is held as a nature reserve and closed to construction.",
+        "a refuge for plants and animals", "wild land without buildings",
+        "nesting places of shore birds", "natural vegetation and nothing built",
+        "wetland and open water in their natural state", "an ecological reserve",
+        "old forest under protection", "dune grass that nobody may disturb",
+        "habitat for wildlife", "dunes in their natural state", "marsh that stays untouched",
+        "a nature reserve", "undisturbed vegetation", "protected wetland",
+        "wild shore without any structure", "a conservation area free of buildings",
+        "coastal scrub that is left to itself", "a bird sanctuary",
+        "breeding ground closed to the public", "forest that is kept as it is",
     ),
     "recreation": (
-        "Permitted uses are parks, playing fields, trails and beaches open to the public.",
-        "The district is set aside for outdoor recreation; buildings are limited to shelters and "
-        "rest rooms.",
-        "Only camp grounds, picnic areas and sports fields are allowed by right.",
-        "The ground is designated as public open space and shall be kept free of dwellings.",
-        "Use is restricted to passive and active recreation such as golf, gardens and promenades.",
-        "Parcels in the greenway serve the public for leisure, and no residential use is allowed.",
-        "This park district admits fairs and markets for a few days, but no permanent housing.",
-        "The waterfront lawn shall stay open to all for sport and play.",
+        "a public park", "beaches and bathing places", "tennis courts and playing fields",
+        "trails for walking and cycling", "public gardens", "outdoor sports and games",
+        "a playground with lawns", "leisure in the open air",
+        "parks and playgrounds", "playing fields", "picnic grounds and trails",
+        "public lawns beside the beach", "golf courses", "camp sites", "promenades and gardens",
+        "sports grounds", "meadows for fairs and play", "an urban park",
+        "bicycle paths and open lawns", "swimming places with rest rooms",
     ),
     "low": (
-        "Single-family dwellings of no more than two storeys are permitted by right.",
-        "The maximum height of any building is nine metres; duplexes and detached houses are "
-        "allowed.",
-        "This is a low-density residential district: one dwelling per lot.",
-        "Detached homes with gardens are the principal permitted use, not exceeding two floors.",
-        "Lots of at least 600 square metres may each hold one house of two storeys at most.",
-        "Residential use at low density is allowed, with a floor area ratio of 0.3.",
-        "Cottages and bungalows may be erected; apartment houses are prohibited.",
-        "The village district admits small houses in keeping with their neighbours.",
+        "single-family homes", "houses of one storey", "detached homes with gardens",
+        "low-density housing of two storeys", "a family house on each lot", "cottages of one floor",
+        "rural homes and small houses", "two-family houses with yards",
+        "detached single-family houses", "bungalows and cottages",
+        "dwellings of one or two storeys", "houses of no more than nine metres",
+        "duplexes on large lots", "villas with gardens", "small homes at low density",
+        "one dwelling per lot", "farm houses and cabins", "family homes with pitched roofs",
+        "low houses as in a village", "semi-detached homes of two floors",
     ),
     "mid": (
-        "Apartment houses of three to six storeys are permitted by right.",
-        "The district admits townhouses and multifamily buildings up to twenty metres.",
-        "Medium-density residential use is allowed, with a floor area ratio of 1.8.",
-        "Buildings may have up to six floors, and shops are allowed at street level.",
-        "Row houses and walk-up flats are the principal permitted uses.",
-        "Multifamily housing at moderate density is encouraged along the main streets.",
-        "Perimeter blocks of four to five storeys shall line the avenue.",
-        "The permitted use is flats in buildings of middle height.",
+        "apartment buildings of four floors", "flats in buildings of five storeys",
+        "townhouses of three storeys", "medium-density housing",
+        "blocks of flats with up to six floors", "multifamily houses of middle height",
+        "rows of townhouses", "apartments in mid-rise buildings",
+        "apartment houses of three to six storeys", "townhouses and walk-up flats",
+        "multifamily buildings up to twenty metres", "row houses at medium density",
+        "flats above shops, five floors at most", "perimeter blocks of four storeys",
+        "residential buildings of middle height", "tenements of up to six floors",
+        "condominiums of four or five storeys", "mid-rise housing", "terraces of flats",
+        "garden apartments of three floors",
     ),
     "high": (
-        "Towers for offices, hotels and flats are permitted without a limit of height.",
-        "High-density mixed use is allowed, with a floor area ratio of up to 8.",
-        "The downtown district admits buildings of ten storeys and more.",
-        "High-rise construction is permitted by right on all parcels.",
-        "Buildings shall have at least eight storeys above grade.",
-        "The core district is intended for the tallest structures of the town.",
-        "Skyscrapers may be erected subject to review of their design.",
-        "The maximum height of fifty-five metres applies to hotels and office towers.",
+        "high-rise buildings", "towers of more than twelve storeys", "tall office buildings",
+        "hotels of twenty floors", "high-rise flats and offices", "very tall buildings",
+        "office towers", "high-density towers with shops",
+        "towers of offices and hotels", "high-rise apartments", "skyscrapers",
+        "buildings of ten storeys and more", "mixed use in towers of up to fifty-five metres",
+        "tall hotels", "high-density office blocks", "residential towers of any height",
+        "structures of at least eight storeys", "downtown towers", "a skyline of tall buildings",
+        "headquarters of fifteen floors",
     ),
-}
-_PROTECTION: Final[dict[bool, tuple[str, ...]]] = {
+}  # fmt: skip
+FRAMES: Final = (
+    "Permitted by right: {}.",
+    "The district is reserved for {}.",
+    "The principal use of these parcels is {}.",
+    "Only {} may be approved here.",
+    "The plan provides for {} and nothing else.",
+    "Within this zone the council allows {}.",
+    "Every lot shall be used for {}.",
+    "Land so marked on the map is meant for {}.",
+    "The purpose of this section is to provide {}.",
+    "The ordinance admits {} in this part of the town.",
+    "No use other than {} is lawful.",
+    "Owners shall keep to {}.",
+)
+WALLS: Final = (
+    "seawalls", "levees", "bulkheads", "revetments", "walls against the sea", "dikes",
+    "flood walls", "structures of shoreline armouring",
+)  # fmt: skip
+PROTECTION: Final[dict[bool, tuple[str, ...]]] = {
     True: (
-        "Seawalls, levees and bulkheads may be built to protect existing development.",
-        "The town shall maintain shoreline armouring along this reach.",
-        "Hard structures against flooding are permitted with the engineer's approval.",
-        "Protection of the shore by walls or dikes is an allowed accessory use.",
+        "To protect what is there, {} may be built.",
+        "The town shall maintain {} along this reach.",
+        "With the engineer's approval {} are allowed.",
+        "Owners are entitled to put up {}.",
+        "It is lawful to repair and to raise {}.",
+        "The council supports {} with public funds.",
+        "Permits for {} are granted on request.",
+        "Construction of {} is encouraged.",
     ),
     False: (
-        "Shoreline armouring of any kind is prohibited.",
-        "No seawall, levee or bulkhead shall be constructed or extended.",
-        "The shore shall be left to move; hard protection is not permitted.",
-        "Permits for dikes, walls and revetments shall be denied.",
+        "Here {} are prohibited.",
+        "The shore shall be left to move, and {} are not permitted.",
+        "Existing {} shall be removed.",
+        "It is unlawful to build or extend {}.",
+        "The council does not allow {}.",
+        "Under no circumstances are {} acceptable.",
+        "Permits for {} shall be denied.",
+        "Nobody may erect {} here.",
     ),
 }
 _REST: Final = (
@@ -102,15 +126,18 @@ _REST: Final = (
 
 
 def clause(random: np.random.Generator, use: str, protects: bool, *, held_out: bool) -> str:
-    """A clause of two to six sentences.
+    """A clause of two to five sentences.
 
     Args:
         random: where its words come from.
         use: one of :data:`USES`.
         protects: whether walls against the sea are allowed.
-        held_out: phrasings of the test split, one in four, in place of the others.
+        held_out: things of the test split, one in four, in place of the others.
     """
-    told = [_pick(random, _PHRASES[use], held_out), _pick(random, _PROTECTION[protects], held_out)]
+    told = [
+        _one(random, FRAMES).format(_one(random, kept(THINGS[use], held_out=held_out))),
+        _one(random, PROTECTION[protects]).format(_one(random, kept(WALLS, held_out=held_out))),
+    ]
     rest = random.choice(len(_REST), int(random.integers(0, 4)), replace=False)
     sentences = told + [_REST[number] for number in rest]
     order = random.permutation(len(sentences))
@@ -118,7 +145,11 @@ def clause(random: np.random.Generator, use: str, protects: bool, *, held_out: b
     return " ".join([article, *(sentences[number] for number in order)])
 
 
-def _pick(random: np.random.Generator, phrases: tuple[str, ...], held_out: bool) -> str:
-    kept = len(phrases) // 4
-    part = phrases[-kept:] if held_out else phrases[:-kept]
-    return part[int(random.integers(len(part)))]
+def kept(phrases: tuple[str, ...], *, held_out: bool) -> tuple[str, ...]:
+    """The part of phrases that the test split has, or the part of the others."""
+    last = len(phrases) // 4
+    return phrases[-last:] if held_out else phrases[:-last]
+
+
+def _one(random: np.random.Generator, phrases: tuple[str, ...]) -> str:
+    return phrases[int(random.integers(len(phrases)))]
