@@ -41,14 +41,22 @@ def test_a_kind_that_no_place_has_gives_nothing() -> None:
 def test_info_nce_by_hand() -> None:
     """Unit vectors at right angles: own place 1, others 0."""
     axes = torch.eye(3)
-    found = info_nce(
-        {"a": 5 * axes, "b": 0.2 * axes}, {"a": YES, "b": YES}, {"a": OWN, "b": OWN}, 0.5
-    )
+    found = info_nce({"a": 5 * axes, "b": axes}, {"a": YES, "b": YES}, {"a": OWN, "b": OWN}, 0.5)
     assert found.item() == pytest.approx(-math.log(math.e**2 / (math.e**2 + 2)), rel=1e-6)
     swapped = axes[[1, 0, 2]]
     worse = info_nce({"a": axes, "b": swapped}, {"a": YES, "b": YES}, {"a": OWN, "b": OWN}, 0.5)
     lost = math.log(math.e**2 + 2)
     assert worse.item() == pytest.approx((2 * lost + lost - 2) / 3, rel=1e-6)
+
+
+def test_both_directions_count() -> None:
+    """Both of b look like a0: from a, place 1 is lost; from b, place 0 is not told from 1."""
+    axes = torch.eye(2)
+    kinds = {"a": axes, "b": axes[[0, 0]]}
+    yes, own = dict.fromkeys("ab", YES[:2]), dict.fromkeys("ab", OWN[:2])
+    from_a = (math.log(2 * math.e) - 1 + math.log(2)) / 2  # rows (1, 1) and (0, 0)
+    from_b = (math.log(math.e + 1) - 1 + math.log(math.e + 1)) / 2  # rows (1, 0) and (1, 0)
+    assert info_nce(kinds, yes, own, 1.0).item() == pytest.approx((from_a + from_b) / 2, rel=1e-6)
 
 
 def test_the_same_series_is_no_negative() -> None:
