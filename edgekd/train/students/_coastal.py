@@ -1,0 +1,208 @@
+"""The network of the coastal student: a picture, a year of sensors and a text, into ten answers.
+
+Each kind becomes tokens of one width: the picture by EfficientNet-Lite0 (its middle, which is what
+is asked of, at stride 8, the rest at strides 16 and 32), the sensors by weeks, the text by four
+projections of its embedding. A few learned latents read all tokens by cross-attention and exchange
+what they read (Perceiver IO, Jaegle et al. 2021, https://arxiv.org/abs/2107.14795), so that kinds
+of any rate need no common grid, and the cost does not grow with the square of the tokens.
+
+A kind that is missing is zeros, as in training (:func:`dropped`): an embedding of zeros gives the
+projections' biases, which is a learned "nothing", and sensors have their presence beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgekd.errors import InputError
+from edgekd.train.students._efficientnet_lite import STAGES, STRIDES, Encoder
+
+KINDS = ("image", "series", "text")
+_TAPS = (3, 5, 7)
+_WEEK_DAYS = 7
+_TEXT_TOKENS = 4
+_EMBEDDING = 128
+
+
+class Sizes(NamedTuple):
+    """What the network is made for.
+
+    Attributes:
+        classes: answers.
+        image_px: side of the picture, a multiple of 32; ``middle_px``: of what is asked of.
+        days, features: of a series.
+        text: length of the text's embedding.
+        width, depth, heads, latents: of the part that reads the tokens.
+    """
+
+    classes: int = 10
+    image_px: int = 128
+    middle_px: int = 64
+    days: int = 365
+    features: int = 12
+    text: int = 384
+    width: int = 384
+    depth: int = 3
+    heads: int = 6
+    latents: int = 16
+
+
+class Attention(nn.Module):
+    """Queries ``(N, Q, width)`` read tokens ``(N, T, width)``; several heads, no mask."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.both = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        """``(N, Q, width)``."""
+        keys, values = self.both(tokens).chunk(2, dim=2)
+        q, k, v = (self._split(item) for item in (self.query(queries), keys, values))
+        weights = torch.softmax(q @ k.transpose(2, 3) * q.shape[3] ** -0.5, dim=3)
+        read = (weights @ v).transpose(1, 2).flatten(2)
+        found: Tensor = self.out(read)
+        return found
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
+
+
+class Reader(nn.Module):
+    """Latents read all tokens, then each other, then think for themselves."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.across = Attention(width, heads)
+        self.among = Attention(width, heads)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, latents: Tensor, tokens: Tensor) -> Tensor:
+        """``(N, L, width)``."""
+        latents = latents + self.across(self.norms[0](latents), tokens)
+        own = self.norms[1](latents)
+        latents = latents + self.among(own, own)
+        found: Tensor = latents + self.mlp(self.norms[2](latents))
+        return found
+
+
+class CoastalNet(nn.Module):
+    """``image (N, 3, px, px)``, ``series (N, days, 2 features)``, ``text (N, text)`` -> logits.
+
+    A series has the normalised values, 0 where none was measured, and beside them 1 where one was.
+    """
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        if sizes.image_px % 32 or sizes.middle_px % 16 or not 0 < sizes.middle_px < sizes.image_px:
+            raise InputError(
+                f"a picture of {sizes.image_px} px with a middle of {sizes.middle_px} px: expected "
+                "a multiple of 32 and, smaller, one of 16"
+            )
+        self.sizes, width = sizes, sizes.width
+        self.encoder = Encoder("lite0")
+        sides = [sizes.middle_px // STRIDES[3], *(sizes.image_px // STRIDES[t] for t in _TAPS[1:])]
+        self.image = nn.ModuleList(nn.Linear(STAGES[tap - 1].channels, width) for tap in _TAPS)
+        self.days = nn.Conv1d(2 * sizes.features, width // 2, 5, padding=2)
+        self.weeks = nn.Linear(width, width)
+        self.text = nn.Linear(sizes.text, _TEXT_TOKENS * width)
+        weeks = -(-sizes.days // _WEEK_DAYS)
+        self.places = nn.ParameterDict(
+            {
+                "image": nn.Parameter(0.02 * torch.randn(1, sum(side**2 for side in sides), width)),
+                "series": nn.Parameter(0.02 * torch.randn(1, weeks, width)),
+                "text": nn.Parameter(0.02 * torch.randn(1, _TEXT_TOKENS, width)),
+            }
+        )
+        self.norms = nn.ModuleDict({kind: nn.LayerNorm(width) for kind in KINDS})
+        self.alike = nn.ModuleDict({kind: nn.Linear(width, _EMBEDDING) for kind in KINDS})
+        self.latents = nn.Parameter(0.02 * torch.randn(1, sizes.latents, width))
+        self.readers = nn.ModuleList(Reader(width, sizes.heads) for _ in range(sizes.depth))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, sizes.classes)
+
+    def tokens(self, image: Tensor, series: Tensor, text: Tensor) -> dict[str, Tensor]:
+        """Kind -> ``(N, T, width)``."""
+        maps = self.encoder.stages(image, _TAPS)
+        edge = (self.sizes.image_px - self.sizes.middle_px) // 16
+        last = edge + self.sizes.middle_px // 8
+        maps[0] = maps[0][:, :, edge:last, edge:last]
+        cells = [
+            project(part.flatten(2).transpose(1, 2))
+            for part, project in zip(maps, self.image, strict=True)
+        ]
+        lead = -self.sizes.days % _WEEK_DAYS
+        days = F.gelu(self.days(F.pad(series.transpose(1, 2), (lead, 0))))
+        high = F.max_pool1d(days, _WEEK_DAYS)  # one high water decides
+        mean = F.avg_pool1d(days, _WEEK_DAYS)
+        found = {
+            "image": torch.cat(cells, dim=1),
+            "series": self.weeks(torch.cat([high, mean], dim=1).transpose(1, 2)),
+            "text": self.text(text).reshape(text.shape[0], _TEXT_TOKENS, -1),
+        }
+        return {
+            kind: self.norms[kind](values + self.places[kind]) for kind, values in found.items()
+        }
+
+    def answer(self, tokens: Mapping[str, Tensor]) -> Tensor:
+        """Logits ``(N, classes)`` of tokens."""
+        every = torch.cat([tokens[kind] for kind in KINDS], dim=1)
+        latents = self.latents.expand(every.shape[0], -1, -1)
+        for reader in self.readers:
+            latents = reader(latents, every)
+        found: Tensor = self.head(self.norm(latents).mean(dim=1))
+        return found
+
+    def embeddings(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Kind -> ``(N, 128)``, what InfoNCE draws together; not part of the answer."""
+        return {kind: self.alike[kind](tokens[kind].mean(dim=1)) for kind in KINDS}
+
+    def forward(self, image: Tensor, series: Tensor, text: Tensor) -> Tensor:
+        """Logits ``(N, classes)``."""
+        return self.answer(self.tokens(image, series, text))
+
+
+def dropped(
+    evidence: Mapping[str, Tensor], shares: Mapping[str, float], generator: torch.Generator
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Evidence of which some kinds are missing: zeros, a place at a time, never all of a place.
+
+    Args:
+        evidence: kind -> ``(N, ...)``.
+        shares: kind -> part of the places that lose it, 0 to below 1.
+        generator: where chance comes from, on the CPU.
+
+    Returns:
+        the evidence, and kind -> ``(N,)`` bool of what is still there.
+
+    Raises:
+        InputError: a share out of range, or of a kind that is not there.
+    """
+    for kind, share in shares.items():
+        if kind not in evidence or not 0 <= share < 1:
+            raise InputError(
+                f"part of places that lose {kind} is {share}: expected 0 to below 1, of "
+                f"{', '.join(evidence)}"
+            )
+    count = len(next(iter(evidence.values())))
+    there = {
+        kind: torch.rand(count, generator=generator) >= shares.get(kind, 0.0) for kind in evidence
+    }
+    none = ~torch.stack(list(there.values())).any(dim=0)
+    kept = torch.randint(len(evidence), (count,), generator=generator)
+    there = {kind: have | (none & (kept == at)) for at, (kind, have) in enumerate(there.items())}
+    found = {}
+    for kind, values in evidence.items():
+        have = there[kind].to(values.device).reshape(-1, *[1] * (values.dim() - 1))
+        found[kind] = torch.where(have, values, torch.zeros_like(values))
+    return found, there

@@ -1,0 +1,133 @@
+"""The coastal network: its size, what it reads, what a missing kind is, and its ONNX file."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from edgekd.errors import InputError
+from edgekd.train.students._coastal import KINDS, CoastalNet, Sizes, dropped
+
+
+def some(count: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    values = torch.randn(count, 365, 12, generator=random)
+    return {
+        "image": torch.randn(count, 3, 128, 128, generator=random),
+        "series": torch.cat([values, torch.ones_like(values)], dim=2),
+        "text": torch.randn(count, 384, generator=random),
+    }
+
+
+@pytest.fixture(scope="module")
+def net() -> CoastalNet:
+    torch.manual_seed(0)
+    return CoastalNet(Sizes()).eval()
+
+
+def test_about_twelve_million_parameters_and_little_arithmetic(net: CoastalNet) -> None:
+    parameters = sum(value.numel() for value in net.parameters())
+    assert 11e6 < parameters < 13e6
+    with FlopCounterMode(display=False) as counter:
+        net(**some(1))
+    whole = counter.get_total_flops() / 2
+    with FlopCounterMode(display=False) as counter:
+        net.encoder.stages(some(1)["image"], (3, 5, 7))
+    assert counter.get_total_flops() / 2 < 0.2e9, "the picture's branch: at most 1 GMAC"
+    assert whole < 0.6e9
+
+
+def test_answers_of_a_batch_are_those_of_its_places(net: CoastalNet) -> None:
+    given = some(3)
+    with torch.no_grad():
+        whole = net(**given)
+        alone = torch.cat([net(**{k: v[i : i + 1] for k, v in given.items()}) for i in range(3)])
+    assert whole.shape == (3, 10) and torch.allclose(whole, alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_read_and_its_lack_is_no_error(net: CoastalNet, kind: str) -> None:
+    given, other = some(2), some(2, seed=1)
+    with torch.no_grad():
+        before = net(**given)
+        changed = net(**(given | {kind: other[kind]}))
+        without = net(**(given | {kind: torch.zeros_like(given[kind])}))
+    for after in (changed, without):
+        assert torch.isfinite(after).all() and (after - before).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(("row", "column", "token"), [(32, 32, 0), (32, 88, 7), (88, 88, 63)])
+def test_the_middle_of_a_picture_is_its_middle(
+    net: CoastalNet, row: int, column: int, token: int
+) -> None:
+    """The first 64 tokens are the centre 64 px in cells of 8, by rows."""
+    given = some(1)
+    marked = given["image"].clone()
+    marked[:, :, row + 2 : row + 6, column + 2 : column + 6] += 5
+    with torch.no_grad():
+        one, two = (
+            net.tokens(picture, given["series"], given["text"])["image"]
+            for picture in (given["image"], marked)
+        )
+    assert one.shape[1] == 64 + 64 + 16
+    assert int((one - two).abs().amax(2)[0, :64].argmax()) == token
+
+
+def test_embeddings_of_a_kind_are_of_that_kind_alone(net: CoastalNet) -> None:
+    given, other = some(2), some(2, seed=1)
+    with torch.no_grad():
+        first = net.embeddings(net.tokens(**given))
+        second = net.embeddings(net.tokens(**(other | {"text": given["text"]})))
+    assert first["text"].shape == (2, 128) and torch.allclose(first["text"], second["text"])
+    assert not torch.allclose(first["image"], second["image"])
+
+
+def test_its_onnx_file_gives_the_same(net: CoastalNet) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    given = some(2)
+    program = torch.onnx.export(
+        net, tuple(given.values()), input_names=list(given), output_names=["scores"],
+        opset_version=18, dynamo=True, verbose=False,
+        dynamic_shapes=[{0: torch.export.Dim("N")} for _ in given],
+    )  # fmt: skip
+    file = io.BytesIO()
+    program.save(file)
+    session = ort.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    more = some(3, seed=2)
+    (found,) = session.run(None, {name: value.numpy() for name, value in more.items()})
+    with torch.no_grad():
+        assert np.abs(found - net(**more).numpy()).max() < 1e-3
+
+
+def test_what_is_dropped_is_zeros_and_never_all() -> None:
+    given = {kind: torch.ones(400, 2, 3) for kind in KINDS}
+    shares = {"image": 0.5, "series": 0.9, "text": 0.6}
+    found, there = dropped(given, shares, torch.Generator().manual_seed(0))
+    for kind in KINDS:
+        assert torch.equal(found[kind].amax((1, 2)) == 1, there[kind])
+        assert torch.equal(found[kind].amin((1, 2)) == 1, there[kind])
+    assert torch.stack(list(there.values())).any(0).all()
+    expected = {kind: 1 - share + 0.27 / 3 for kind, share in shares.items()}  # all gone: 0.27
+    assert {k: float(v.float().mean()) for k, v in there.items()} == pytest.approx(
+        expected, abs=0.08
+    )
+    same, all_there = dropped(given, {}, torch.Generator())
+    assert all(torch.equal(same[kind], given[kind]) for kind in KINDS)
+    assert all(value.all() for value in all_there.values())
+
+
+@pytest.mark.parametrize("shares", [{"image": 1.0}, {"text": -0.1}, {"sound": 0.5}])
+def test_shares_that_make_no_sense(shares: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="part of places that lose"):
+        dropped(some(1), shares, torch.Generator())
+
+
+@pytest.mark.parametrize("change", [{"image_px": 100}, {"middle_px": 128}, {"middle_px": 40}])
+def test_sides_that_do_not_fit(change: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="a picture of"):
+        CoastalNet(Sizes(**change))
