@@ -7,6 +7,8 @@ A folder with ``places.yaml`` (what all places share), ``places.csv`` (a row for
 from __future__ import annotations
 
 import csv
+import zipfile
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,10 +180,21 @@ def load_places(root: Path) -> PlaceSet:
 
 def _series(path: Path, shape: SeriesShape) -> npt.NDArray[np.float32]:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as stored:
             values = np.asarray(stored["values"])
-    except (OSError, ValueError, KeyError) as err:
-        raise InputError(f"cannot read series from {path}: {err}") from err
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as err:
+        raise InputError(
+            f"{path} cannot be read as a .npz file with the array 'values' "
+            f"({type(err).__name__}); write it again"
+        ) from err
     expected = (shape.days, len(shape.features))
     if values.dtype != np.float32 or values.ndim != 3 or values.shape[1:] != expected:
         raise InputError(
@@ -203,7 +216,7 @@ def _rows(root: Path, about: PlaceSetFile, series: int) -> list[PlaceRow]:
     found: list[PlaceRow] = []
     seen: dict[str, int] = {}
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             if tuple(reader.fieldnames or ()) != COLUMNS:
                 raise InputError(
@@ -238,13 +251,17 @@ def _row(root: Path, where: str, row: dict[str, Any], classes: list[str], series
             f"{where}: label '{row['label']}' is no class of the set"
             f"{nearest(row['label'], classes)} (valid: {', '.join(classes)})"
         )
-    if not row["series"].isascii() or not row["series"].isdigit() or int(row["series"]) >= series:
+    number = row["series"]
+    digits = number.isascii() and number.isdigit() and len(number) <= 9
+    if not digits or int(number) >= series:
         raise InputError(
-            f"{where}: series is '{row['series']}', expected a number from 0 to {series - 1}"
+            f"{where}: series is '{number[:20]}', expected a number from 0 to {series - 1}"
         )
     for key in ("name", "group", "zone", "text"):
         if not row[key].strip():
             raise InputError(f"{where}: {key} is empty")
+    if "\0" in row["text"]:
+        raise InputError(f"{where}: text holds a zero byte, so it is no text")
     if len(row["text"]) > _MOST_TEXT:
         raise InputError(f"{where}: text has more than {_MOST_TEXT:,} characters")
     image = root / row["image"]

@@ -233,7 +233,11 @@ def _settle(before: list[Row], level: list[Row]) -> list[Row]:
     """The rows of one priority, relaxed where the ones before leave no room for them."""
     least = _least_relaxation(before, level)
     if least.max() <= _NONE:
-        return level
+        # what is too little to speak of still adds up over priorities
+        return [
+            replace(row, bound=row.bound + more + _ROOM) if more > 0 else row
+            for row, more in zip(level, least.tolist(), strict=True)
+        ]
     if _least_relaxation([], level).max() > _NONE:
         names = [f"{row.rule.id} ({row.says})" for row in _contradicting(level)]
         raise InputError(
@@ -241,8 +245,12 @@ def _settle(before: list[Row], level: list[Row]) -> list[Row]:
             f"{level[0].rule.priority}; give the one that yields a higher number"
         )
     return [
-        replace(row, bound=row.bound + more + _ROOM, relaxed=more * _scale(row))
-        if more > _NONE
+        replace(
+            row,
+            bound=row.bound + more + _ROOM,
+            relaxed=more * _scale(row) if more > _NONE else 0.0,
+        )
+        if more > 0
         else row
         for row, more in zip(level, least.tolist(), strict=True)
     ]
@@ -267,7 +275,7 @@ def _least_relaxation(before: list[Row], level: list[Row]) -> FloatArray:
     total = np.concatenate([np.zeros(classes), np.ones(count), [0.0]])
     found = _solve(total, left, right, classes)
     least = float(found @ total)
-    if least <= _NONE:
+    if least <= _EXACT:
         return np.zeros(count)
     bounded = np.vstack([left, total])
     most = np.zeros_like(total)

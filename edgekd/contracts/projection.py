@@ -95,6 +95,8 @@ def project(
     within = within[:, :, None]
     if not ((a @ within)[:, :, 0] <= b + OBEYED).all():
         raise InputError("inside does not obey the rules; take what comes with them")
+    if within.min() < -OBEYED or np.abs(within.sum(1) - 1).max() > OBEYED:
+        raise InputError("inside holds no probabilities; take what comes with the rules")
     given, kind = z.dtype, np.float64
     count, rows, _ = a.shape
     at = a.swapaxes(1, 2)
@@ -162,8 +164,11 @@ def _checked(
     scores: FloatArray, rules: FloatArray, bounds: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     z = np.asarray(scores)
-    if z.ndim != 2 or z.dtype.kind != "f":
-        raise InputError(f"scores must be (N, classes) of floats, received {z.dtype} {z.shape}")
+    if z.ndim != 2 or z.dtype.kind != "f" or z.dtype.itemsize < 4:
+        raise InputError(
+            f"scores must be (N, classes) of floats of 32 bits or more, received {z.dtype} "
+            f"{z.shape}"
+        )
     a, b = np.asarray(rules, dtype=np.float64), np.asarray(bounds, dtype=np.float64)
     a, b = (a[None] if a.ndim == 2 else a), (b[None] if b.ndim == 1 else b)
     if a.ndim != 3 or b.shape != a.shape[:2] or a.shape[2] != z.shape[1] or a.shape[1] < 1:

@@ -17,7 +17,7 @@ from edgekd.errors import InputError
 
 FOOT_M = 0.3048
 _MOST_JSON_BYTES = 50_000_000
-_UNITS_M = {"feet": FOOT_M, "ft": FOOT_M, "meters": 1.0, "metres": 1.0, "m": 1.0}
+UNITS_M = {"feet": FOOT_M, "ft": FOOT_M, "meters": 1.0, "metres": 1.0, "m": 1.0}
 #: the same datum under the two names that the data and the metadata service have for it
 _ALIASES = {"NAVD": "NAVD88", "IGLD": "IGLD85", "NGVD": "NGVD29"}
 #: entries of the list of datums that are ranges (of length) and intervals (of time), no heights
@@ -147,9 +147,9 @@ def read_station(path: Path) -> Station:
             f"{path} has no list of datums; fetch it again with ?expand=details,datums,floodlevels"
         )
     unit = str(datums.get("units", "")).strip().lower()
-    if unit not in _UNITS_M:
+    if unit not in UNITS_M:
         raise InputError(f"{path}: datums are in the unit '{unit}', expected feet or meters")
-    factor = _UNITS_M[unit]
+    factor = UNITS_M[unit]
     heights: dict[str, float] = {}
     for item in datums["datums"]:
         item = _mapping(item, path, "a datum")

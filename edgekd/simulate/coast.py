@@ -1,6 +1,6 @@
 """A made-up coast: ground, sea, what floods, what stands where, and its picture from above.
 
-One coast is 4.1 km of shore and 1 km inland, in cells of 2 m. Height is metres above mean higher
+One coast is 4.1 km of shore and 1 km across, in cells of 2 m. Height is metres above mean higher
 high water (MHHW). Columns run inland (the sea is at the left), rows along the shore; pictures of
 places are turned, so that the sea may lie anywhere. Ground and plants are wet and dark below, dry
 and light above, in towns too: that is what a picture shows of heights.
@@ -103,13 +103,6 @@ def flooded(height_m: npt.NDArray[np.floating], level_m: float) -> Mask:
     return found
 
 
-def depth_m(coast: Coast, block: Block, level_m: float) -> float:
-    """Median depth of the water on a block at a level, m; 0 where most of it is dry."""
-    cells = block.cells
-    wet = flooded(coast.height_m, level_m)[cells]
-    return float(np.median(np.where(wet, level_m - coast.height_m[cells], 0.0)))
-
-
 def tile_of(coast: Coast, block: Block, turn_deg: float) -> UInt8Array:
     """The picture around a block, ``(TILE_PX, TILE_PX, 3)``, turned clockwise."""
     centre = np.array([block.row, block.column]) + BLOCK_CELLS / 2 - 0.5
@@ -173,11 +166,6 @@ def _blocks(seeds: Seeds, height: Array) -> list[Block]:
             cover = COVERS[int(np.searchsorted(limits, dense))]
             found.append(Block(place.row, place.column, cover))
     return found
-
-
-def is_water(coast: Coast, block: Block) -> bool:
-    """Whether most of a block lies below MHHW with a way to the sea."""
-    return bool(flooded(coast.height_m, 0.0)[block.cells].mean() > 0.5)
 
 
 def _render(seeds: Seeds, height: Array, blocks: list[Block]) -> UInt8Array:

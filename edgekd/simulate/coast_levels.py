@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekd.contracts.artifacts import read_text
-from edgekd.contracts.station import FOOT_M, read_station
+from edgekd.contracts.station import UNITS_M, read_station
 from edgekd.errors import InputError
 
 FloatArray = npt.NDArray[np.float64]
@@ -32,6 +32,8 @@ HOURS: Final = (LEAD_DAYS + DAYS) * 24
 _EPOCH: Final = datetime.datetime(2000, 1, 1)
 _SURGE_HOURS, _SURGE_SD_M = 36.0, 0.07
 _NORMAL_HPA: Final = 1015.0
+#: the largest amplitude of a constituent anywhere is some 4 m (M2 in the Bay of Fundy)
+_MOST_M: Final = 6.0
 
 
 @dataclass(frozen=True)
@@ -88,20 +90,32 @@ def load_tide(path: Path) -> Tide:
     station = read_station(path)
     try:
         part = json.loads(read_text(path))["stations"][0]["harmonicConstituents"]
-        scale = {"feet": FOOT_M, "meters": 1.0}[part["units"]]
+        scale = UNITS_M[part["units"]]
         rows = [
-            (item["amplitude"] * scale, item["phase_GMT"], item["speed"])
+            (float(item["amplitude"]) * scale, float(item["phase_GMT"]), float(item["speed"]))
             for item in part["HarmonicConstituents"]
         ]
-    except (KeyError, IndexError, TypeError) as err:
+    except (KeyError, IndexError, TypeError, ValueError) as err:
         raise InputError(
             f"{path} holds no harmonic constituents ({type(err).__name__}: {err}); download it "
             "with expand=harcon,datums"
         ) from err
     if not rows:
         raise InputError(f"{path} holds no harmonic constituents: the station has no tide")
+    for high, late, fast in rows:
+        if not (0 <= high <= _MOST_M and -360 <= late <= 360 and 0 < fast < 360):
+            raise InputError(
+                f"{path} has a constituent of {high:g} m, {late:g} degrees and {fast:g} degrees an "
+                f"hour, expected at most {_MOST_M:g} m, -360 to 360 and above 0 to 360"
+            )
     amplitude, phase, speed = np.array(rows, dtype=np.float64).T
     above = station.height_m("MHHW") - station.height_m("MSL")
+    most = float(amplitude.sum())
+    if not 0.3 * above <= most <= 12 * above:
+        raise InputError(
+            f"{path}: its constituents add up to {most:.2f} m, and mean higher high water is "
+            f"{above:.2f} m above mean sea level, so one of them is in another unit than it says"
+        )
     return Tide(f"{station.name} ({station.id})", amplitude, phase, speed, above)
 
 
@@ -146,7 +160,8 @@ def make_year(
         "gust_m_s": gust, "pressure_hpa": pressure, "water_c": water,
     }  # fmt: skip
     for values in measured.values():
-        values += random.normal(0, 0.01, HOURS) * (1 if values is level else 5)
+        noisy = values + random.normal(0, 0.01, HOURS) * (1 if values is level else 5)
+        values[:] = noisy if values is level or values is water else np.maximum(noisy, 0)
         for _ in range(int(random.poisson(3))):  # an instrument that is silent for a while
             at = int(random.integers(0, HOURS))
             values[at : at + int(random.exponential(40)) + 1] = np.nan

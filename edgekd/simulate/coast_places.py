@@ -129,7 +129,9 @@ def places_of(shore: Shore, seed: int, count: int, *, held_out: bool) -> Iterato
         shore: the coast.
         seed: of the set.
         count: how many.
-        held_out: texts in the phrasings of the test split.
+        held_out: texts with the words of the test split.
+
+    A class that the coast does not have is another one's place after some tries.
     """
     random = Seeds(seed, shore.number).rng("places")
     sea = flooded(shore.coast.height_m, 0.0)
@@ -173,8 +175,8 @@ def _depths(coast: Coast, level_m: float) -> list[float]:
 def rules_of_law(name: str) -> dict[str, Any]:
     """A file of rules (:mod:`edgekd.contracts.policy`) that every true answer obeys.
 
-    On the shore no floor may lie below the highest water; above it nobody retreats, and neither
-    walls nor stilts are paid for.
+    On the shore no floor may lie lower than 2.5 m; above it nobody retreats, and neither walls nor
+    stilts are paid for.
     """
     return {
         "schema": 1,

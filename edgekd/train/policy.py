@@ -16,6 +16,8 @@ class PolicyProjection(nn.Module):
 
     Its gradient is that of the solution (implicit function theorem on the conditions of the last
     barrier), not that of the steps to it; it costs one linear system. Rules and bounds have none.
+    Where steps did not suffice and the answer was drawn to the point that obeys (rare), it is that
+    of the answer before. Scores that are not finite give a row that is not: nothing raises here.
     """
 
     def forward(self, scores: Tensor, rules: Tensor, bounds: Tensor, inside: Tensor) -> Tensor:

@@ -73,6 +73,8 @@ def changed(row: int, column: str, value: str) -> list[list[str]]:
         ({"rows": changed(2, "series", "2")}, "series is '2', expected a number from 0 to 1"),
         ({"rows": changed(2, "series", "-1")}, "series is '-1'"),
         ({"rows": changed(2, "series", "1.0")}, "series is '1.0'"),
+        ({"rows": changed(2, "series", "9" * 5000)}, "series is '99999"),
+        ({"rows": changed(1, "text", "a\0b")}, "holds a zero byte"),
         ({"rows": changed(2, "image", "d.png")}, "there is no picture d.png"),
         ({"rows": changed(2, "image", "../c.png")}, "there is no picture"),
         ({"rows": changed(2, "image", "/c.png")}, "there is no picture"),
@@ -101,13 +103,24 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, given: dict[str, Any], wor
     assert caught.value.exit_code == 2
 
 
+def spoil_series(folder: Path, content: bytes | None) -> None:
+    """Other bytes, or half of its own."""
+    path = folder / "series.npz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
         (lambda folder: (folder / "places.yaml").unlink(), "is no set of places"),
         (lambda folder: (folder / "places.csv").unlink(), "cannot read .*places.csv"),
-        (lambda folder: (folder / "series.npz").unlink(), "cannot read series"),
-        (lambda folder: (folder / "series.npz").write_bytes(b"PK"), "cannot read series"),
+        (lambda folder: (folder / "series.npz").unlink(), "cannot be read as a .npz file"),
+        (lambda folder: spoil_series(folder, b"PK"), "cannot be read as a .npz file"),
+        (lambda folder: spoil_series(folder, b""), "cannot be read as a .npz file"),
+        (lambda folder: spoil_series(folder, b"hello"), "cannot be read as a .npz file"),
+        (lambda folder: spoil_series(folder, None), "cannot be read as a .npz file"),
+        (lambda folder: np.save((folder / "series.npz").open("wb"), np.ones(3)), "as a .npz file"),
         (lambda folder: (folder / "places.csv").write_bytes(b"\xff\xfe"), "cannot read"),
     ],
 )

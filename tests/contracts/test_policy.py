@@ -280,6 +280,38 @@ def test_a_chain_of_relaxations_does_not_fail_by_its_own_rounding(seed: int) -> 
     assert past_bounds(p, *found.limits[:2]).max() <= OBEYED
 
 
+def test_contradictions_too_small_to_speak_of_do_not_add_up() -> None:
+    """Five priorities, each of which yields by less than 1e-7."""
+    names = CLASSES[:3]
+    rows = [
+        ((0, 1, 1), 0.7308431715), ((2, 1, -2), 0.6155304078), ((1, -2, -1), -0.9746541822),
+        ((-2, 0, 0), -0.5383139707), ((1, -2, 2), -0.3210281937),
+    ]  # fmt: skip
+    rules = [
+        limit(f"r{number}", dict(zip(names, map(float, row), strict=True)), most, number + 1)
+        for number, (row, most) in enumerate(rows)
+    ]
+    found = compile_zone(policy(rules=rules), "A", TODAY, names, {}, 8)
+    assert all(row.relaxed < 1e-6 for row in found.rows)
+    p = project(np.zeros((1, 3)), *found.limits)
+    assert past_bounds(p, *found.limits[:2])[0] <= OBEYED
+
+
+def test_a_rule_that_is_nearly_implied_is_not_left_out() -> None:
+    """Room for one: the narrower implies the wider, and not the other way round."""
+
+    def made(*rules: dict[str, object]) -> ZoneRules:
+        return compile_zone(policy(rules=list(rules)), "A", TODAY, CLASSES, FACTS, 1)
+
+    wide, narrow = (
+        limit(f"at_{most}", {"tower": 1.0}, most, number)
+        for number, most in enumerate((0.30, 0.29), start=1)
+    )
+    assert [row.rule.id for row in made(wide, narrow).rows] == ["at_0.29"]
+    with pytest.raises(InputError, match="none of which the others"):
+        made(wide, limit("nearly", {"tower": 1.0, "meadow": 0.3}, 0.505, 2))
+
+
 def test_padding_refuses_what_nothing_can_meet() -> None:
     with pytest.raises(InputError, match="row 1 says 0 <= -0.1, which nothing can meet"):
         padded([[1.0, 0], [0, 0]], [0.5, -0.1], 4)

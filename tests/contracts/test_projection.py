@@ -115,7 +115,7 @@ def test_how_far_past_the_worst_rule() -> None:
     ("scores", "rules", "bounds", "words"),
     [
         (Z[0], [[1.0, 0, 0]], [0.2], r"scores must be \(N, classes\)"),
-        (Z.astype(int), [[1.0, 0, 0]], [0.2], "of floats, received int64"),
+        (Z.astype(int), [[1.0, 0, 0]], [0.2], "of floats of 32 bits or more, received int64"),
         (Z, [[1.0, 0]], [0.2], "do not fit scores"),
         (Z, [[1.0, 0, 0]], [0.2, 0.3], "do not fit scores"),
         (Z, np.ones((2, 1, 3)), np.ones((2, 1)), "2 sets of rules for 1 scores"),
@@ -136,6 +136,11 @@ def test_a_point_that_does_not_obey_is_refused() -> None:
         project(Z, rules, bounds, np.array([0.5, 0.3, 0.2]))
     with pytest.raises(InputError, match="does not fit scores"):
         project(Z, rules, bounds, np.array([0.5, 0.5]))
+    for none in ([0.0, 0.0, 0.0], [-5.0, 3.0, 3.0]):
+        with pytest.raises(InputError, match="inside holds no probabilities"):
+            project(Z, rules, bounds, np.array(none))
+    with pytest.raises(InputError, match="of 32 bits or more, received float16"):
+        project(Z.astype(np.float16), rules, bounds, INSIDE)
 
 
 def test_it_obeys_whatever_becomes_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:

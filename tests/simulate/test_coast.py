@@ -254,3 +254,50 @@ def test_a_station_without_a_tide_is_refused(tmp_path, part) -> None:  # type: i
     path.write_text(json.dumps({"stations": [station]}))
     with pytest.raises(InputError, match="no harmonic constituents"):
         load_tide(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"amplitude": -3.0}, "a constituent of"),
+        ({"amplitude": 1e300}, "a constituent of"),
+        ({"phase_GMT": 1e9}, "a constituent of"),
+        ({"speed": 0.0}, "a constituent of"),
+        ({"amplitude": 0.001}, "in another unit than it says"),
+    ],
+)
+def test_constituents_that_make_no_tide(
+    tmp_path: Path, change: dict[str, float], words: str
+) -> None:
+    path = tmp_path / "station.json"
+    one = {"amplitude": 3.5, "phase_GMT": 10.8, "speed": 28.984104} | change
+    part = {"units": "feet", "HarmonicConstituents": [one]}
+    path.write_text(
+        json.dumps({"stations": [STATION["stations"][0] | {"harmonicConstituents": part}]})
+    )
+    with pytest.raises(InputError, match=words):
+        load_tide(path)
+
+
+@pytest.mark.parametrize("part", [0.3, 1.0])
+def test_the_mean_of_higher_high_waters_is_the_zero(part: float) -> None:
+    """A pure daily tide of 1 m: its high waters are 1 m above the mean, whatever its part."""
+    tide = Tide("one", np.array([1.0]), np.array([0.0]), np.array([15.0]), 1.0)
+    year = make_year(np.random.default_rng(0), tide, 0.0, 0.0, part)
+    days = year.level_m.reshape(-1, 24)
+    highs = days[np.isfinite(days).all(axis=1)].max(axis=1)
+    assert len(highs) > 300 and abs(np.median(highs)) < 0.15
+
+
+def test_the_month_before_the_year_is_not_what_the_truth_is_made_of() -> None:
+    """Where its storm was the highest, the year's own highest water counts."""
+    lower = []
+    for seed in range(80):
+        year = make_year(np.random.default_rng(seed), TIDE, 1.0, 0.0, 1.0)
+        before, within = year.level_m[: LEAD_DAYS * 24], year.level_m[LEAD_DAYS * 24 :]
+        if np.nanmax(before) > np.nanmax(within) + 0.3:
+            lower.append(year.highest_m < np.nanmax(before) - 0.2)
+        assert year.highest_m > np.nanmax(within) - 0.1
+        for values in (year.wave_height_m, year.gust_m_s, year.wind_m_s, year.wave_period_s):
+            assert np.nanmin(values) >= 0
+    assert lower and any(lower)

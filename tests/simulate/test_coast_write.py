@@ -13,12 +13,13 @@ import pytest
 pytest.importorskip("scipy")
 
 from edgekd.contracts.artifacts import sha256_file
+from edgekd.contracts.imageio import Raster
 from edgekd.contracts.place_set import load_places
 from edgekd.contracts.policy import load_policy
 from edgekd.contracts.policy_rows import compile_zone
 from edgekd.errors import EdgeKDError
 from edgekd.simulate.coast_levels import LEAD_DAYS, load_tide, make_year
-from edgekd.simulate.coast_places import CLASSES
+from edgekd.simulate.coast_places import CLASSES, make_shore, places_of
 from edgekd.simulate.coast_write import CoastOrder, features_of, write_coast
 from tests.helpers.stations import STATION
 
@@ -50,6 +51,20 @@ def test_what_is_written_reads_back(made: Path) -> None:
     provenance = json.loads((made / "provenance.json").read_text())
     assert provenance["simulated"] and provenance["seed"] == 7
     assert sum(sum(part.values()) for part in provenance["places"].values()) == 30
+
+
+def test_a_place_has_its_own_year_and_its_picture_its_colours(made: Path, station: Path) -> None:
+    found = load_places(made)
+    shore = make_shore(7, 0, load_tide(station))
+    places = list(places_of(shore, 7, 10, held_out=False))
+    rows = found.part("train")
+    assert len({row.series for row in rows}) > 1
+    for place, row in zip(places, rows, strict=True):
+        own = features_of(shore.years[place.year])
+        assert np.array_equal(found.series[row.series], own, equal_nan=True)
+        with Raster(row.image) as picture:
+            pixels = np.asarray(picture.read_all())
+        assert np.array_equal(pixels, place.tile)
 
 
 def test_its_rules_compile_for_its_classes(made: Path) -> None:
