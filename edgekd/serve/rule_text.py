@@ -24,10 +24,12 @@ def as_bytes(text: bytes | str) -> bytes:
     """What is kept and hashed.
 
     Raises:
-        InputError: empty, more than :data:`MOST_BYTES`, or no Unicode.
+        InputError: not text, empty, more than :data:`MOST_BYTES`, or no Unicode.
     """
+    if not isinstance(text, (str, bytes)):
+        raise InputError(f"{SOURCE} is a {type(text).__name__}, expected text or bytes")
     try:
-        data = text.encode("utf-8") if isinstance(text, str) else bytes(text)
+        data = text.encode("utf-8") if isinstance(text, str) else text
     except UnicodeEncodeError as err:
         raise InputError(f"{SOURCE} holds half of a surrogate pair, which is no character") from err
     if len(data) > MOST_BYTES:

@@ -410,9 +410,9 @@ def _publish(path: Path, content: bytes) -> None:
 
 def _name(who: str) -> str:
     """Who puts rules: what may stand in a line of a log."""
-    if not who.strip() or len(who) > _WHO_MOST or not who.isprintable():
+    if not isinstance(who, str) or not who.strip() or len(who) > _WHO_MOST or not who.isprintable():
         raise InputError(
-            f"who is {who[:80]!r}, expected one line of 1 to {_WHO_MOST} printable characters"
+            f"who is {str(who)[:80]!r}, expected one line of 1 to {_WHO_MOST} printable characters"
         )
     return who
 

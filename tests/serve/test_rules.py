@@ -184,6 +184,28 @@ def test_too_much_to_check_is_refused_before_it_is_begun(
         kept.put(given, "Ana")
 
 
+def test_too_many_rules_at_once_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = text(most("x", {"tower": 1}, 0.2), most("y", {"house": 1}, 0.2, valid=FROM_JULY))
+    monkeypatch.setattr(rule_set, "MOST_AT_ONCE", 2)
+    with store(tmp_path / "a") as kept:
+        kept.put(given, "Ana")
+    monkeypatch.setattr(rule_set, "MOST_AT_ONCE", 1)
+    with store(tmp_path / "b") as kept, pytest.raises(InputError, match="2 rules in force in zone"):
+        kept.put(given, "Ana")
+
+
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    with store(tmp_path) as kept:
+        for given in (5, None, ["rules"]):
+            with pytest.raises(InputError, match="expected text or bytes"):
+                kept.put(given, "Ana")  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="who is 'None', expected one line"):
+            kept.put(towers(0.2), None)  # type: ignore[arg-type]
+        assert kept.version == 0
+
+
 @pytest.mark.parametrize(
     "who", ["", "  ", "a\nb", 'x"}\n{"who": "other"', "a\u2028b", "\u202eana", "\x00", "a" * 201]
 )
