@@ -6,8 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.contracts import registry
-from edgekd.contracts.schema import FROM_COMMAND, Place
+from edgekd.contracts.schema import FROM_COMMAND, Place, read_yaml
 from edgekd.errors import InputError
+
+
+def overridden(path: Path, overrides: list[str]) -> tuple[dict[str, Any], dict[Place, int]]:
+    """A file's values after its preset and what the command line changes, and their lines.
+
+    Args:
+        path: the YAML file.
+        overrides: ``dotted.key=value`` texts; ``preset=NAME`` comes before all others.
+
+    Raises:
+        InputError: the file cannot be read, a text is not ``key=value``, or no such preset.
+    """
+    value, lines = read_yaml(path)
+    chosen = [text for text in overrides if text.partition("=")[0] == "preset"]
+    for text in chosen:
+        mark(lines, override(value, text))
+    apply_preset(value, lines, path)
+    for text in overrides:
+        if text not in chosen:
+            mark(lines, override(value, text))
+    return value, lines
 
 
 def mark(lines: dict[Place, int], place: Place) -> None:

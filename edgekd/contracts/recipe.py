@@ -23,7 +23,7 @@ from edgekd.contracts.distill import (
     TeacherSpec,
     check_chain,
 )
-from edgekd.contracts.overrides import apply_preset, mark, override
+from edgekd.contracts.overrides import overridden
 from edgekd.contracts.schema import (
     Document,
     parse_document,
@@ -35,7 +35,10 @@ from edgekd.contracts.sensors import Sensors, check_sensors
 from edgekd.contracts.system import SystemSpec, check_system, check_teacher_sensors
 from edgekd.contracts.tensors import Classes, ImageInput, LogitsOutput
 from edgekd.contracts.windows import Blend
-from edgekd.errors import RecipeError
+from edgekd.errors import InputError, RecipeError
+
+#: ``kind`` of the recipes of :mod:`edgekd.contracts.place_recipe`
+PLACES = "places"
 
 
 class StudentSpec(Document):
@@ -62,21 +65,35 @@ class StudentSpec(Document):
     @pydantic.field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
-        return _entry(value, "edgekd.train.students", "student")
+        return check_entry(value, "edgekd.train.students", "student")
 
     @pydantic.field_validator("head")
     @classmethod
     def _known_head(cls, value: str | None) -> str | None:
-        return None if value is None else _entry(value, "edgekd.train.heads", "head")
+        return None if value is None else check_entry(value, "edgekd.train.heads", "head")
 
 
-def _entry(value: str, package: str, kind: str) -> str:
+def check_entry(value: str, package: str, kind: str) -> str:
+    """Raise ValueError, for pydantic, unless a package has a file of this name; the name."""
     valid = registry.module_names(package)
     if valid and value not in valid:
         raise ValueError(
             f"{kind} '{value}' does not exist{registry.nearest(value, valid)} "
             f"(valid: {', '.join(valid)})"
         )
+    return value
+
+
+def check_targets(value: list[str]) -> list[str]:
+    """Raise ValueError, for pydantic, unless all are classes of devices that are there."""
+    valid = registry.yaml_names(registry.engines_root() / "targets")
+    wrong = [
+        f"target '{name}' does not exist{registry.nearest(name, valid)}"
+        for name in value
+        if name not in valid
+    ]
+    if wrong:
+        raise ValueError(f"{'; '.join(wrong)} (valid: {', '.join(valid)})")
     return value
 
 
@@ -380,7 +397,7 @@ class Recipe(Document):
         cls, value: list[TeacherSpec], info: pydantic.ValidationInfo
     ) -> list[TeacherSpec]:
         for spec in value:
-            _entry(spec.name, "edgekd.train.teachers", "teacher")
+            check_entry(spec.name, "edgekd.train.teachers", "teacher")
         return check_teacher_sensors(value, info.data.get("sensors"))
 
     @pydantic.field_validator("system")
@@ -435,15 +452,7 @@ class Recipe(Document):
     @pydantic.field_validator("targets")
     @classmethod
     def _targets(cls, value: list[str]) -> list[str]:
-        valid = registry.yaml_names(registry.engines_root() / "targets")
-        wrong = [
-            f"target '{name}' does not exist{registry.nearest(name, valid)}"
-            for name in value
-            if name not in valid
-        ]
-        if wrong:
-            raise ValueError(f"{'; '.join(wrong)} (valid: {', '.join(valid)})")
-        return value
+        return check_targets(value)
 
     @pydantic.field_validator("io")
     @classmethod
@@ -497,14 +506,11 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         InputError: the file cannot be read, an override is not ``key=value``, or no such preset.
         RecipeError: lists every fault with its line.
     """
-    value, lines = read_yaml(path)
-    chosen = [text for text in overrides or [] if text.partition("=")[0] == "preset"]
-    for text in chosen:
-        mark(lines, override(value, text))
-    apply_preset(value, lines, path)
-    for text in overrides or []:
-        if text not in chosen:
-            mark(lines, override(value, text))
+    value, lines = overridden(path, overrides or [])
+    if value.get("kind") == PLACES:
+        raise InputError(
+            f"{path} is a recipe of places (kind: {PLACES}); what is asked for here is one of maps"
+        )
     return parse_document(Recipe, value, lines, str(path))
 
 

@@ -58,6 +58,68 @@ class ImageInput(Document):
         return int(self.shape[1])
 
 
+class SeriesInput(Document):
+    """A sensor series of fixed length: scaled values, and beside them what was measured.
+
+    Attributes:
+        name: tensor name in the graph, of shape ``[N, days, 2 * features]``: first the values,
+            ``(value - mean) / std`` and 0 where none was measured, then 1 where one was.
+        days: rows; the last is the newest.
+        features: names of the values of a day.
+        mean, std: per feature in its own unit; absent in a recipe, for training finds them.
+    """
+
+    name: str = "series"
+    days: int = pydantic.Field(ge=7, le=10_000)
+    features: list[str] = pydantic.Field(min_length=1, max_length=1000)
+    mean: list[float] | None = None
+    std: list[Annotated[float, pydantic.Field(gt=0)]] | None = pydantic.Field(
+        default=None, validate_default=True
+    )
+
+    @pydantic.field_validator("std")
+    @classmethod
+    def _both(cls, value: list[float] | None, info: pydantic.ValidationInfo) -> list[float] | None:
+        features, mean = info.data.get("features"), info.data.get("mean")
+        if features is None:
+            return value
+        if len(set(features)) < len(features):
+            raise ValueError("a feature stands twice")
+        if (mean is None) != (value is None):
+            raise ValueError("mean and std come together")
+        if mean is not None and value is not None and not len(mean) == len(value) == len(features):
+            raise ValueError(
+                f"there are {len(features)} features, mean has {len(mean)} values and std "
+                f"{len(value)}; all must agree"
+            )
+        return value
+
+
+class TextInput(Document):
+    """The embedding of a text.
+
+    Attributes:
+        name: tensor name in the graph, of shape ``[N, width]``.
+        width: of the embedding.
+    """
+
+    name: str = "text"
+    width: int = pydantic.Field(default=384, ge=1, le=65_536)
+
+
+class RulesInput(Document):
+    """Rules as inputs of the engine, so that new rules need no new engine.
+
+    The tensors ``rules [N, rows, classes]``, ``bounds [N, rows]`` and ``inside [N, classes]`` are
+    what :class:`edgekd.contracts.projection.Limits` holds.
+
+    Attributes:
+        rows: rules that there is room for, of one zone on one day.
+    """
+
+    rows: int = pydantic.Field(default=32, ge=1, le=256)
+
+
 class LogitsOutput(Document):
     """Per-class logits of the engine.
 

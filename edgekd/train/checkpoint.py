@@ -32,6 +32,8 @@ ENCODER_FORMAT = 1
 KINDS = {
     "edgekd_checkpoint": "it is a student: a checkpoint of edgekd finetune, distill or adapt",
     "edgekd_encoder": "it is an encoder of edgekd distill",
+    "edgekd_places": "it is a student that answers for places, of edgekd distill with a recipe of "
+    "kind: places",
     "edgekd_teacher": "it is a teacher of several sensors, of edgekd distill",
     "edgekd_distill": "edgekd distill --resume goes on from it; the result lies beside it when the "
     "run is done: best.ckpt, encoder.ckpt or teacher.ckpt",

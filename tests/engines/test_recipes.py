@@ -12,13 +12,19 @@ import yaml
 from edgekd.cli.main import main
 from edgekd.contracts import registry
 from edgekd.contracts.labelled import check_same_classes
+from edgekd.contracts.place_recipe import PlaceRecipe, load_any_recipe
 from edgekd.contracts.recipe import Recipe, data_root, load_recipe, preset_names
 from edgekd.contracts.sensor_labelled import is_here, open_data
+from edgekd.contracts.series_daily import FEATURES
 from edgekd.contracts.target import Target, load_target, target_names
+from edgekd.errors import InputError
+from edgekd.simulate.coast_places import CLASSES
 from edgekd.train.checkpoint import build_student, load_checkpoint
 from tests.conftest import ROOT
 
-RECIPES = sorted((ROOT / "engines").glob("*.yaml"))
+ALL = sorted((ROOT / "engines").glob("*.yaml"))
+PLACES = [path for path in ALL if "\nkind: places\n" in path.read_text()]
+RECIPES = [path for path in ALL if path not in PLACES]
 TARGETS = sorted((ROOT / "engines" / "targets").glob("*.yaml"))
 
 
@@ -35,10 +41,10 @@ def build(recipe: Recipe) -> object:
 
 
 def test_every_file_is_found() -> None:
-    assert len(RECIPES) == 6 and len(TARGETS) == 6
-    assert sorted(path.stem for path in RECIPES) == registry.yaml_names(registry.engines_root())
+    assert len(RECIPES) == 6 and len(PLACES) == 1 and len(TARGETS) == 6
+    assert sorted(path.stem for path in ALL) == registry.yaml_names(registry.engines_root())
     assert sorted(path.stem for path in TARGETS) == target_names()
-    others = {path.name for path in (ROOT / "engines").iterdir()} - {path.name for path in RECIPES}
+    others = {path.name for path in (ROOT / "engines").iterdir()} - {path.name for path in ALL}
     assert others == {
         "targets",
         "coefficients",
@@ -129,6 +135,21 @@ def test_the_carried_data_is_used_and_carried() -> None:
 def test_every_student_has_a_recipe() -> None:
     used = {load_recipe(path).student.name for path in RECIPES}
     assert used == set(registry.module_names("edgekd.train.students"))
+
+
+@pytest.mark.parametrize("path", PLACES, ids=lambda path: path.stem)
+def test_recipe_of_places(path: Path) -> None:
+    recipe = load_any_recipe(path)
+    assert isinstance(recipe, PlaceRecipe) and recipe.name == path.stem and recipe.title
+    assert recipe.io.series.features == list(FEATURES)
+    assert [item.name for item in recipe.io.classes] == list(CLASSES)
+    with pytest.raises(InputError, match="recipe of places"):
+        load_recipe(path)
+
+
+def test_every_student_of_places_has_a_recipe() -> None:
+    used = {load_any_recipe(path).student.name for path in PLACES}
+    assert used == set(registry.module_names("edgekd.train.places.students"))
 
 
 def test_every_target_is_named_by_a_recipe() -> None:

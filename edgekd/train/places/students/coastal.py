@@ -6,8 +6,9 @@ projections of its embedding. A few learned latents read all tokens by cross-att
 what they read (Perceiver IO, Jaegle et al. 2021, https://arxiv.org/abs/2107.14795), so that kinds
 of any rate need no common grid, and the cost does not grow with the square of the tokens.
 
-A kind that is missing is zeros, as in training (:func:`dropped`): an embedding of zeros gives the
-projections' biases, which is a learned "nothing", and sensors have their presence beside them.
+Which kinds a place has is an input of its own. Tokens of a missing kind are replaced by learned
+ones behind the branches, so that what stands in its place is not looked at, and a missing picture
+is in no batch statistics.
 """
 
 from __future__ import annotations
@@ -19,10 +20,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgekd.contracts.evidence import KINDS
+from edgekd.contracts.place_recipe import PlaceIo
 from edgekd.errors import InputError
-from edgekd.train.students._efficientnet_lite import STAGES, STRIDES, Encoder
+from edgekd.train.students._efficientnet_lite import (
+    MEAN,
+    STAGES,
+    STD,
+    STRIDES,
+    Encoder,
+    load_imagenet,
+    weights_path,
+)
 
-KINDS = ("image", "series", "text")
 _TAPS = (3, 5, 7)
 _WEEK_DAYS = 7
 _TEXT_TOKENS = 4
@@ -97,13 +107,21 @@ class Reader(nn.Module):
 
 
 class CoastalNet(nn.Module):
-    """``image (N, 3, px, px)``, ``series (N, days, 2 features)``, ``text (N, text)`` -> logits.
+    """``image (N, 3, px, px)``, ``series (N, days, 2 features)``, ``text (N, text)``, ``present
+    (N, 3)`` -> logits ``(N, classes)``.
 
-    A series has the normalised values, 0 where none was measured, and beside them 1 where one was.
+    A series has the normalised values, 0 where none was measured, and beside them 1 where one was;
+    ``present`` is 1 where a place has the picture, the series, the text, and 0 elsewhere.
+
+    Attributes:
+        name: of the student; ``pretrained``: whether its picture branch began with weights.
     """
+
+    name = "coastal"
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
+        self.pretrained = False
         if sizes.image_px % 32 or sizes.middle_px % 16 or not 0 < sizes.middle_px < sizes.image_px:
             raise InputError(
                 f"a picture of {sizes.image_px} px with a middle of {sizes.middle_px} px: expected "
@@ -123,6 +141,9 @@ class CoastalNet(nn.Module):
                 "series": nn.Parameter(0.02 * torch.randn(1, weeks, width)),
                 "text": nn.Parameter(0.02 * torch.randn(1, _TEXT_TOKENS, width)),
             }
+        )
+        self.nothing = nn.ParameterDict(
+            {kind: nn.Parameter(0.02 * torch.randn(1, 1, width)) for kind in KINDS}
         )
         self.norms = nn.ModuleDict({kind: nn.LayerNorm(width) for kind in KINDS})
         self.alike = nn.ModuleDict({kind: nn.Linear(width, _EMBEDDING) for kind in KINDS})
@@ -154,9 +175,16 @@ class CoastalNet(nn.Module):
             kind: self.norms[kind](values + self.places[kind]) for kind, values in found.items()
         }
 
-    def answer(self, tokens: Mapping[str, Tensor]) -> Tensor:
-        """Logits ``(N, classes)`` of tokens."""
-        every = torch.cat([tokens[kind] for kind in KINDS], dim=1)
+    def answer(self, tokens: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        """Logits ``(N, classes)`` of tokens, of which ``present (N, 3)`` says what is there."""
+        have = present[:, :, None, None]
+        every = torch.cat(
+            [
+                have[:, at] * tokens[kind] + (1 - have[:, at]) * self.nothing[kind]
+                for at, kind in enumerate(KINDS)
+            ],
+            dim=1,
+        )
         latents = self.latents.expand(every.shape[0], -1, -1)
         for reader in self.readers:
             latents = reader(latents, every)
@@ -167,42 +195,69 @@ class CoastalNet(nn.Module):
         """Kind -> ``(N, 128)``, what InfoNCE draws together; not part of the answer."""
         return {kind: self.alike[kind](tokens[kind].mean(dim=1)) for kind in KINDS}
 
-    def forward(self, image: Tensor, series: Tensor, text: Tensor) -> Tensor:
+    def forward(self, image: Tensor, series: Tensor, text: Tensor, present: Tensor) -> Tensor:
         """Logits ``(N, classes)``."""
-        return self.answer(self.tokens(image, series, text))
+        return self.answer(self.tokens(image, series, text), present)
 
 
-def dropped(
-    evidence: Mapping[str, Tensor], shares: Mapping[str, float], generator: torch.Generator
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Evidence of which some kinds are missing: zeros, a place at a time, never all of a place.
+def build_places(io: PlaceIo, *, pretrained: bool | None = None) -> CoastalNet:
+    """Make the student.
 
     Args:
-        evidence: kind -> ``(N, ...)``.
+        io: sizes of the evidence, and the classes.
+        pretrained: begin the picture branch with ImageNet weights (None: yes).
+
+    Raises:
+        InputError: a side that does not fit, or pixels that the weights were not made for.
+        EnvironmentLacksError: ``pretrained`` without the package that carries the weights.
+    """
+    side = io.image.tile_px
+    model = CoastalNet(
+        Sizes(
+            classes=len(io.classes),
+            image_px=side,
+            middle_px=max(16, side // 32 * 16),
+            days=io.series.days,
+            features=len(io.series.features),
+            text=io.text.width,
+        )
+    )
+    model.pretrained = True if pretrained is None else pretrained
+    if model.pretrained:
+        if io.image.mean != list(MEAN) or io.image.std != list(STD):
+            raise InputError(
+                f"io.image has mean {io.image.mean} and std {io.image.std}, but the weights of "
+                f"student coastal were trained with mean {list(MEAN)} and std {list(STD)}; write "
+                "these in the recipe"
+            )
+        load_imagenet(
+            model.encoder,
+            weights_path("lite0", "start student coastal from ImageNet weights (or pretrained: "
+                         "false)"),
+        )  # fmt: skip
+    return model
+
+
+def left_out(count: int, shares: Mapping[str, float], generator: torch.Generator) -> Tensor:
+    """Which kinds of evidence places keep, ``(count, 3)`` of 0 and 1; none loses all.
+
+    Args:
+        count: of places.
         shares: kind -> part of the places that lose it, 0 to below 1.
         generator: where chance comes from, on the CPU.
-
-    Returns:
-        the evidence, and kind -> ``(N,)`` bool of what is still there.
 
     Raises:
         InputError: a share out of range, or of a kind that is not there.
     """
     for kind, share in shares.items():
-        if kind not in evidence or not 0 <= share < 1:
+        if kind not in KINDS or not 0 <= share < 1:
             raise InputError(
                 f"part of places that lose {kind} is {share}: expected 0 to below 1, of "
-                f"{', '.join(evidence)}"
+                f"{', '.join(KINDS)}"
             )
-    count = len(next(iter(evidence.values())))
-    there = {
-        kind: torch.rand(count, generator=generator) >= shares.get(kind, 0.0) for kind in evidence
-    }
-    none = ~torch.stack(list(there.values())).any(dim=0)
-    kept = torch.randint(len(evidence), (count,), generator=generator)
-    there = {kind: have | (none & (kept == at)) for at, (kind, have) in enumerate(there.items())}
-    found = {}
-    for kind, values in evidence.items():
-        have = there[kind].to(values.device).reshape(-1, *[1] * (values.dim() - 1))
-        found[kind] = torch.where(have, values, torch.zeros_like(values))
-    return found, there
+    chance = torch.rand(count, len(KINDS), generator=generator)
+    there = chance >= torch.tensor([shares.get(kind, 0.0) for kind in KINDS])
+    kept = torch.randint(len(KINDS), (count,), generator=generator)
+    none = ~there.any(dim=1)
+    there[none, kept[none]] = True
+    return there.float()

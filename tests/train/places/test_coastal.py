@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from edgekd.contracts.evidence import KINDS
 from edgekd.errors import InputError
-from edgekd.train.students._coastal import KINDS, CoastalNet, Sizes, dropped
+from edgekd.train.places.students.coastal import CoastalNet, Sizes, left_out
 
 
 def some(count: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -20,6 +21,7 @@ def some(count: int, seed: int = 0) -> dict[str, torch.Tensor]:
         "image": torch.randn(count, 3, 128, 128, generator=random),
         "series": torch.cat([values, torch.ones_like(values)], dim=2),
         "text": torch.randn(count, 384, generator=random),
+        "present": torch.ones(count, 3),
     }
 
 
@@ -55,9 +57,13 @@ def test_every_kind_is_read_and_its_lack_is_no_error(net: CoastalNet, kind: str)
     with torch.no_grad():
         before = net(**given)
         changed = net(**(given | {kind: other[kind]}))
-        without = net(**(given | {kind: torch.zeros_like(given[kind])}))
+        lacks = torch.ones(2, 3)
+        lacks[:, KINDS.index(kind)] = 0
+        without = net(**(given | {"present": lacks}))
+        whatever = net(**(given | {"present": lacks, kind: other[kind]}))
     for after in (changed, without):
         assert torch.isfinite(after).all() and (after - before).abs().max() > 1e-4
+    assert torch.equal(without, whatever), "what stands in place of a missing kind is not looked at"
 
 
 @pytest.mark.parametrize(("row", "column", "token"), [(32, 32, 0), (32, 88, 7), (88, 88, 63)])
@@ -79,6 +85,7 @@ def test_the_middle_of_a_picture_is_its_middle(
 
 def test_embeddings_of_a_kind_are_of_that_kind_alone(net: CoastalNet) -> None:
     given, other = some(2), some(2, seed=1)
+    del given["present"], other["present"]
     with torch.no_grad():
         first = net.embeddings(net.tokens(**given))
         second = net.embeddings(net.tokens(**(other | {"text": given["text"]})))
@@ -104,27 +111,19 @@ def test_its_onnx_file_gives_the_same(net: CoastalNet) -> None:
         assert np.abs(found - net(**more).numpy()).max() < 1e-3
 
 
-def test_what_is_dropped_is_zeros_and_never_all() -> None:
-    given = {kind: torch.ones(400, 2, 3) for kind in KINDS}
+def test_places_lose_what_is_asked_and_never_all() -> None:
     shares = {"image": 0.5, "series": 0.9, "text": 0.6}
-    found, there = dropped(given, shares, torch.Generator().manual_seed(0))
-    for kind in KINDS:
-        assert torch.equal(found[kind].amax((1, 2)) == 1, there[kind])
-        assert torch.equal(found[kind].amin((1, 2)) == 1, there[kind])
-    assert torch.stack(list(there.values())).any(0).all()
-    expected = {kind: 1 - share + 0.27 / 3 for kind, share in shares.items()}  # all gone: 0.27
-    assert {k: float(v.float().mean()) for k, v in there.items()} == pytest.approx(
-        expected, abs=0.08
-    )
-    same, all_there = dropped(given, {}, torch.Generator())
-    assert all(torch.equal(same[kind], given[kind]) for kind in KINDS)
-    assert all(value.all() for value in all_there.values())
+    there = left_out(4000, shares, torch.Generator().manual_seed(0))
+    assert set(there.unique().tolist()) == {0.0, 1.0} and bool((there.sum(1) > 0).all())
+    expected = [1 - share + 0.27 / 3 for share in shares.values()]  # all gone: 0.27
+    assert there.mean(0).tolist() == pytest.approx(expected, abs=0.03)
+    assert bool((left_out(50, {}, torch.Generator()) == 1).all())
 
 
 @pytest.mark.parametrize("shares", [{"image": 1.0}, {"text": -0.1}, {"sound": 0.5}])
 def test_shares_that_make_no_sense(shares: dict[str, float]) -> None:
     with pytest.raises(InputError, match="part of places that lose"):
-        dropped(some(1), shares, torch.Generator())
+        left_out(1, shares, torch.Generator())
 
 
 @pytest.mark.parametrize("change", [{"image_px": 100}, {"middle_px": 128}, {"middle_px": 40}])

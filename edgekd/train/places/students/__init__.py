@@ -1,0 +1,1 @@
+"""Students that answer for places: a file each, which offers ``build_places``."""
