@@ -7,9 +7,17 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from edgekd.contracts.calibration import Sha256
+from edgekd.contracts.policy import ClassFacts
 from edgekd.contracts.schema import Document
 from edgekd.contracts.target import VersionText
-from edgekd.contracts.tensors import Classes, ImageInput, LogitsOutput
+from edgekd.contracts.tensors import (
+    Classes,
+    ImageInput,
+    LogitsOutput,
+    RulesInput,
+    SeriesInput,
+    TextInput,
+)
 from edgekd.contracts.windows import Blend
 
 MANIFEST_NAME = "manifest.json"
@@ -330,6 +338,47 @@ class CheckDone(Document):
     verdict: Literal["pass"]
     warnings: list[str]
     compile: str
+
+
+class TextEncoderDone(Document):
+    """What makes embeddings of texts on the device, when rules change and not for every answer.
+
+    Attributes:
+        model: ONNX file: ``input_ids`` and ``attention_mask`` ``(N, tokens)`` int64 -> ``embedding
+            (N, width)``, of length 1.
+        tokenizer: ``tokenizer.json`` of the ``tokenizers`` library.
+        name, sha256: of the encoder that the student was trained with, and of its weights.
+        width: of an embedding.
+        max_tokens: longer texts are refused, not cut.
+        precision: of the file.
+    """
+
+    model: FileName
+    tokenizer: FileName
+    name: str
+    sha256: Sha256
+    width: int = pydantic.Field(ge=1)
+    max_tokens: int = pydantic.Field(ge=8)
+    precision: Literal["fp32", "int8"]
+
+
+class EvidenceDone(Document):
+    """What a bundle that answers for places takes besides pictures.
+
+    Attributes:
+        series: with the scale that training found.
+        text: the embedding; ``text_encoder``: what makes it, None where nothing does.
+        rules: room for rules; the graph projects its answers onto them.
+        facts: class -> what rules ask of it.
+        simulated: whether the student learned from a simulated set.
+    """
+
+    series: SeriesInput
+    text: TextInput
+    text_encoder: TextEncoderDone | None = None
+    rules: RulesInput
+    facts: dict[str, ClassFacts] = {}
+    simulated: bool
 
 
 class Manifest(Document):

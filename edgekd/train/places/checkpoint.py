@@ -117,8 +117,8 @@ def check_matches_places(checkpoint: PlaceCheckpoint, recipe: PlaceRecipe, sourc
     for key, before, after in pairs:
         if before != after:
             raise CheckpointError(
-                f"{source} was trained with {key} {before}, the recipe '{recipe.name}' has {after}; "
-                f"give a checkpoint of this recipe, or make one with: {COMMAND}"
+                f"{source} was trained with {key} {before}, the recipe '{recipe.name}' has "
+                f"{after}; give a checkpoint of this recipe, or make one with: {COMMAND}"
             )
 
 
