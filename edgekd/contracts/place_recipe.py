@@ -34,6 +34,26 @@ Kind = Literal["image", "series", "text"]
 TEACHERS, PLACE_TEACHERS = "edgekd.train.teachers", "edgekd.train.places.teachers"
 
 
+class PlaceText(TextInput):
+    """The embedding of a text, and what makes it.
+
+    Attributes:
+        encoder: a file in ``edgekd/train/places/teachers`` that sees texts: ``minilm``,
+            ``hf_text``.
+        variant: of the encoder, where it has any.
+        weights: a folder (relative to the recipe), or ``package``.
+    """
+
+    encoder: str = "minilm"
+    variant: str | None = None
+    weights: str = "package"
+
+    @pydantic.field_validator("encoder")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return check_entry(value, PLACE_TEACHERS, "encoder of texts")
+
+
 class PlaceIo(Document):
     """What goes into the engine and what its answers are.
 
@@ -45,7 +65,7 @@ class PlaceIo(Document):
 
     image: ImageInput
     series: SeriesInput
-    text: TextInput = TextInput()
+    text: PlaceText = pydantic.Field(default=PlaceText(), validate_default=True)
     rules: RulesInput = RulesInput()
     classes: Classes
 

@@ -35,6 +35,8 @@ KINDS = {
     "edgekd_places": "it is a student that answers for places, of edgekd distill with a recipe of "
     "kind: places",
     "edgekd_teacher": "it is a teacher of several sensors, of edgekd distill",
+    "edgekd_place_teacher": "it is a teacher of one kind of evidence, of edgekd distill with a "
+    "recipe of kind: places",
     "edgekd_distill": "edgekd distill --resume goes on from it; the result lies beside it when the "
     "run is done: best.ckpt, encoder.ckpt or teacher.ckpt",
 }

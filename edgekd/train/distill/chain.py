@@ -20,7 +20,6 @@ from edgekd.contracts.sensor_labelled import camera_view
 from edgekd.contracts.sensor_set import SensorSet, open_sensor_set
 from edgekd.contracts.sensors import VISUAL
 from edgekd.errors import CheckpointError, InputError
-from edgekd.train.average import Average
 from edgekd.train.checkpoint import (
     BEST_NAME,
     LAST_NAME,
@@ -30,6 +29,7 @@ from edgekd.train.checkpoint import (
     save_checkpoint,
 )
 from edgekd.train.datasets.sensor_crops import Answers, SensorCrop, SensorCrops
+from edgekd.train.distill.keeping import Keeper
 from edgekd.train.distill.loop import DistillResult, Progress, Say, run_task, what_matters
 from edgekd.train.distill.methods.cross_modal import CrossModal, SensorBatch
 from edgekd.train.distill.tasks import Task
@@ -99,7 +99,7 @@ class SensorTask(Task):
         self._labels = data.label_counts()["train"]
         width = None if taught is None else taught[0].width
         self.method = CrossModal(spec, learner, recipe.io.inputs[0], self._labels, width)
-        self.average = Average(learner, rules.ema)
+        self.keeper = Keeper(learner, rules.ema, rules.keep, "balanced_accuracy")
         self.size = len(data.training_ids)
         self.result = BEST_NAME if isinstance(learner, Segmenter) else TEACHER_NAME
         self.columns = ["loss", "label"]
@@ -108,7 +108,6 @@ class SensorTask(Task):
             if self.method.project is not None:
                 self.columns.append("feature")
         self.columns += ["student_std", "student_rank", "val_balanced_accuracy"]
-        self._best: tuple[float, int, dict[str, torch.Tensor]] | None = None
         self._steps = 0
         self._validates = bool(sum(data.label_counts()["val"]))
         if rules.keep == "best" and not self._validates:
@@ -191,7 +190,7 @@ class SensorTask(Task):
 
     def stepped(self) -> None:
         """Take the weights into their average."""
-        self.average.update(self.learner)
+        self.keeper.stepped()
 
     def validate(self, step: int) -> dict[str, float]:
         """Balanced accuracy on the validation part; keeps the best weights where asked for."""
@@ -199,10 +198,9 @@ class SensorTask(Task):
         last = step == self._steps
         if not self._validates or (step % rules.val_every_steps and not last):
             return {}
-        with self.average.applied(self.learner):
+        with self.keeper.average.applied(self.learner):
             found = self.measured("val")["balanced_accuracy"]
-        if rules.keep == "best" and (self._best is None or found > self._best[0]):
-            self._best = (found, step, self.average.weights(self.learner))
+        self.keeper.saw(found, step)
         return {"val_balanced_accuracy": found}
 
     def measured(self, part: Any) -> dict[str, Any]:
@@ -214,25 +212,15 @@ class SensorTask(Task):
 
     def state(self) -> dict[str, Any]:
         """Averaged weights and the best so far."""
-        return {
-            "average": self.average.shadow,
-            "updates": self.average.updates,
-            "best": None if self._best is None else list(self._best),
-        }
+        return self.keeper.state()
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See :meth:`Task.load_state`."""
-        for name, value in state["average"].items():
-            self.average.shadow[name].copy_(value)
-        self.average.updates = state["updates"]
-        best = state["best"]
-        self._best = None if best is None else (best[0], best[1], best[2])
+        self.keeper.load_state(state)
 
     def save(self, path: Path, done: dict[str, Any]) -> None:
         """Write the student's checkpoint, or the teacher's."""
-        weights = self.average.weights(self.learner)
-        if self._best is not None:
-            done["best_val_balanced_accuracy"], done["best_step"], weights = self._best
+        weights = self.keeper.weights(done)
         done["teacher_sha256"] = None if self._taught is None else self._taught[1]
         done["simulated"] = self.data.simulated
         done["labels"] = self._labels

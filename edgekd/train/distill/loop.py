@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from edgekd.contracts.artifacts import canonical_json, sha256_bytes, write_json
 from edgekd.contracts.distill import DistillSpec
+from edgekd.contracts.place_recipe import AnyRecipe
 from edgekd.contracts.recipe import Recipe
 from edgekd.errors import CheckpointError, InputError
 from edgekd.train.checkpoint import LAST_NAME, read_torch, save_torch
@@ -135,7 +136,7 @@ def distill(
 
 
 def run_task(
-    recipe: Recipe,
+    recipe: AnyRecipe,
     make: Callable[[Say], Task],
     out: Path,
     *,
@@ -153,10 +154,10 @@ def run_task(
     Args:
         make: builds the task, given where its lines go; called when all processes run and the
             random state is set.
-        spec: of this run where it is not ``recipe.distill``: a stage of a chain.
+        spec: of this run where it is not ``recipe.distill``: a stage of a chain, or of places.
     """
-    spec = spec or recipe.distill
-    assert spec is not None
+    spec = spec or recipe.distill  # type: ignore[assignment]
+    assert isinstance(spec, DistillSpec)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > 1 and devices * nodes == 1:
         raise InputError(
@@ -195,7 +196,7 @@ class _Run:
     def __init__(
         self,
         fabric: Fabric,
-        recipe: Recipe,
+        recipe: AnyRecipe,
         spec: DistillSpec,
         make: Callable[[Say], Task],
         out: Path,
@@ -250,24 +251,29 @@ class _Run:
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """AdamW on what is trained; no weight decay on biases, norms and mask tokens."""
-        decayed: list[nn.Parameter] = []
-        free: list[nn.Parameter] = []
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, False): [], (1.0, True): []}
         for name, item in self.method.named_parameters():
             if item.requires_grad:
                 plain = item.ndim <= 1 or name.endswith("mask_token")
-                (free if plain else decayed).append(item)
-        groups = [
-            {"params": decayed, "weight_decay": self.spec.weight_decay},
-            {"params": free, "weight_decay": 0.0},
+                groups.setdefault((self.task.rate(name), plain), []).append(item)
+        made = [
+            {
+                "params": items,
+                "weight_decay": 0.0 if plain else self.spec.weight_decay,
+                "lr": factor * self.spec.lr,
+            }
+            for (factor, plain), items in groups.items()
+            if items
         ]
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=self.spec.lr)
+        return torch.optim.AdamW(made, lr=self.spec.lr)
 
     @property
     def _fingerprint(self) -> str:
         """What must be the same for a run to be resumed: all but logging, workers, tuning."""
         values = self.recipe.plain()
         values["distill"] = what_matters(self.spec)
-        kept = {key: values[key] for key in ("distill", "teachers", "student", "io", "sensors")}
+        asked = ("distill", "teachers", "student", "io", "sensors")
+        kept = {key: values[key] for key in asked if key in values}
         if kept["distill"]["data"] is not None:
             kept["distill"]["data"].pop("roots")
         for teacher in kept["teachers"]:

@@ -77,6 +77,11 @@ class Task:
         """What the method's forward takes, on ``device``, from collated items."""
         raise NotImplementedError
 
+    def rate(self, name: str) -> float:
+        """Factor of the learning rate of one of the method's parameters."""
+        del name
+        return 1.0
+
     def progress(self, step: int, steps: int) -> None:
         """Called before each step; ``step`` counts from 0."""
 

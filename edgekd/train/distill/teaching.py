@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from edgekd.contracts import registry
 from edgekd.contracts.artifacts import sha256_file
-from edgekd.contracts.distill import TeacherSpec
 from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.schema import resolve_path
 from edgekd.errors import CheckpointError, InputError
@@ -32,25 +31,40 @@ def build_teachers(recipe: Recipe, folder: Path) -> list[Teacher]:
         CheckpointError: weights are missing, damaged, of another size, or not the named ones.
         EnvironmentLacksError: a package with weights is not installed.
     """
-    built = []
-    for number, spec in enumerate(recipe.teachers):
-        module = registry.load("edgekd.train.teachers", spec.name, "teacher")
-        if spec.variant is not None and spec.variant not in module.VARIANTS:
-            valid = [str(item) for item in module.VARIANTS]
-            raise InputError(
-                f"teachers[{number}].variant: {spec.name} has no '{spec.variant}'"
-                f"{registry.nearest(spec.variant, valid)} (valid: {', '.join(valid)})"
-            )
-        weights: str | Path = spec.weights
-        if weights not in ("random", "package"):
-            weights = resolve_path(spec.weights, folder)
-        check_sha256(weights, spec, number)
-        teacher: Teacher = module.build(spec.variant, weights)
-        built.append(teacher)
-    return built
+    return [build_teacher(spec, number, folder) for number, spec in enumerate(recipe.teachers)]
 
 
-def check_sha256(weights: str | Path, spec: TeacherSpec, number: int) -> None:
+class Named(Protocol):
+    """What a recipe's entry says of a teacher of pictures, of maps and of places alike."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def variant(self) -> str | None: ...
+    @property
+    def weights(self) -> str: ...
+    @property
+    def sha256(self) -> str | None: ...
+
+
+def build_teacher(spec: Named, number: int, folder: Path) -> Teacher:
+    """One teacher; ``number`` is its place in the recipe, from 0. See :func:`build_teachers`."""
+    module = registry.load("edgekd.train.teachers", spec.name, "teacher")
+    if spec.variant is not None and spec.variant not in module.VARIANTS:
+        valid = [str(item) for item in module.VARIANTS]
+        raise InputError(
+            f"teachers[{number}].variant: {spec.name} has no '{spec.variant}'"
+            f"{registry.nearest(spec.variant, valid)} (valid: {', '.join(valid)})"
+        )
+    weights: str | Path = spec.weights
+    if weights not in ("random", "package"):
+        weights = resolve_path(spec.weights, folder)
+    check_sha256(weights, spec, number)
+    teacher: Teacher = module.build(spec.variant, weights)
+    return teacher
+
+
+def check_sha256(weights: str | Path, spec: Named, number: int) -> None:
     """Refuse another file than the one that the recipe names; one that is missing passes.
 
     Args:

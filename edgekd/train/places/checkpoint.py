@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgekd.contracts import registry
 from edgekd.contracts.place_recipe import PlaceIo, PlaceRecipe, parse_place_recipe
 from edgekd.errors import CheckpointError
 from edgekd.train.checkpoint import BEST_NAME, in_folder, read_torch, save_torch, whole
+from edgekd.train.places.students._base import PlaceStudent
 
 FORMAT = 1
 MARK = "edgekd_places"
@@ -43,7 +44,7 @@ class PlaceCheckpoint:
         return parse_place_recipe(self.recipe, f"the recipe inside {source}")
 
 
-def build_student(name: str, io: PlaceIo, pretrained: bool | None) -> nn.Module:
+def build_student(name: str, io: PlaceIo, pretrained: bool | None) -> PlaceStudent:
     """A student of places by name: ``(image, series, text, present)`` -> logits.
 
     Raises:
@@ -51,7 +52,7 @@ def build_student(name: str, io: PlaceIo, pretrained: bool | None) -> nn.Module:
         EnvironmentLacksError: weights are asked for and their package is not installed.
     """
     module = registry.load("edgekd.train.places.students", name, "student of places")
-    model: nn.Module = module.build_places(io, pretrained=pretrained)
+    model: PlaceStudent = module.build_places(io, pretrained=pretrained)
     return model
 
 
@@ -81,7 +82,7 @@ def load_places_checkpoint(path: Path) -> PlaceCheckpoint:
     return whole(PlaceCheckpoint, value, path, "a checkpoint of places")
 
 
-def rebuild_places(checkpoint: PlaceCheckpoint, source: str) -> nn.Module:
+def rebuild_places(checkpoint: PlaceCheckpoint, source: str) -> PlaceStudent:
     """The student with its weights, in evaluation mode, on the CPU.
 
     Raises:

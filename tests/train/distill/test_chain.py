@@ -402,7 +402,7 @@ class Watched:
             return given
 
         def measured(task: SensorTask, part: str) -> dict[str, float]:
-            number = task.average.updates
+            number = task.keeper.average.updates
             assert part == "val" and alike(task.learner.state_dict(), self.averaged[number])
             return {"balanced_accuracy": found[number]}
 
@@ -438,7 +438,7 @@ def test_the_best_so_far_outlives_a_stop(
     values = chain_values(rocks, teachers=[], cross_modal={"keep": "best", "val_every_steps": 2})
 
     def measured(task: SensorTask, part: str) -> dict[str, float]:
-        return {"balanced_accuracy": {2: 0.9, 4: 0.5, 6: 0.6}[task.average.updates]}
+        return {"balanced_accuracy": {2: 0.9, 4: 0.5, 6: 0.6}[task.keeper.average.updates]}
 
     class Stop(Exception):
         pass

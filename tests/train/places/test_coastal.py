@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edgekd.contracts.evidence import KINDS
 from edgekd.errors import InputError
-from edgekd.train.places.students.coastal import CoastalNet, Sizes, left_out
+from edgekd.train.places.students._base import left_out
+from edgekd.train.places.students.coastal import CoastalNet, Sizes
 
 
 def some(count: int, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from edgekd.contracts.evidence import KINDS
 from edgekd.contracts.place_recipe import PlaceIo
 from edgekd.errors import InputError
+from edgekd.train.places.students._base import PlaceStudent
 from edgekd.train.students._efficientnet_lite import (
     MEAN,
     STAGES,
@@ -106,16 +107,8 @@ class Reader(nn.Module):
         return found
 
 
-class CoastalNet(nn.Module):
-    """``image (N, 3, px, px)``, ``series (N, days, 2 features)``, ``text (N, text)``, ``present
-    (N, 3)`` -> logits ``(N, classes)``.
-
-    A series has the normalised values, 0 where none was measured, and beside them 1 where one was;
-    ``present`` is 1 where a place has the picture, the series, the text, and 0 elsewhere.
-
-    Attributes:
-        name: of the student; ``pretrained``: whether its picture branch began with weights.
-    """
+class CoastalNet(PlaceStudent):
+    """See the module."""
 
     name = "coastal"
 
@@ -195,9 +188,9 @@ class CoastalNet(nn.Module):
         """Kind -> ``(N, 128)``, what InfoNCE draws together; not part of the answer."""
         return {kind: self.alike[kind](tokens[kind].mean(dim=1)) for kind in KINDS}
 
-    def forward(self, image: Tensor, series: Tensor, text: Tensor, present: Tensor) -> Tensor:
-        """Logits ``(N, classes)``."""
-        return self.answer(self.tokens(image, series, text), present)
+    def pretrained_part(self) -> nn.Module | None:
+        """The picture's branch."""
+        return self.encoder if self.pretrained else None
 
 
 def build_places(io: PlaceIo, *, pretrained: bool | None = None) -> CoastalNet:
@@ -236,28 +229,3 @@ def build_places(io: PlaceIo, *, pretrained: bool | None = None) -> CoastalNet:
                          "false)"),
         )  # fmt: skip
     return model
-
-
-def left_out(count: int, shares: Mapping[str, float], generator: torch.Generator) -> Tensor:
-    """Which kinds of evidence places keep, ``(count, 3)`` of 0 and 1; none loses all.
-
-    Args:
-        count: of places.
-        shares: kind -> part of the places that lose it, 0 to below 1.
-        generator: where chance comes from, on the CPU.
-
-    Raises:
-        InputError: a share out of range, or of a kind that is not there.
-    """
-    for kind, share in shares.items():
-        if kind not in KINDS or not 0 <= share < 1:
-            raise InputError(
-                f"part of places that lose {kind} is {share}: expected 0 to below 1, of "
-                f"{', '.join(KINDS)}"
-            )
-    chance = torch.rand(count, len(KINDS), generator=generator)
-    there = chance >= torch.tensor([shares.get(kind, 0.0) for kind in KINDS])
-    kept = torch.randint(len(KINDS), (count,), generator=generator)
-    none = ~there.any(dim=1)
-    there[none, kept[none]] = True
-    return there.float()

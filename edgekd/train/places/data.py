@@ -1,0 +1,274 @@
+"""A set of places opened for a recipe, and what training draws from it.
+
+Item ``n`` is a function of the set, the seed and ``n`` alone: which place it is, and what changes
+about it. Only places of the split ``train`` are drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from edgekd.contracts.evidence import Evidence, EvidenceTensors, series_statistics
+from edgekd.contracts.imageio import Raster
+from edgekd.contracts.place_recipe import PlaceJitter, PlaceRecipe
+from edgekd.contracts.place_set import PlaceRow, PlaceSet, load_places
+from edgekd.contracts.windows import Window
+from edgekd.errors import DatasetError, ImageError, InputError
+from edgekd.train.places.checkpoint import with_statistics
+
+UInt8 = npt.NDArray[np.uint8]
+Float32 = npt.NDArray[np.float32]
+_ORDER, _JITTER = 0, 1
+#: decoded pictures that are kept in memory, bytes
+_KEPT_BYTES = 2 << 30
+
+
+class PlaceData:
+    """Pictures, series, texts and labels of a set, as a recipe's student takes them.
+
+    Args:
+        recipe: whose inputs and classes the set must fit.
+        places: the set.
+        text: ``(rows, width)`` float32 embeddings, a row of the table each.
+
+    Attributes:
+        recipe: with the statistics of the training split's series, unless it had them.
+        digest: sha256 over everything that training reads.
+        report: lines for the log.
+
+    Raises:
+        InputError: classes, pictures, series or embeddings that do not fit.
+    """
+
+    def __init__(self, recipe: PlaceRecipe, places: PlaceSet, text: Float32) -> None:
+        check_fits(recipe, places)
+        if text.shape != (len(places.rows), recipe.io.text.width) or text.dtype != np.float32:
+            raise InputError(
+                f"embeddings are {text.dtype} {text.shape}, expected float32 "
+                f"({len(places.rows)}, {recipe.io.text.width})"
+            )
+        self.places, self.text = places, text
+        self.rows = {split: at for split in ("train", "val", "test") if (at := self._of(split))}
+        if "train" not in self.rows:
+            raise DatasetError(f"{places.root} has no place of split train")
+        if recipe.io.series.mean is None:
+            used = sorted({places.rows[at].series for at in self.rows["train"]})
+            recipe = with_statistics(recipe, *series_statistics(places.series[used]))
+        self.recipe = recipe
+        self.tensors = EvidenceTensors(recipe.io.image, recipe.io.series, recipe.io.text)
+        self.labels = np.array([row.label for row in places.rows], np.int64)
+        names: dict[str, int] = {}
+        self.texts = np.array([names.setdefault(row.text, len(names)) for row in places.rows])
+        self._pictures: dict[int, UInt8] = {}
+        self._held = 0
+        self.digest = _digest(places)
+        counts = np.bincount(self.labels[self.rows["train"]], minlength=len(places.classes))
+        told = zip(places.classes, counts, strict=True)
+        split = ", ".join(f"{len(at):,} {name}" for name, at in self.rows.items())
+        self.report = [
+            f"{places.about.name}: {split} places, {len(places.series)} series, {len(names):,} "
+            "texts",
+            "training places: " + ", ".join(f"{name} {count}" for name, count in told),
+        ]
+        if places.about.simulated:
+            self.report.insert(0, "SIMULATED data: figures made with it are no measurements")
+
+    def _of(self, split: str) -> list[int]:
+        return [at for at, row in enumerate(self.places.rows) if row.split == split]
+
+    def picture(self, at: int) -> UInt8:
+        """``(side, side, 3)`` uint8 of a row.
+
+        Raises:
+            ImageError: it cannot be read, or has another size.
+        """
+        if at not in self._pictures:
+            found = read_picture(self.places.rows[at], self.recipe.io.image.tile_px)
+            if self._held + found.nbytes > _KEPT_BYTES:
+                return found
+            self._pictures[at], self._held = found, self._held + found.nbytes
+        return self._pictures[at]
+
+    def evidence(self, at: int, without: Sequence[str] = ()) -> Evidence:
+        """What is known of the place in row ``at``, less some kinds."""
+        row = self.places.rows[at]
+        return Evidence(
+            image=None if "image" in without else self.picture(at),
+            series=None if "series" in without else self.places.series[row.series],
+            text=None if "text" in without else self.text[at],
+        )
+
+
+def read_picture(row: PlaceRow, side_px: int) -> UInt8:
+    """A place's picture ``(side, side, 3)`` uint8.
+
+    Raises:
+        ImageError: it cannot be read, or is not of this side with three channels of 8 bits.
+    """
+    with Raster(row.image) as image:
+        if (image.height, image.width) != (side_px, side_px):
+            raise ImageError(
+                f"{row.image} has {image.height} x {image.width} px, expected {side_px} x {side_px}"
+            )
+        bands = image.choose_bands(None, 3)
+        if image.dtypes[bands[0] - 1] != "uint8":
+            raise ImageError(f"{row.image} has {image.dtypes[bands[0] - 1]} pixels, expected uint8")
+        found: UInt8 = np.ascontiguousarray(
+            image.read(Window(0, 0, side_px, side_px), bands), dtype=np.uint8
+        )
+    return found
+
+
+def check_fits(recipe: PlaceRecipe, places: PlaceSet) -> None:
+    """Raise unless a set has this recipe's classes, sizes and features.
+
+    Raises:
+        InputError: names what differs.
+    """
+    io, about = recipe.io, places.about
+    pairs: list[tuple[str, Any, Any]] = [
+        ("classes", [item.name for item in io.classes], places.classes),
+        ("pictures of side, px", io.image.tile_px, about.image_px),
+        ("days of a series", io.series.days, about.series.days),
+        ("features of a series", io.series.features, about.series.features),
+    ]
+    for what, asked, given in pairs:
+        if asked != given:
+            raise InputError(
+                f"recipe '{recipe.name}' and {places.root} differ in {what}: {asked} and {given}"
+            )
+
+
+def open_places_for(recipe: PlaceRecipe, root: Path) -> PlaceSet:
+    """Read a set and hold it against a recipe.
+
+    Raises:
+        InputError: it cannot be read, or does not fit.
+    """
+    places = load_places(root)
+    check_fits(recipe, places)
+    return places
+
+
+def _digest(places: PlaceSet) -> str:
+    found = hashlib.sha256()
+    about = places.about
+    for name in ("places.yaml", about.table, about.series.file):
+        found.update((places.root / name).read_bytes())
+    for row in places.rows:
+        found.update(hashlib.sha256(row.image.read_bytes()).digest())
+    return found.hexdigest()
+
+
+class PlaceItem(NamedTuple):
+    """One item; torch's ``collate`` makes one of batches of it.
+
+    Attributes:
+        image: ``(3, side, side)`` uint8, changed.
+        series: ``(days, 2 features)`` float32: scaled values, and what was measured.
+        text: ``(width,)`` float32.
+        label: number of the class.
+        row: of the table.
+        sources: ``(3,)`` int64, numbers of the picture, the series, the text: places of one number
+            have the same.
+    """
+
+    image: Tensor
+    series: Tensor
+    text: Tensor
+    label: int
+    row: int
+    sources: Tensor
+
+
+class PlaceItems(Dataset[PlaceItem]):
+    """Training places, each once in an epoch, in an order that the seed decides.
+
+    Args:
+        data: the set.
+        jitter: random changes.
+        length: number of items.
+        seed: of order and changes.
+        balanced: classes come equally often; places of a class in turn.
+    """
+
+    def __init__(
+        self, data: PlaceData, jitter: PlaceJitter, length: int, seed: int, balanced: bool = False
+    ) -> None:
+        self.data, self.jitter, self._length, self._seed = data, jitter, length, seed
+        rows = np.array(data.rows["train"])
+        labels = data.labels[rows]
+        self._groups = (
+            [rows[labels == k] for k in np.unique(labels)] if balanced else [rows]
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return self._length
+
+    def row(self, number: int) -> int:
+        """Row of the table that item ``number`` is."""
+        groups = self._groups
+        epoch, place = divmod(number // len(groups), len(groups[number % len(groups)]))
+        random = np.random.default_rng([self._seed, _ORDER, number % len(groups), epoch])
+        group = groups[number % len(groups)]
+        return int(group[random.permutation(len(group))[place]])
+
+    def __getitem__(self, number: int) -> PlaceItem:
+        data, at = self.data, self.row(number)
+        random = np.random.default_rng([self._seed, _JITTER, number])
+        row = data.places.rows[at]
+        arrays = data.tensors([data.evidence(at)])
+        series = self._series(random, arrays[data.recipe.io.series.name][0])
+        text = torch.from_numpy(data.text[at])
+        if self.jitter.text_noise:
+            step = torch.from_numpy(random.normal(size=len(text)).astype(np.float32))
+            text = text + self.jitter.text_noise * text.norm() * step / step.norm()
+        return PlaceItem(
+            torch.from_numpy(self._picture(random, data.picture(at))),
+            torch.from_numpy(series),
+            text,
+            int(data.labels[at]),
+            at,
+            torch.tensor([at, row.series, int(data.texts[at])]),
+        )
+
+    def _picture(self, random: np.random.Generator, picture: UInt8) -> UInt8:
+        rules = self.jitter
+        turns, mirrored = int(random.integers(4)), bool(random.random() < 0.5)
+        factors = random.uniform(-1, 1, 2)
+        if rules.quarter_turn:
+            picture = np.rot90(picture, turns)
+        if rules.flip and mirrored:
+            picture = picture[:, ::-1]
+        if rules.brightness or rules.contrast:
+            gain, spread = 1 + factors * [rules.brightness, rules.contrast]
+            mean = float(picture.mean())
+            changed = (picture.astype(np.float32) - mean) * spread + mean * gain
+            picture = np.clip(np.round(changed), 0, 255).astype(np.uint8)
+        found: UInt8 = np.ascontiguousarray(picture.transpose(2, 0, 1))
+        return found
+
+    def _series(self, random: np.random.Generator, series: Float32) -> Float32:
+        rules = self.jitter
+        features = series.shape[1] // 2
+        values, there = series[:, :features].copy(), series[:, features:].copy()
+        if rules.shift_days:
+            by = int(random.integers(0, rules.shift_days + 1))  # the newest days are not there yet
+            values, there = np.roll(values, by, axis=0), np.roll(there, by, axis=0)
+            values[:by], there[:by] = 0, 0
+        if rules.gaps:
+            lost = int(random.uniform(0, rules.gaps) * len(values))
+            start = int(random.integers(0, len(values) - lost + 1))
+            there[start : start + lost] = 0
+        if rules.noise:
+            values = values + rules.noise * random.normal(size=values.shape)
+        return np.concatenate([values * there, there], axis=1).astype(np.float32)

@@ -1,0 +1,303 @@
+"""What a run of the loop trains here: a teacher of one kind of evidence, or the student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgekd.contracts.artifacts import publish_file
+from edgekd.contracts.distill import DistillSpec
+from edgekd.contracts.evidence import KINDS
+from edgekd.contracts.place_recipe import PlaceJitter, PlaceRecipe, PlaceTeacher
+from edgekd.train.checkpoint import BEST_NAME, save_torch
+from edgekd.train.distill.keeping import Keeper
+from edgekd.train.distill.tasks import Say, Task
+from edgekd.train.places.checkpoint import PlaceCheckpoint, save_places
+from edgekd.train.places.data import PlaceData, PlaceItem, PlaceItems
+from edgekd.train.places.method import KindMethod, PlaceBatch, PlaceMethod
+from edgekd.train.places.networks import KindTeacher, answers_sha256
+from edgekd.train.places.predict import Float32, student_scores, teacher_features, teacher_scores
+from edgekd.train.places.students._base import PlaceStudent, left_out
+from edgekd.train.places.teachers._saved import TEACHER_FORMAT, TEACHER_MARK
+from edgekd.train.teachers._saved import TEACHER_NAME
+
+FEATURES_NAME = "features.npz"
+#: of a teacher's averaged weights
+_TEACHER_EMA = 0.98
+
+
+class _PlaceTask(Task):
+    """What both have in common: items, validation by accuracy, weights that are kept."""
+
+    data: PlaceData
+    keeper: Keeper
+    jitter: PlaceJitter
+    validate_every: int
+    _steps = 0
+
+    def dataset(self, length: int) -> PlaceItems:
+        """Training places."""
+        return PlaceItems(self.data, self.jitter, length, self.spec.seed)
+
+    def progress(self, step: int, steps: int) -> None:
+        """Learn how many steps there are."""
+        del step
+        self._steps = steps
+
+    def stepped(self) -> None:
+        """Take the weights into their average."""
+        self.keeper.stepped()
+
+    def scores(self, rows: list[int]) -> Float32:
+        """The learner's answers for rows."""
+        raise NotImplementedError
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Accuracy on the validation places."""
+        rows = self.data.rows.get("val")
+        if rows is None or (step % self.validate_every and step != self._steps):
+            return {}
+        with self.keeper.average.applied(self.keeper.learner):
+            right = self.scores(rows).argmax(1) == self.data.labels[rows]
+        self.keeper.saw(float(right.mean()), step)
+        return {"val_accuracy": float(right.mean())}
+
+    def state(self) -> dict[str, Any]:
+        """Averaged weights and the best so far."""
+        return self.keeper.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See :meth:`Task.load_state`."""
+        self.keeper.load_state(state)
+
+
+class KindTask(_PlaceTask):
+    """A teacher of one kind of evidence, from labels.
+
+    Args:
+        recipe: whose teacher it is.
+        entry: of the recipe.
+        spec: of the loop.
+        data: the set.
+        learner: the teacher.
+        first: whether the log must tell of the set.
+    """
+
+    result = TEACHER_NAME
+
+    def __init__(
+        self,
+        recipe: PlaceRecipe,
+        entry: PlaceTeacher,
+        spec: DistillSpec,
+        data: PlaceData,
+        learner: KindTeacher,
+        first: bool,
+    ) -> None:
+        self._lines = list(data.report) if first else []
+        self.recipe, self.entry, self.spec, self.data = recipe, entry, spec, data
+        self.learner = learner
+        self.method = KindMethod(spec, learner)
+        self.keeper = Keeper(learner, _TEACHER_EMA, "last", "accuracy")
+        self.jitter = recipe.distill.augment
+        self.validate_every = recipe.distill.val_every_steps
+        self.size = len(data.rows["train"])
+        self.columns = ["loss", "label", "student_std", "student_rank", "val_accuracy"]
+        self._features: Float32 | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """See :meth:`Task.identity`."""
+        entry = self.entry.model_dump(mode="json", exclude={"weights", "temperature", "weight"})
+        return {"data": self.data.digest, "entry": entry, "encoder": self.learner.encoder_sha256}
+
+    def report(self) -> list[str]:
+        """What the set says of itself, and what is learned."""
+        how = "whole" if self.learner.tuned else "its head alone"
+        return [*self._lines, f"learns teacher {self.entry.called} of {self.entry.sees}, {how}"]
+
+    def begin(self, out: Path, log: Say) -> None:
+        """Ask a frozen encoder of pictures once for each place."""
+        if self.learner.tuned or self.learner.sees != "image":
+            return
+        path, mark = out / FEATURES_NAME, f"{self.data.digest} {self.learner.encoder_sha256}"
+        rows = list(range(len(self.data.places.rows)))
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as stored:
+                if str(stored["mark"]) == mark:
+                    self._features = stored["features"]
+                    return
+        log(f"features of {len(rows):,} pictures at {self.entry.image_px} px")
+        self._features = teacher_features(self.learner, self.data, rows)
+        with publish_file(path) as part, part.open("wb") as file:
+            np.savez(file, features=self._features, mark=np.array(mark))
+
+    def batch(
+        self, items: PlaceItem, device: torch.device, autocast: Callable[[], Any]
+    ) -> PlaceBatch:
+        """On the device."""
+        del autocast
+        rows = items.row
+        known = None if self._features is None else torch.from_numpy(self._features[rows])
+        return PlaceBatch(
+            image=items.image.to(device),
+            series=items.series.to(device),
+            text=items.text.to(device),
+            label=torch.as_tensor(items.label).to(device),
+            present=torch.ones(len(items.image), len(KINDS), device=device),
+            sources=items.sources.to(device),
+            answers={},
+            features=None if known is None else known.to(device),
+        )
+
+    def scores(self, rows: list[int]) -> Float32:
+        """See :meth:`_PlaceTask.scores`."""
+        if self._features is None:
+            return teacher_scores(self.learner, self.data, rows)
+        training = self.learner.training
+        self.learner.eval()
+        device = next(self.learner.parameters()).device
+        with torch.inference_mode():
+            found = self.learner.head(torch.from_numpy(self._features[rows]).to(device))
+        self.method.train(training)
+        scores: Float32 = found.float().cpu().numpy()
+        return scores
+
+    def save(self, path: Path, done: dict[str, Any]) -> None:
+        """Write the teacher, and what it answers for every place of the set."""
+        weights = self.keeper.weights(done)
+        done["simulated"] = self.data.places.about.simulated
+        self.learner.load_state_dict(weights)
+        every = list(range(len(self.data.places.rows)))
+        value = {
+            TEACHER_MARK: TEACHER_FORMAT,
+            "recipe": self.recipe.plain(),
+            "entry": self.entry.model_dump(mode="json"),
+            "weights": weights,
+            "sha256": answers_sha256(self.learner),
+            "data": {"name": self.data.places.about.name, "sha256": self.data.digest},
+            "answers": torch.from_numpy(self.scores(every)),
+            "distilled": done,
+        }
+        save_torch(value, path)
+
+
+class StudentTask(_PlaceTask):
+    """The student, from its teachers and labels.
+
+    Args:
+        recipe: with the statistics of the series.
+        spec: of the loop.
+        data: the set.
+        learner: the student.
+        answers: kind -> ``(rows, classes)`` logits of its teacher for the whole table.
+        taught_by: kind -> sha256 of the teacher.
+        text: what made the embeddings: name and sha256.
+    """
+
+    result = BEST_NAME
+    method: PlaceMethod
+
+    def __init__(
+        self,
+        recipe: PlaceRecipe,
+        spec: DistillSpec,
+        data: PlaceData,
+        learner: PlaceStudent,
+        answers: Mapping[str, Float32],
+        taught_by: Mapping[str, str],
+        text: Mapping[str, str],
+    ) -> None:
+        self.recipe, self.spec, self.data, self.learner = recipe, spec, data, learner
+        self.method = PlaceMethod(recipe, spec, learner)
+        rules = recipe.distill
+        self.keeper = Keeper(learner, rules.ema, rules.keep, "accuracy")
+        self.jitter, self.validate_every = rules.augment, rules.val_every_steps
+        self.size = len(data.rows["train"])
+        self._answers = {kind: torch.from_numpy(values) for kind, values in answers.items()}
+        self._taught_by, self._text = dict(taught_by), dict(text)
+        self.columns = ["loss", "label"]
+        if answers and rules.kd_weight:
+            self.columns += ["kd", *(f"kd_{k}" for k in answers), *(f"share_{k}" for k in answers)]
+        if rules.contrast.weight:
+            self.columns.append("contrast")
+        self.columns += ["student_std", "student_rank", "val_accuracy"]
+        part = learner.pretrained_part()
+        self._slow = set() if part is None else {id(item) for item in part.parameters()}
+        self._slow_names = {
+            name for name, item in self.method.named_parameters() if id(item) in self._slow
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """See :meth:`Task.identity`."""
+        return {
+            "data": self.data.digest,
+            "teacher": self._taught_by,
+            "text": self._text,
+            "rules": self.recipe.distill.model_dump(
+                mode="json", exclude={"workers", "log_every_steps", "save_every_steps"}
+            ),
+        }
+
+    def rate(self, name: str) -> float:
+        """Weights that are not new learn at their own rate."""
+        return self.recipe.distill.encoder_lr_factor if name in self._slow_names else 1.0
+
+    def report(self) -> list[str]:
+        """What the set says of itself, and who teaches."""
+        taught = [f"{item.called} of {item.sees}" for item in self.recipe.teachers]
+        by = "labels alone" if not self._answers else f"teachers {', '.join(taught)}, and labels"
+        parameters = sum(item.numel() for item in self.learner.parameters())
+        return [
+            *self.data.report,
+            f"learns student {self.learner.name}, {parameters / 1e6:.2f} M parameters, from {by}",
+        ]
+
+    def batch(
+        self, items: PlaceItem, device: torch.device, autocast: Callable[[], Any]
+    ) -> PlaceBatch:
+        """On the device; what is left out is drawn here, from the run's own random state."""
+        del autocast
+        present = left_out(
+            len(items.image), self.recipe.distill.missing.shares(), torch.default_generator
+        )
+        rows = torch.as_tensor(items.row)
+        return PlaceBatch(
+            image=items.image.to(device),
+            series=items.series.to(device),
+            text=items.text.to(device),
+            label=torch.as_tensor(items.label).to(device),
+            present=present.to(device),
+            sources=items.sources.to(device),
+            answers={kind: values[rows].to(device) for kind, values in self._answers.items()},
+        )
+
+    def scores(self, rows: list[int]) -> Float32:
+        """See :meth:`_PlaceTask.scores`."""
+        return student_scores(self.learner, self.data, rows)
+
+    def save(self, path: Path, done: dict[str, Any]) -> None:
+        """Write the student's checkpoint."""
+        weights = self.keeper.weights(done)
+        done["teachers"] = self._taught_by
+        done["simulated"] = self.data.places.about.simulated
+        heard = self.method.heard.tolist()
+        done["shares"] = {kind: heard[KINDS.index(kind)] for kind in self._answers}
+        save_places(
+            path,
+            PlaceCheckpoint(
+                recipe=self.recipe.plain(),
+                student={
+                    "name": self.learner.name,
+                    "pretrained": self.learner.pretrained,
+                    "parameters": sum(item.numel() for item in self.learner.parameters()),
+                },
+                weights=weights,
+                data={"name": self.data.places.about.name, "sha256": self.data.digest},
+                tuning=done,
+                text=self._text,
+            ),
+        )
