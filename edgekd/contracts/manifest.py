@@ -349,8 +349,14 @@ class TextEncoderDone(Document):
         tokenizer: ``tokenizer.json`` of the ``tokenizers`` library.
         name, sha256: of the encoder that the student was trained with, and of its weights.
         width: of an embedding.
-        max_tokens: longer texts are refused, not cut.
-        precision: of the file.
+        max_tokens: that are read at once; longer texts are not cut but embedded by windows, whose
+            mean is brought to length 1 (:mod:`edgekd.contracts.texts`).
+        overlap_tokens: that neighbouring windows share, at least.
+        precision: of the file; in ``int8`` weights are 8 bits and so are a layer's inputs, by the
+            range that they have in the text at hand.
+        trial_texts: that the file was compared on with the encoder in training, each by itself.
+        max_abs: largest difference of a value there.
+        cosine_least, cosine_mean: of an embedding to the encoder's own there.
     """
 
     model: FileName
@@ -359,7 +365,12 @@ class TextEncoderDone(Document):
     sha256: Sha256
     width: int = pydantic.Field(ge=1)
     max_tokens: int = pydantic.Field(ge=8)
+    overlap_tokens: int = pydantic.Field(ge=0)
     precision: Literal["fp32", "int8"]
+    trial_texts: int = pydantic.Field(ge=1)
+    max_abs: float = pydantic.Field(ge=0)
+    cosine_least: float
+    cosine_mean: float
 
 
 class EvidenceDone(Document):

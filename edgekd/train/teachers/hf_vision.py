@@ -19,9 +19,8 @@ import collections
 import contextlib
 import copy
 import inspect
-import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,10 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.contracts.artifacts import read_json
-from edgekd.contracts.optional import require
 from edgekd.errors import CheckpointError, InputError
 from edgekd.train.teachers._base import Teacher
-from edgekd.train.teachers._weights import UNREADABLE, refuse_not_finite, state_sha256
+from edgekd.train.teachers._folders import load, needed_by, settings
+from edgekd.train.teachers._weights import refuse_not_finite, state_sha256
 
 VARIANTS = (None,)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -356,60 +355,6 @@ def normalisation(
         raise InputError(f"{path} lacks image_mean and image_std of three channels") from err
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the bars and the table of missing keys that transformers shows; ``report`` has it."""
-    shown = require("transformers.utils.logging", "train", "read the folder of teacher hf_vision")
-    logger = logging.getLogger("transformers")
-    level, bars = logger.level, shown.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
-    shown.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            shown.enable_progress_bar()
-
-
-def load(folder: Path, report: list[str]) -> tuple[Any, dict[str, Tensor]]:
-    """The model of a folder in float32, and the tensors of it that the folder lacks.
-
-    Whether features need what is missing is for :func:`check_missing` to see; what is superfluous
-    is counted in ``report``.
-
-    Raises:
-        CheckpointError: the folder is incomplete, damaged, or of another size than its config.
-        EnvironmentLacksError: transformers is not installed.
-    """
-    library = require("transformers", "train", "read the folder of teacher hf_vision")
-    raises = require("safetensors", "train", "read .safetensors files").SafetensorError
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"{folder} holds no config.json; give the folder of a model as save_pretrained writes "
-            "it (config.json and model.safetensors)"
-        )
-    try:
-        with _quiet(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(SEED)
-            model, found = library.AutoModel.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
-            )
-    except (*UNREADABLE, raises, ImportError) as err:
-        said = " ".join(str(err).split())[:240] or type(err).__name__
-        raise CheckpointError(
-            f"{folder} is damaged or no model that transformers reads; copy it again ({said})"
-        ) from err
-    model = model.float().eval()
-    state = model.state_dict()
-    missing = {name: state[name] for name in sorted(found["missing_keys"]) if name in state}
-    missing = {name: value for name, value in missing.items() if value.is_floating_point()}
-    if unexpected := sorted(found["unexpected_keys"]):
-        parts = ", ".join(sorted({name.split(".")[0] for name in unexpected}))
-        report.append(f"{len(unexpected)} tensors left out, no part of the encoder ({parts})")
-    return model, missing
-
-
 def check_missing(
     model: Any,
     missing: dict[str, Tensor],
@@ -418,9 +363,6 @@ def check_missing(
     folder: Path,
 ) -> list[str]:
     """Zero what the folder lacks where no feature needs it, such as a pooler.
-
-    Two runs with different random values in those places must give the same bits. (NaN would not
-    show: PyTorch's fused attention turns a row of NaN into numbers.)
 
     Args:
         size: height and width of an image that the model takes, px.
@@ -431,21 +373,13 @@ def check_missing(
     if not missing:
         return []
     names = f"{len(missing)} tensors ({', '.join(list(missing)[:3])})"
-    generator = torch.Generator().manual_seed(SEED)
-    image = torch.randn(1, 3, *size, generator=generator)
-    runs = []
-    for _ in range(2):
-        for value in missing.values():
-            value.copy_(torch.randn(value.shape, generator=generator))
-        with torch.no_grad():
-            runs.append(hidden_states(model, image))
-    spoilt = [tap for tap in taps if not torch.equal(runs[0][tap], runs[1][tap])]
+    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(SEED))
+    needing = needed_by(missing, lambda: hidden_states(model, image))
+    spoilt = [tap for tap in taps if tap in needing]
     if spoilt:
         raise CheckpointError(
             f"{folder} lacks {names}, and features from tap {spoilt[0]} on need them; copy it again"
         )
-    for value in missing.values():
-        value.zero_()
     return [f"{names} missing and set to 0, features do not need them"]
 
 
@@ -478,7 +412,7 @@ def build(variant: str | None, weights: str | Path) -> HfVision:
             "download of facebook/dinov2-base from Hugging Face"
         )
     report: list[str] = []
-    model, missing = load(folder, report)
+    model, missing = load(folder, report, "teacher hf_vision")
     config = model.config
     if getattr(config, "num_channels", 3) != 3:
         raise InputError(f"{folder}: the model takes {config.num_channels} channels instead of 3")
@@ -491,12 +425,12 @@ def build(variant: str | None, weights: str | Path) -> HfVision:
     teacher = HfVision(model, found, places(model, found.taps, found.size))
     teacher.mean, teacher.std = normalisation(folder, report)
     teacher.report = report
-    settings = {
-        key: value
-        for key, value in config.to_dict().items()
-        if not key.startswith("_") and key not in ("transformers_version", "torch_dtype", "dtype")
+    about = {
+        "teacher": "hf_vision",
+        "config": settings(config.to_dict()),
+        "mean": teacher.mean,
+        "std": teacher.std,
     }
-    about = {"teacher": "hf_vision", "config": settings, "mean": teacher.mean, "std": teacher.std}
     teacher.weights_sha256 = state_sha256(model.state_dict(), about)
     teacher.freeze()
     return teacher
