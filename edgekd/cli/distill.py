@@ -56,12 +56,13 @@ def command(
     whole student.
     """
     from edgekd.contracts.optional import require
-    from edgekd.contracts.recipe import load_recipe, unlabeled_roots
+    from edgekd.contracts.place_recipe import PlaceRecipe, load_any_recipe
+    from edgekd.contracts.recipe import unlabeled_roots
     from edgekd.errors import EnvironmentLacksError
 
     if resume and fresh:
         raise click.UsageError("--resume and --fresh exclude each other")
-    recipe = load_recipe(recipe_path, list(overrides))
+    recipe = load_any_recipe(recipe_path, list(overrides))
     torch = require("torch", "train", "distil students")
     from edgekd.train.distill.loop import distill
 
@@ -72,6 +73,14 @@ def command(
         )
     parts = [recipe.name, *([recipe.preset] if recipe.preset else []), "distill"]
     out = output or Path("runs") / "-".join(parts)
+    if isinstance(recipe, PlaceRecipe):
+        from edgekd.cli import _places
+
+        _places.distill(
+            recipe, recipe_path, out, data, resume, fresh, accelerator, devices * nodes, overrides,
+            as_json,
+        )  # fmt: skip
+        return
     if recipe.distill is not None and recipe.distill.method == "cross_modal":
         _chain(
             recipe, recipe_path, out, data, resume, fresh, accelerator, devices * nodes, overrides,

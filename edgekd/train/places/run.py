@@ -13,18 +13,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edgekd.contracts import registry
 from edgekd.contracts.artifacts import canonical_json, sha256_bytes
-from edgekd.contracts.place_recipe import PlaceRecipe, PlaceTeacher
+from edgekd.contracts.place_recipe import PLACE_TEACHERS, PlaceRecipe, PlaceTeacher
+from edgekd.contracts.schema import resolve_path
 from edgekd.errors import CheckpointError, InputError
 from edgekd.train.checkpoint import LAST_NAME
 from edgekd.train.distill.chain import FOLDER
 from edgekd.train.distill.loop import DistillResult, Progress, Say, run_task
 from edgekd.train.distill.tasks import Task
 from edgekd.train.places.checkpoint import build_student
-from edgekd.train.places.data import PlaceData
+from edgekd.train.places.data import PlaceData, open_places_for
 from edgekd.train.places.networks import build_kind_teacher
 from edgekd.train.places.task import KindTask, StudentTask
 from edgekd.train.places.teachers._saved import load_kind_teacher
+from edgekd.train.places.text import TextEncoder, embeddings_of
 from edgekd.train.teachers._saved import TEACHER_NAME
 
 Float32 = npt.NDArray[np.float32]
@@ -96,6 +99,68 @@ def distill_places(
         recipe, make, out, spec=spec, resume=going_on, fresh=fresh, accelerator=accelerator,
         progress=progress, say=say,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OpenedPlaces:
+    """A set opened for a recipe.
+
+    Attributes:
+        data: the set with its embeddings.
+        encoder: what made them.
+        text: its name and sha256, as checkpoints keep them.
+    """
+
+    data: PlaceData
+    encoder: TextEncoder
+    text: dict[str, str]
+
+
+def open_for_training(
+    recipe: PlaceRecipe, recipe_folder: Path, root: Path, cache: Path | None, say: Say
+) -> OpenedPlaces:
+    """Read a set, hold it against a recipe, and make the embeddings of its texts.
+
+    Args:
+        recipe: with ``io.text.encoder``.
+        recipe_folder: paths of weights are relative to it.
+        root: of the set.
+        cache: folder of embeddings that were made before; None for none.
+        say: takes lines.
+
+    Raises:
+        InputError, DatasetError: the set cannot be read or does not fit, or the encoder's width is
+            not ``io.text.width``.
+        CheckpointError, EnvironmentLacksError: the encoder is damaged or not installed.
+    """
+    places = open_places_for(recipe, root)
+    encoder = text_encoder(recipe, recipe_folder)
+    vectors = embeddings_of([row.text for row in places.rows], encoder, cache, say=say)
+    data = PlaceData(recipe, places, vectors)
+    return OpenedPlaces(data, encoder, {"name": encoder.name, "sha256": encoder.sha256})
+
+
+def text_encoder(recipe: PlaceRecipe, recipe_folder: Path) -> TextEncoder:
+    """The encoder of ``io.text``.
+
+    Raises:
+        InputError: it gives embeddings of another width.
+        CheckpointError, EnvironmentLacksError: damaged, or not installed.
+    """
+    asked = recipe.io.text
+    module = registry.load(PLACE_TEACHERS, asked.encoder, "encoder of texts")
+    if module.SEES != "text":
+        raise InputError(f"io.text.encoder is {asked.encoder}, which sees {module.SEES}")
+    weights: str | Path = asked.weights
+    if weights != "package":
+        weights = resolve_path(asked.weights, recipe_folder)
+    encoder: TextEncoder = module.encoder(asked.variant, weights)
+    if encoder.width != asked.width:
+        raise InputError(
+            f"io.text.width is {asked.width}, and {asked.encoder} gives embeddings of "
+            f"{encoder.width}; write that"
+        )
+    return encoder
 
 
 def _folders(out: Path, recipe: PlaceRecipe) -> list[Path]:

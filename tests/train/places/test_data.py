@@ -1,4 +1,4 @@
-"""What training draws of a set: every place once in an epoch, changes that keep the truth, no leak."""
+"""What training draws of a set: each place once an epoch, changes that keep the truth, no leak."""
 
 from __future__ import annotations
 
