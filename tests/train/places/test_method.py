@@ -89,7 +89,7 @@ def test_each_teacher_is_held_against_what_its_kind_says_alone() -> None:
     soft = 0.25 * each["image"] + 0.25 * each["series"] + 0.5 * each["text"]
     tokens = net.learner.tokens(net.pixels(batch.image), batch.series, batch.text)
     label = F.cross_entropy(net.learner.answer(tokens, batch.present), batch.label)
-    assert float(losses.total) == pytest.approx(float(0.7 * label + 2 * soft), rel=1e-5)
+    assert losses.total.item() == pytest.approx((0.7 * label + 2 * soft).item(), rel=1e-5)
     for kind, loss in each.items():
         assert float(losses.parts[f"kd_{kind}"]) == pytest.approx(float(loss), rel=1e-5)
         weight = 0.5 if kind == "text" else 0.25
@@ -120,7 +120,7 @@ def test_no_teacher_drowns_the_others() -> None:
     shares = [float(losses.parts[f"share_{k}"]) for k in KINDS]
     assert shares == pytest.approx([0.25, 0.25, 0.5], abs=1e-3)
     plain = method(contrast={"weight": 0}, balance="none")
-    assert float(plain(loud, WEIGHTS).parts["share_image"]) > 0.7
+    assert float(plain(loud, WEIGHTS).parts["share_image"]) > 0.6
 
 
 def test_means_run_and_are_part_of_a_checkpoint() -> None:
@@ -159,4 +159,4 @@ def test_without_teachers_labels_are_all_there_is() -> None:
     batch = some()._replace(answers={})
     losses = net(batch, WEIGHTS)
     assert set(losses.parts) == {"label"}
-    assert float(losses.total) == pytest.approx(0.7 * float(losses.parts["label"]))
+    assert losses.total.item() == pytest.approx(0.7 * float(losses.parts["label"]))
