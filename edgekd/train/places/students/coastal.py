@@ -75,15 +75,17 @@ class Attention(nn.Module):
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
         """``(N, Q, width)``."""
-        keys, values = self.both(tokens).chunk(2, dim=2)
-        q, k, v = (self._split(item) for item in (self.query(queries), keys, values))
-        weights = torch.softmax(q @ k.transpose(2, 3) * q.shape[3] ** -0.5, dim=3)
+        q, (k, v) = self._split(self.query(queries), 1)[0], self._split(self.both(tokens), 2)
+        # scaled before the product: TensorRT fuses no other spelling
+        weights = torch.softmax((q * q.shape[3] ** -0.5) @ k.transpose(2, 3), dim=3)
         read = (weights @ v).transpose(1, 2).flatten(2)
         found: Tensor = self.out(read)
         return found
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.reshape(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
+    def _split(self, x: Tensor, parts: int) -> list[Tensor]:
+        """``(N, T, parts width)`` -> of each part ``(N, heads, T, width / heads)``."""
+        x = x.reshape(x.shape[0], x.shape[1], parts, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return [x[part] for part in range(parts)]
 
 
 class Reader(nn.Module):
@@ -178,7 +180,7 @@ class CoastalNet(PlaceStudent):
             ],
             dim=1,
         )
-        latents = self.latents.expand(every.shape[0], -1, -1)
+        latents: Tensor = self.latents  # of one place: the first reader's products spread it
         for reader in self.readers:
             latents = reader(latents, every)
         found: Tensor = self.head(self.norm(latents).mean(dim=1))
