@@ -161,7 +161,7 @@ class PlaceMethod(Method):
             if self.rules.taught == "alone":
                 only = torch.zeros_like(batch.present)
                 only[:, at] = 1
-                ours = self.learner.answer(tokens, only)
+                ours = self.learner.answer({kind: tokens[kind]}, only)
                 there = torch.ones_like(batch.label, dtype=torch.bool)
             else:
                 ours, there = scores, batch.present[:, at] > 0

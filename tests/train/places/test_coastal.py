@@ -80,8 +80,20 @@ def test_the_middle_of_a_picture_is_its_middle(
             net.tokens(picture, given["series"], given["text"])["image"]
             for picture in (given["image"], marked)
         )
-    assert one.shape[1] == 64 + 64 + 16
+    assert one.shape[1] == 64 + 16 + 16
     assert int((one - two).abs().amax(2)[0, :64].argmax()) == token
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_left_out_are_tokens_that_are_not_there(net: CoastalNet, kind: str) -> None:
+    given = some(2)
+    present = torch.zeros(2, 3)
+    present[:, KINDS.index(kind)] = 1
+    with torch.no_grad():
+        tokens = net.tokens(*(given[k] for k in KINDS))
+        assert torch.allclose(
+            net.answer(tokens, present), net.answer({kind: tokens[kind]}, present), atol=1e-6
+        )
 
 
 def test_embeddings_of_a_kind_are_of_that_kind_alone(net: CoastalNet) -> None:

@@ -36,7 +36,11 @@ class Plain(PlaceStudent):
 
     def answer(self, tokens: Mapping[str, Tensor], present: Tensor) -> Tensor:
         return torch.stack(
-            [self.parts[k](tokens[k][:, 0]) * present[:, at, None] for at, k in enumerate(KINDS)]
+            [
+                self.parts[k](tokens[k][:, 0]) * present[:, at, None]
+                for at, k in enumerate(KINDS)
+                if k in tokens
+            ]
         ).sum(0)
 
     def embeddings(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -36,7 +36,10 @@ class PlaceStudent(nn.Module):
         raise NotImplementedError
 
     def answer(self, tokens: Mapping[str, Tensor], present: Tensor) -> Tensor:
-        """Logits ``(N, classes)`` of tokens, of which ``present (N, 3)`` says what is there."""
+        """Logits ``(N, classes)`` of tokens, of which ``present (N, 3)`` says what is there.
+
+        Tokens of a kind may be left out; that is the same as none being there.
+        """
         raise NotImplementedError
 
     def embeddings(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:

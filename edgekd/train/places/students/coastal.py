@@ -1,14 +1,13 @@
 """The network of the coastal student: a picture, a year of sensors and a text, into ten answers.
 
 Each kind becomes tokens of one width: the picture by EfficientNet-Lite0 (its middle, which is what
-is asked of, at stride 8, the rest at strides 16 and 32), the sensors by weeks, the text by four
+is asked of, at strides 8 and 16, and the whole at stride 32), the sensors by weeks, the text by four
 projections of its embedding. A few learned latents read all tokens by cross-attention and exchange
 what they read (Perceiver IO, Jaegle et al. 2021, https://arxiv.org/abs/2107.14795), so that kinds
 of any rate need no common grid, and the cost does not grow with the square of the tokens.
 
-Which kinds a place has is an input of its own. Tokens of a missing kind are replaced by learned
-ones behind the branches, so that what stands in its place is not looked at, and a missing picture
-is in no batch statistics.
+Which kinds a place has is an input of its own, and hides the tokens of a missing kind from the
+latents: what stands in its place is not looked at.
 """
 
 from __future__ import annotations
@@ -38,6 +37,8 @@ _TAPS = (3, 5, 7)
 _WEEK_DAYS = 7
 _TEXT_TOKENS = 4
 _EMBEDDING = 128
+#: added to the score of what is not there: nothing is left of it behind softmax
+_HIDDEN = -1e4
 
 
 class Sizes(NamedTuple):
@@ -64,7 +65,7 @@ class Sizes(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Queries ``(N, Q, width)`` read tokens ``(N, T, width)``; several heads, no mask."""
+    """Queries ``(N, Q, width)`` read tokens ``(N, T, width)``, with several heads."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -73,11 +74,12 @@ class Attention(nn.Module):
         self.both = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        """``(N, Q, width)``."""
+    def forward(self, queries: Tensor, tokens: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """``(N, Q, width)``; ``hidden (N, 1, 1, T)`` is added to the scores of the tokens."""
         q, (k, v) = self._split(self.query(queries), 1)[0], self._split(self.both(tokens), 2)
         # scaled before the product: TensorRT fuses no other spelling
-        weights = torch.softmax((q * q.shape[3] ** -0.5) @ k.transpose(2, 3), dim=3)
+        scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
+        weights = torch.softmax(scores if hidden is None else scores + hidden, dim=3)
         read = (weights @ v).transpose(1, 2).flatten(2)
         found: Tensor = self.out(read)
         return found
@@ -100,9 +102,9 @@ class Reader(nn.Module):
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
-    def forward(self, latents: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
         """``(N, L, width)``."""
-        latents = latents + self.across(self.norms[0](latents), tokens)
+        latents = latents + self.across(self.norms[0](latents), tokens, hidden)
         own = self.norms[1](latents)
         latents = latents + self.among(own, own)
         found: Tensor = latents + self.mlp(self.norms[2](latents))
@@ -124,7 +126,8 @@ class CoastalNet(PlaceStudent):
             )
         self.sizes, width = sizes, sizes.width
         self.encoder = Encoder("lite0")
-        sides = [sizes.middle_px // STRIDES[3], *(sizes.image_px // STRIDES[t] for t in _TAPS[1:])]
+        sides = [*(sizes.middle_px // STRIDES[t] for t in _TAPS[:2]), sizes.image_px // 32]
+        self._sides = sides
         self.image = nn.ModuleList(nn.Linear(STAGES[tap - 1].channels, width) for tap in _TAPS)
         self.days = nn.Conv1d(2 * sizes.features, width // 2, 5, padding=2)
         self.weeks = nn.Linear(width, width)
@@ -137,9 +140,6 @@ class CoastalNet(PlaceStudent):
                 "text": nn.Parameter(0.02 * torch.randn(1, _TEXT_TOKENS, width)),
             }
         )
-        self.nothing = nn.ParameterDict(
-            {kind: nn.Parameter(0.02 * torch.randn(1, 1, width)) for kind in KINDS}
-        )
         self.norms = nn.ModuleDict({kind: nn.LayerNorm(width) for kind in KINDS})
         self.alike = nn.ModuleDict({kind: nn.Linear(width, _EMBEDDING) for kind in KINDS})
         self.latents = nn.Parameter(0.02 * torch.randn(1, sizes.latents, width))
@@ -150,9 +150,9 @@ class CoastalNet(PlaceStudent):
     def tokens(self, image: Tensor, series: Tensor, text: Tensor) -> dict[str, Tensor]:
         """Kind -> ``(N, T, width)``."""
         maps = self.encoder.stages(image, _TAPS)
-        edge = (self.sizes.image_px - self.sizes.middle_px) // 16
-        last = edge + self.sizes.middle_px // 8
-        maps[0] = maps[0][:, :, edge:last, edge:last]
+        for at in (0, 1):
+            edge = (maps[at].shape[3] - self._sides[at]) // 2
+            maps[at] = maps[at][:, :, edge : edge + self._sides[at], edge : edge + self._sides[at]]
         cells = [
             project(part.flatten(2).transpose(1, 2))
             for part, project in zip(maps, self.image, strict=True)
@@ -172,17 +172,19 @@ class CoastalNet(PlaceStudent):
 
     def answer(self, tokens: Mapping[str, Tensor], present: Tensor) -> Tensor:
         """Logits ``(N, classes)`` of tokens, of which ``present (N, 3)`` says what is there."""
-        have = present[:, :, None, None]
-        every = torch.cat(
+        kinds = [kind for kind in KINDS if kind in tokens]
+        every = torch.cat([tokens[kind] for kind in kinds], dim=1)
+        counts = [tokens[kind].shape[1] for kind in kinds]
+        hidden = torch.cat(
             [
-                have[:, at] * tokens[kind] + (1 - have[:, at]) * self.nothing[kind]
-                for at, kind in enumerate(KINDS)
+                (_HIDDEN * (1 - present[:, KINDS.index(kind)]))[:, None].expand(-1, count)
+                for kind, count in zip(kinds, counts, strict=True)
             ],
             dim=1,
-        )
+        )[:, None, None]
         latents: Tensor = self.latents  # of one place: the first reader's products spread it
         for reader in self.readers:
-            latents = reader(latents, every)
+            latents = reader(latents, every, hidden)
         found: Tensor = self.head(self.norm(latents).mean(dim=1))
         return found
 
