@@ -86,9 +86,9 @@ def export_onnx(model: Segmenter, recipe: Recipe, path: Path) -> OnnxModel:
         raise InputError(f"give the model a name that ends in .onnx, received {path}")
     # Batch 2: a batch of 1 would be taken for a constant.
     example = torch.zeros(2, spec.channel_count, tile, tile)
-    with _quiet(), torch.inference_mode():
+    with quiet(), torch.inference_mode():
         model(example[:1])  # positions of this grid become a constant
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             model,
             (example,),
@@ -119,7 +119,7 @@ def export_onnx(model: Segmenter, recipe: Recipe, path: Path) -> OnnxModel:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporter's chatter off the terminal; its errors are exceptions all the same."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch")]
     levels = [item.level for item in loggers]
