@@ -15,8 +15,9 @@ import pydantic
 
 from edgekd.contracts.calibration import Sha256
 from edgekd.contracts.distill import DistillSpec, Fraction, Positive
-from edgekd.contracts.evidence import KINDS, PRESENT
+from edgekd.contracts.evidence import KINDS, PRESENT, PROBABILITIES, SCORES
 from edgekd.contracts.overrides import overridden
+from edgekd.contracts.projection import Limits
 from edgekd.contracts.recipe import (
     PLACES,
     CalibrationSpec,
@@ -51,7 +52,7 @@ class PlaceIo(Document):
 
     @pydantic.model_validator(mode="after")
     def _names(self) -> PlaceIo:
-        taken = [PRESENT, "rules", "bounds", "inside", "logits", "probabilities"]
+        taken = [PRESENT, *Limits._fields, SCORES, PROBABILITIES]
         names = [self.image.name, self.series.name, self.text.name, *taken]
         if len(set(names)) < len(names):
             raise ValueError(
