@@ -147,7 +147,7 @@ def pixels_same(arm: Arrays, x86: Arrays, numbers: range) -> float:
 
 def centre_tiles(images: Sequence[Path], manifest: Manifest) -> list[npt.NDArray[np.uint8]]:
     """The middle of each image, as large as the model's tile."""
-    side, tiles = manifest.tiling.window_px, []
+    side, tiles = manifest.inputs[0].tile_px, []
     for path in images:
         with Raster(path) as raster:
             pixels = raster.read_all(raster.choose_bands(None, manifest.inputs[0].channel_count))

@@ -47,13 +47,14 @@ from edgekd.contracts.imageio import UInt8Array
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.recipe import load_recipe
 from edgekd.contracts.sensor_labelled import open_data
-from edgekd.deploy.parity import FloatArray, Model
+from edgekd.deploy.parity import Model, Tensors
 from edgekd.deploy.quantize.calibrate import Activations, observe
 from edgekd.deploy.quantize.emulate import emulate
 from edgekd.deploy.quantize.half import overflowing, to_half
 from edgekd.deploy.quantize.judge import Judge, Quality
 from edgekd.deploy.quantize.layers import Layer, choose_layers, find_layers
 from edgekd.deploy.quantize.lower import has_int8_dot_product
+from edgekd.deploy.quantize.material import tile_samples
 from edgekd.deploy.quantize.qdq import insert_qdq, quantized, weight_scales
 from edgekd.deploy.quantize.search import search
 from edgekd.deploy.tiles import labelled_tiles
@@ -122,10 +123,10 @@ class Work:
         self.commands: list[str] = []
         self._calibration = labelled_tiles(self.data, "train", self.spec.tile_px, tiles)
 
-    def calibration(self) -> Iterator[FloatArray]:
+    def calibration(self) -> Iterator[Tensors]:
         """Normalised training tiles, the same that a build takes."""
         for tile in self._calibration:
-            yield self.normalize(tile.pixels)[None]
+            yield {self.spec.name: self.normalize(tile.pixels)[None]}
 
     def watch(self, proto: onnx.ModelProto, layers: Sequence[Layer]) -> Activations:
         """What layers see on the calibration tiles."""
@@ -135,14 +136,14 @@ class Work:
         """As a build's manifest states it."""
         digest = hashlib.sha256()
         for tile in self.calibration():
-            digest.update(tile.tobytes())
+            digest.update(tile[self.spec.name].tobytes())
         return digest.hexdigest()
 
     def judge(self, fp32: onnx.ModelProto, split: str, count: int) -> Judge:
         """On single tiles of a split."""
         tiles = labelled_tiles(self.data, split, self.spec.tile_px, count)
         reference = emulate(fp32, optimize=True)
-        return Judge(reference, tiles, self.normalize, len(self.recipe.io.classes))
+        return Judge(reference, tile_samples(tiles, self.spec), len(self.recipe.io.classes))
 
     def said(self, *words: str) -> None:
         """Keep and show a command, without the places of this machine."""
@@ -240,9 +241,8 @@ def _ort_defaults(work: Work, fp32: Variant) -> Variant:
         def __init__(self) -> None:
             self._tiles = work.calibration()
 
-        def get_next(self) -> dict[str, FloatArray] | None:
-            tile = next(self._tiles, None)
-            return None if tile is None else {work.spec.name: tile}
+        def get_next(self) -> Tensors | None:
+            return next(self._tiles, None)
 
     made = Variant("int8-ort", "INT8, ONNX Runtime's defaults", work.folder / "int8-ort.onnx")
     work.said("quantize_static", str(fp32.path), str(made.path), "Reader()")
@@ -257,7 +257,7 @@ def _ort_defaults(work: Work, fp32: Variant) -> Variant:
     return made
 
 
-def time_in_turn(variants: Sequence[Variant], tile: FloatArray, rounds: int) -> None:
+def time_in_turn(variants: Sequence[Variant], tile: Tensors, rounds: int) -> None:
     """One tile through FP32, the first file, FP32, the second, ...; one thread each.
 
     The calling thread does all the work, so its processor time is the model's; wall-clock beside.

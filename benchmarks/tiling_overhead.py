@@ -177,9 +177,9 @@ def main(
     with tempfile.TemporaryDirectory(prefix="edgekd-tiling-") as folder:
         scene = Path(folder) / "scene.tif"
         with load(bundle, any_device=any_device) as session:
-            write_scene(scene, tiles * session.manifest.tiling.window_px, pixels)
+            write_scene(scene, tiles * session.tiling.window_px, pixels)
             name, model = session.manifest.name, session.manifest.files[session.manifest.model]
-            for overlap_px in (0, session.manifest.tiling.overlap_px):
+            for overlap_px in (0, session.tiling.overlap_px):
                 click.echo(f"speed, overlap {overlap_px} px ...", err=True)
                 record = measure(
                     session,

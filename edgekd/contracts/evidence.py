@@ -23,6 +23,9 @@ UInt8 = npt.NDArray[np.uint8]
 #: kinds of evidence, in the order of the input ``present``
 KINDS: Final = ("image", "series", "text")
 PRESENT: Final = "present"
+#: what the graph gives: ``(N, classes)`` logits, and probabilities that obey the rules. Rules are
+#: inputs with the names of :class:`edgekd.contracts.projection.Limits`.
+SCORES, PROBABILITIES = "logits", "probabilities"
 #: of a series, days that need one value or more
 LEAST_DAYS: Final = 30
 

@@ -19,6 +19,7 @@ from edgekd.contracts.tensors import (
     TextInput,
 )
 from edgekd.contracts.windows import Blend
+from edgekd.errors import InputError
 
 MANIFEST_NAME = "manifest.json"
 GOLDEN_NAME = "golden.npz"
@@ -42,7 +43,7 @@ class CalibrationDone(Document):
     """What INT8 learned its ranges from; the ranges are in the bundle's ``calibration.json``.
 
     Attributes:
-        tiles, sha256: number of tiles, and hash over their bytes in order.
+        tiles, sha256: number of tiles (or places), and hash over their bytes in order.
         source: where they come from, in words.
         file: the calibration file in the bundle.
     """
@@ -60,21 +61,23 @@ class CandidateDone(Document):
     """A precision that was tried, with what it costs beside FP32 on the same validation tiles.
 
     Attributes:
-        miou: 0-1; None where there are no labels.
-        agreement: part of the cells with FP32's class, 0-1.
+        miou: 0-1; None where there are no labels, and of places.
+        accuracy: of places, 0-1; None of maps.
+        agreement: part of the cells, or of the places, with FP32's class, 0-1.
         noise: root mean square of the logits' difference over their deviation.
-        tiles: that it was measured on.
-        golden_agreement, golden_max_abs: on the golden tiles alone: part of the cells with FP32's
-            class, and the largest difference of a logit.
+        tiles: that it was measured on; of places their number.
+        golden_agreement, golden_max_abs: on the golden tiles alone (of places: on the first and the
+            last): part of the cells with FP32's class, and the largest difference of a logit.
         size_bytes: of the model file.
-        tile_s: median time of one core for a tile on the build host, s; None where it says nothing
-            about the target.
+        tile_s: median time of one core for a tile, or a place, on the build host, s; None where it
+            says nothing about the target.
         kept_high: layers that had to stay in high precision, the worst first.
         chosen, why: whether it was taken, and the reason in words.
     """
 
     precision: str
     miou: float | None
+    accuracy: float | None = None
     agreement: float
     noise: float
     tiles: int
@@ -94,10 +97,13 @@ def _numbers(version: str) -> tuple[int, ...]:
 def row(item: CandidateDone) -> str:
     """A candidate as a line for a person."""
     miou = "no labels" if item.miou is None else f"mIoU {100 * item.miou:.2f} %"
-    seconds = "" if item.tile_s is None else f", {1 / item.tile_s:.2f} tiles/s a core"
+    of = "tiles"
+    if item.accuracy is not None:
+        miou, of = f"accuracy {100 * item.accuracy:.2f} %", "places"
+    seconds = "" if item.tile_s is None else f", {1 / item.tile_s:.2f} {of}/s a core"
     mark = "*" if item.chosen else " "
     return (
-        f"{mark} {item.precision}: {miou}, agreement {100 * item.agreement:.2f} %, golden tiles "
+        f"{mark} {item.precision}: {miou}, agreement {100 * item.agreement:.2f} %, golden {of} "
         f"{100 * item.golden_agreement:.2f} %, {item.size_bytes / 1e6:.1f} MB{seconds} ({item.why})"
     )
 
@@ -174,6 +180,8 @@ class Gate(Document):
 
 class GoldenSpec(Document):
     """Stored inputs and outputs: arrays ``image_K`` (HWC uint8) and ``OUTPUT_K`` in the file.
+
+    Of a bundle of places what :class:`edgekd.contracts.place_golden.Golden` holds.
 
     Attributes:
         atol: largest difference of a logit allowed on the device.
@@ -397,6 +405,8 @@ class Manifest(Document):
 
     Attributes:
         model: what a session loads: an ONNX file, or the plan that a board built.
+        tiling: of a bundle that makes maps; ``evidence``: of one that answers for places. A bundle
+            has exactly one of them.
         portable: what a board can build from; empty where nothing has to be built.
         engine: what was built; None until then.
     """
@@ -408,7 +418,8 @@ class Manifest(Document):
     inputs: list[ImageInput] = pydantic.Field(min_length=1)
     outputs: list[LogitsOutput] = pydantic.Field(min_length=1)
     classes: Classes
-    tiling: TilingDone
+    tiling: TilingDone | None = None
+    evidence: EvidenceDone | None = None
     precision: PrecisionDone
     target: TargetDone
     portable: list[PortableModel] = []
@@ -421,6 +432,8 @@ class Manifest(Document):
 
     @pydantic.model_validator(mode="after")
     def _one_state(self) -> Manifest:
+        if (self.tiling is None) == (self.evidence is None):
+            raise ValueError("a bundle has tiling (maps) or evidence (places), one of them")
         if bool(self.portable) != (self.target.backend == "trt"):
             raise ValueError("portable models belong to the backend trt, and it to them")
         if self.engine is None and not self.model.endswith(".onnx"):
@@ -447,10 +460,39 @@ class Manifest(Document):
             named += [name for name in parts if name is not None]
         if self.precision.calibration is not None:
             named.append(self.precision.calibration.file)
+        if self.evidence is not None and self.evidence.text_encoder is not None:
+            named += [self.evidence.text_encoder.model, self.evidence.text_encoder.tokenizer]
         for name in named:
             if name not in self.files:
                 raise ValueError(f"no sha256 for {name}")
         return self
+
+    def of_maps(self, where: object) -> TilingDone:
+        """The tiling of a bundle that makes maps.
+
+        Raises:
+            InputError: it answers for places.
+        """
+        if self.tiling is None:
+            raise InputError(
+                f"{where} answers for places (a picture, a series and a text each), and a bundle "
+                f"that makes maps is expected here; ask it with: edgekd run {where} SET -o "
+                "answers.csv --rules FILE, or edgekd.runtime.places.open_places"
+            )
+        return self.tiling
+
+    def of_places(self, where: object) -> EvidenceDone:
+        """What a bundle that answers for places takes.
+
+        Raises:
+            InputError: it makes maps.
+        """
+        if self.evidence is None:
+            raise InputError(
+                f"{where} makes maps of images, and a bundle that answers for places is expected "
+                f"here; run it with: edgekd run {where} SCENE.tif -o map.tif, or edgekd.load"
+            )
+        return self.evidence
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready values with the keys as written in the file."""

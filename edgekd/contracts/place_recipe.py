@@ -15,8 +15,9 @@ import pydantic
 
 from edgekd.contracts.calibration import Sha256
 from edgekd.contracts.distill import DistillSpec, Fraction, Positive
-from edgekd.contracts.evidence import KINDS, PRESENT
+from edgekd.contracts.evidence import KINDS, PRESENT, PROBABILITIES, SCORES
 from edgekd.contracts.overrides import overridden
+from edgekd.contracts.projection import Limits
 from edgekd.contracts.recipe import (
     PLACES,
     CalibrationSpec,
@@ -71,7 +72,7 @@ class PlaceIo(Document):
 
     @pydantic.model_validator(mode="after")
     def _names(self) -> PlaceIo:
-        taken = [PRESENT, "rules", "bounds", "inside", "logits", "probabilities"]
+        taken = [PRESENT, *Limits._fields, SCORES, PROBABILITIES]
         names = [self.image.name, self.series.name, self.text.name, *taken]
         if len(set(names)) < len(names):
             raise ValueError(
@@ -220,6 +221,8 @@ class PlaceDistillSpec(Document):
         ema: decay of the averaged weights that are kept; 0 is off.
         batch, steps, lr, weight_decay, warmup_fraction, decay, grad_clip: of AdamW.
         encoder_lr_factor: of the student's picture branch, whose weights are not new.
+        freeze: module paths, e.g. ``encoder.stem``, whose weights stay as they came.
+        freeze_bn: keep batch statistics of the picture branch as they came.
         augment: random changes.
         val_every_steps, keep: as in ``cross_modal`` of maps, by accuracy.
         precision, log_every_steps, save_every_steps, seed, workers: as in ``distill`` of maps.
@@ -237,6 +240,8 @@ class PlaceDistillSpec(Document):
     steps: int = pydantic.Field(ge=1)
     lr: Positive = 1e-3
     encoder_lr_factor: Fraction = 1.0
+    freeze: list[str] = []
+    freeze_bn: bool = False
     weight_decay: float = pydantic.Field(default=0.05, ge=0)
     warmup_fraction: Fraction = 0.1
     decay: Literal["none", "cosine"] = "cosine"

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 
-from edgekd.contracts.policy import ClassFacts, Name
+from edgekd.contracts.policy import ClassFacts, Name, load_policy
 from edgekd.contracts.registry import nearest
 from edgekd.contracts.schema import Document, load_document
 from edgekd.errors import InputError
@@ -166,15 +166,26 @@ def load_places(root: Path) -> PlaceSet:
         root: the folder, or its ``places.yaml``.
 
     Raises:
-        InputError: a file that is missing, a row that does not fit, or a group in two splits.
+        InputError: a file that is missing or outside the folder, a row that does not fit, a group
+            in two splits, or a zone that the set's rules do not have.
     """
     file = root if root.is_file() else root / SET_FILE
     if not file.is_file():
         raise InputError(f"{root} is no set of places: it has no {SET_FILE}")
     about = load_document(PlaceSetFile, file)
+    for key, name in (
+        ("table", about.table), ("series.file", about.series.file), ("rules", about.rules)
+    ):  # fmt: skip
+        if name is not None and not _inside(name):
+            raise InputError(
+                f"{file}: {key} is '{name}', which is not in the folder of the set; a set is one "
+                "folder: put the file there and name it by its path in it"
+            )
     series = _series(file.parent / about.series.file, about.series)
     rows = _rows(file.parent, about, len(series))
     _no_leak(rows, file)
+    if about.rules is not None:
+        _zones_known(rows, file.parent / about.rules)
     return PlaceSet(file.parent, about, rows, series)
 
 
@@ -265,12 +276,29 @@ def _row(root: Path, where: str, row: dict[str, Any], classes: list[str], series
     if len(row["text"]) > _MOST_TEXT:
         raise InputError(f"{where}: text has more than {_MOST_TEXT:,} characters")
     image = root / row["image"]
-    if Path(row["image"]).is_absolute() or ".." in Path(row["image"]).parts or not image.is_file():
+    if not _inside(row["image"]) or not image.is_file():
         raise InputError(f"{where}: there is no picture {row['image']} in {root}")
     return PlaceRow(
         row["name"], row["split"], row["group"], row["zone"], classes.index(row["label"]), image,
         int(row["series"]), row["text"],
     )  # fmt: skip
+
+
+def _inside(name: str) -> bool:
+    """Whether a path stays in the folder that it is relative to."""
+    path = Path(name)
+    return bool(name) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+
+
+def _zones_known(rows: list[PlaceRow], path: Path) -> None:
+    """Every place is in a zone of the rules."""
+    zones = list(load_policy(path).zones)
+    for row in rows:
+        if row.zone not in zones:
+            raise InputError(
+                f"place {row.name} is in zone '{row.zone}', which {path} does not have"
+                f"{nearest(row.zone, zones)} (valid: {', '.join(zones)})"
+            )
 
 
 def _no_leak(rows: list[PlaceRow], file: Path) -> None:

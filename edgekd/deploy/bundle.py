@@ -43,9 +43,10 @@ from edgekd.contracts.trust import SIGNATURE_NAME, SIGNER_VARIABLE
 from edgekd.deploy.check.report import CheckReport
 from edgekd.deploy.check.run import Options, require_fit
 from edgekd.deploy.check.tables import parse_version
-from edgekd.deploy.parity import FloatArray, Model, compare
-from edgekd.deploy.quantize.grounds import Images, golden_atol, require_images
+from edgekd.deploy.parity import FloatArray, TileModel, compare
+from edgekd.deploy.quantize.grounds import golden_atol
 from edgekd.deploy.quantize.lower import asked_of, lower
+from edgekd.deploy.quantize.material import Images, TileMaterial, require_images
 from edgekd.deploy.quantize.portable import portable
 from edgekd.deploy.quantize.ranges import CalibrationFile
 from edgekd.deploy.tiles import golden_tiles
@@ -271,7 +272,7 @@ def _onnxrt(
     say: Step,
 ) -> _Packed:
     """ONNX Runtime needs no compiled form: the ONNX file itself is what it loads."""
-    lowered = lower(proto, recipe, target, images, say)
+    lowered = lower(proto, recipe, target, TileMaterial(recipe, images), say)
     name = "model.onnx"
     path = folder / name
     path.write_bytes(lowered.proto.SerializeToString(deterministic=True))
@@ -280,7 +281,8 @@ def _onnxrt(
         report = require_fit(path, target)
         _tell(name, report, say)
         assert lowered.run is not None
-        logits = [lowered.run(tensor) for tensor in golden.tensors]
+        name_in = recipe.io.inputs[0].name
+        logits = [lowered.run({name_in: tensor}) for tensor in golden.tensors]
         # Another processor rounds elsewhere, which moves single values by a step: by no more than
         # rounding to these steps did in the first place.
         pairs = zip(golden.logits, logits, strict=True)
@@ -311,7 +313,7 @@ def _portable(
     say: Step,
 ) -> _Packed:
     """What a board builds its engine from; golden outputs are those of FP32."""
-    made = portable(proto, recipe, target, images, golden.atol, say)
+    made = portable(proto, recipe, target, TileMaterial(recipe, images), golden.atol, say)
     checks = {}
     for name, graph in made.files.items():
         path = folder / name
@@ -373,7 +375,7 @@ def _verify(folder: Path) -> None:
         session.verify()
 
 
-def _runner(backend: Backend, input_name: str, output_name: str) -> Model:
+def _runner(backend: Backend, input_name: str, output_name: str) -> TileModel:
     def run(tensor: FloatArray) -> FloatArray:
         # A copy: ONNX Runtime's own output holds the memory of the whole session for as long as it
         # lives, 2.5 GB for ViT-Small at 1024 px.

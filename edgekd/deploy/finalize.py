@@ -127,6 +127,7 @@ def finalize(
 
     Raises:
         BundleError: damaged, or not of a target with TensorRT.
+        InputError: a bundle that answers for places, whose engines are not built yet.
         TrustError: not signed as required.
         GateError: no engine keeps the bounds; the message holds what each did.
         EnvironmentLacksError: no TensorRT, no GPU, or a TensorRT for which it holds no file.
@@ -135,10 +136,12 @@ def finalize(
     opened = open_bundle(bundle, required)
     manifest = opened.manifest
     if not manifest.portable:
+        given = "SCENE.tif -o map.tif" if manifest.evidence is None else "SET -o answers.csv"
         raise InputError(
             f"{bundle} runs with ONNX Runtime, which needs no engine; it is ready: edgekd run "
-            f"{bundle} SCENE.tif -o map.tif"
+            f"{bundle} {given}"
         )
+    manifest.of_maps(bundle)
     _require_arch(bundle, manifest, options.any_device)
     opened.check_files()
     target = out or bundle

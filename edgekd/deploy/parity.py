@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,13 @@ import numpy.typing as npt
 from edgekd.contracts.manifest import Gate
 
 FloatArray = npt.NDArray[np.float32]
-Model = Callable[[FloatArray], FloatArray]
+#: input name -> normalised array, the batch first
+Tensors = Mapping[str, FloatArray]
+#: a form of a model: its inputs -> logits ``(N, K, ...)``
+Model = Callable[[Tensors], FloatArray]
+#: one with a single input: ``(N, C, H, W)`` -> logits
+TileModel = Callable[[FloatArray], FloatArray]
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class Parity:
         max_abs: largest absolute difference over all inputs, in logits.
         logit_range: largest minus smallest logit of the reference; what the difference is to be
             seen against.
-        agreement: part of the cells with the same winning class, 0-1.
+        agreement: part of the cells (of places: the answers) with the same winning class, 0-1.
         inputs: number of inputs compared.
     """
 
@@ -46,11 +53,15 @@ class Parity:
         )
 
 
-def compare(reference: Model, candidate: Model, inputs: Iterable[FloatArray]) -> Parity:
+def compare(
+    reference: Callable[[Given], FloatArray],
+    candidate: Callable[[Given], FloatArray],
+    inputs: Iterable[Given],
+) -> Parity:
     """Run both on every input.
 
     Args:
-        reference, candidate: normalised ``(N, C, H, W)`` -> logits ``(N, K, h, w)``.
+        reference, candidate: normalised input, or several by name -> logits ``(N, K, ...)``.
         inputs: at least one batch.
 
     Raises:
@@ -66,7 +77,7 @@ def compare(reference: Model, candidate: Model, inputs: Iterable[FloatArray]) ->
         low, high = min(low, float(want.min())), max(high, float(want.max()))
         same += int((want.argmax(1) == have.argmax(1)).sum())
         cells += int(want[:, 0].size)
-        count += len(tensor)
+        count += len(want)
         if np.isnan(worst):
             break
     if not count:

@@ -484,7 +484,7 @@ def _identity(session: Session) -> BundleIdentity:
         backend=session.backend.details,
         tile_px=manifest.inputs[0].tile_px,
         stride_px=stride,
-        overlap_px=manifest.tiling.overlap_px,
+        overlap_px=session.tiling.overlap_px,
         classes=[item.name for item in manifest.classes],
         gates={gate.name: gate.passed for gate in manifest.gates},
         built_utc=manifest.provenance.created_utc,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import platform
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,8 +23,7 @@ import numpy.typing as npt
 
 from edgekd.contracts.artifacts import sha256_bytes
 from edgekd.contracts.imageio import Nodata, UInt8Array
-from edgekd.contracts.manifest import Manifest
-from edgekd.contracts.optional import available
+from edgekd.contracts.manifest import Manifest, TilingDone
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.trust import Requirement, Signers, requirements
 from edgekd.contracts.windows import axis_starts
@@ -36,6 +34,7 @@ from edgekd.runtime.bundle import read_manifest as read_manifest
 from edgekd.runtime.bundle import sealed_json as sealed_json
 from edgekd.runtime.mapping import SceneResult as SceneResult
 from edgekd.runtime.mapping import map_scene
+from edgekd.runtime.opening import open_backend, require_tensors
 from edgekd.runtime.polygons import Outline
 from edgekd.runtime.products import Products
 from edgekd.runtime.scene import ArraySource
@@ -76,6 +75,7 @@ class Session:
             engine's, the typed graph that stands for it.
         precision: of that file.
         manifest_sha256: of ``manifest.json`` as it was read.
+        tiling: of the bundle.
         index: class index of each channel of the output, uint8.
         normalize, fill: pixels to input, and the pixel that replaces those without data.
         signer: id of the key that signed the bundle; None where no signer was asked for, since an
@@ -90,6 +90,7 @@ class Session:
         self.path = bundle.path
         self.manifest_sha256 = sha256_bytes(bundle.content)
         self.manifest: Manifest = manifest
+        self.tiling = manifest.of_maps(bundle.path)
         self.signer = None if bundle.signer is None else bundle.signer.key_id
         self.backend = backend
         self._golden = bundle.file(manifest.golden.file)
@@ -177,7 +178,7 @@ class Session:
 
     def geometry(self, overlap_px: int | None = None) -> TilePlan:
         """Window geometry, with another overlap than the bundle's own if given."""
-        tiling = self.manifest.tiling
+        tiling = self.tiling
         stride = self.manifest.outputs[0].stride_px
         assert stride is not None
         return TilePlan(
@@ -410,7 +411,7 @@ def load(
 
     Raises:
         InputError: a negative number of streams; a key file that cannot be used; a provider for a
-            bundle that runs with TensorRT.
+            bundle that runs with TensorRT; a bundle that answers for places.
         BundleError: the bundle is incomplete or changed, or does not fit this machine.
         TrustError: not signed, by another key, or changed since (a kind of BundleError).
         EnvironmentLacksError: the backend's library, or the one for signatures, is not installed.
@@ -435,93 +436,25 @@ def open_session(
     if streams < 0:
         raise InputError(f"expected 0 (one per core) or more streams, received {streams}")
     opened = open_bundle(Path(bundle), required)
-    backend, model = _open_backend(opened, any_device, streams, provider)
+    tiling = opened.manifest.of_maps(opened.path)
+    backend, model = open_backend(opened, any_device, streams, provider)
     try:
-        _check_tensors(opened.path, opened.manifest, backend)
+        _check_tensors(opened.path, opened.manifest, tiling, backend)
     except BundleError:
         backend.close()
         raise
     return Session(opened, backend, model)
 
 
-def _open_backend(
-    opened: Bundle, any_device: bool, streams: int, provider: str | Sequence[str] | None
-) -> tuple[Backend, str]:
-    """What runs the bundle here, and the file of the bundle that it runs."""
-    path, manifest = opened.path, opened.manifest
-    here, arch = platform.machine(), manifest.target.arch
-    if manifest.portable and manifest.engine is None and not any_device:
-        raise BundleError(
-            f"{path} is portable: it has no engine yet, because engines are built where they run; "
-            f"on the {manifest.target.name} type: edgekd finalize {path} (or add --any-device, "
-            "any_device=True, to try it here with ONNX Runtime, slowly)"
-        )
-    if arch != here and not any_device:
-        raise BundleError(
-            f"{path} was built for {manifest.target.name} ({arch}) and this is {here}; build it "
-            "for this machine, or add --any-device (any_device=True) to try it"
-        )
-    engine = manifest.engine
-    if engine is not None and engine.machine.arch != here and not any_device:
-        raise BundleError(
-            f"{path} was finished on {engine.machine.arch} and this is {here}; build its engine "
-            f"here with: edgekd finalize {path}"
-        )
-    mine = engine is not None and engine.machine.arch == here
-    if engine is not None and mine and (available("tensorrt") or not any_device):
-        if provider is not None:
-            raise InputError(
-                f"{path} runs its engine with TensorRT, and a provider is one of ONNX Runtime's; "
-                "leave the provider out"
-            )
-        opened.check_files(besides={manifest.model})  # the backend reads that one, once
-        from edgekd.runtime.backends.trt import TensorRtBackend
-
-        plan = opened.file(manifest.model)
-        backend = TensorRtBackend(plan, engine.machine, engine.dla_core, streams)
-        return backend, manifest.model
-    from edgekd.runtime.backends.onnxrt import CPU, OnnxRuntimeBackend
-
-    model = manifest.model
-    if manifest.portable:  # another machine than the engine's: the typed graph as it is written
-        done = engine.precision if engine else manifest.portable[0].precision
-        graphs = [item for item in manifest.portable if item.typing == "graph"]
-        typed: dict[str, str] = {item.precision: item.file for item in graphs}
-        model = typed[done]  # the manifest's own rules say that it is there
-    opened.check_files(besides={model})
-    # INT8 made for another kind of processor may saturate in this one's kernels (x86 without VNNI
-    # adds pairs of products in 16 bits): there the graph is run as it is written.
-    foreign = bool(manifest.portable) or (arch != here and manifest.precision.done != "fp32")
-    return (
-        OnnxRuntimeBackend(
-            opened.file(model),
-            threads=manifest.target.threads,
-            streams=streams,
-            provider=CPU if provider is None else provider,
-            optimize=not foreign,
-        ),
-        model,
-    )
-
-
-def _check_tensors(path: Path, manifest: Manifest, backend: Backend) -> None:
+def _check_tensors(path: Path, manifest: Manifest, tiling: TilingDone, backend: Backend) -> None:
     spec, output = manifest.inputs[0], manifest.outputs[0]
     tile = spec.tile_px
-    if output.stride_px is None or tile % output.stride_px or tile != manifest.tiling.window_px:
+    if output.stride_px is None or tile % output.stride_px or tile != tiling.window_px:
         raise BundleError(f"{path}: tile, window and stride of the manifest do not agree")
     cells = tile // output.stride_px
-    expected = {
-        "inputs": {spec.name: [None, spec.channel_count, tile, tile]},
-        "outputs": {output.name: [None, len(manifest.classes), cells, cells]},
-    }
-    found = {"inputs": backend.input_shapes, "outputs": backend.output_shapes}
-    if found != expected:
-        raise BundleError(
-            f"{path}: the manifest promises {expected}, the model has {found}; build it again"
-        )
-    types = {**backend.input_dtypes, **backend.output_dtypes}
-    for name, dtype in types.items():
-        if dtype != spec.dtype:
-            raise BundleError(
-                f"{path}: tensor '{name}' is {dtype}, expected {spec.dtype}; build it again"
-            )
+    require_tensors(
+        path,
+        backend,
+        {spec.name: [None, spec.channel_count, tile, tile]},
+        {output.name: [None, len(manifest.classes), cells, cells]},
+    )

@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader
 from edgekd.contracts.artifacts import canonical_json, sha256_bytes, write_json
 from edgekd.contracts.labelled import LabelledSet, check_same_classes
 from edgekd.contracts.recipe import FinetuneSpec, Recipe
-from edgekd.contracts.registry import nearest
 from edgekd.contracts.sensor_labelled import open_data
 from edgekd.errors import CheckpointError, InputError
 from edgekd.train.average import Average
@@ -48,6 +47,8 @@ from edgekd.train.losses import balanced_weights, segmentation_loss
 from edgekd.train.run import (
     check_normalization,
     fabric_precision,
+    freeze,
+    hold_statistics,
     learning_rate,
     make_room,
     only_one,
@@ -263,12 +264,7 @@ def _freeze(model: Segmenter, spec: FinetuneSpec) -> None:
     """Take what the recipe leaves alone out of training."""
     if spec.scope == "decoder":
         model.encoder.requires_grad_(False)
-    names = dict(model.named_modules())
-    for prefix in spec.freeze:
-        if prefix not in names:
-            near = nearest(prefix, sorted(names))
-            raise InputError(f"finetune.freeze: {model.name} has no module '{prefix}'{near}")
-        names[prefix].requires_grad_(False)
+    freeze(model, model.name, spec.freeze, "finetune.freeze")
 
 
 def _optimizer(model: Segmenter, spec: FinetuneSpec) -> torch.optim.Optimizer:
@@ -296,15 +292,9 @@ def _optimizer(model: Segmenter, spec: FinetuneSpec) -> torch.optim.Optimizer:
 def _train_mode(model: Segmenter, spec: FinetuneSpec) -> None:
     model.train()
     if spec.scope == "decoder" or spec.freeze_bn:
-        _hold_statistics(model.encoder)
+        hold_statistics(model.encoder)
     for prefix in spec.freeze:
-        _hold_statistics(model.get_submodule(prefix))
-
-
-def _hold_statistics(part: nn.Module) -> None:
-    for module in part.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
+        hold_statistics(model.get_submodule(prefix))
 
 
 def _origin(encoder: EncoderCheckpoint | None, random: bool) -> dict[str, Any]:

@@ -13,15 +13,16 @@ import resource
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from edgekd.contracts.artifacts import publish_file
+from edgekd.contracts.registry import nearest
 from edgekd.contracts.tensors import ImageInput
 from edgekd.errors import (
     DivergedError,
@@ -202,6 +203,27 @@ def check_normalization(model: Segmenter, spec: ImageInput) -> None:
             f"{model.name} were trained with mean {list(model.mean)} and std {list(model.std)}; "
             "write these in the recipe"
         )
+
+
+def freeze(model: nn.Module, name: str, paths: Sequence[str], key: str) -> None:
+    """Take modules out of training, by their paths.
+
+    Raises:
+        InputError: ``name`` has no such module; ``key`` is where the recipe says it.
+    """
+    modules = dict(model.named_modules())
+    for path in paths:
+        if path not in modules:
+            near = nearest(path, sorted(modules))
+            raise InputError(f"{key}: {name} has no module '{path}'{near}")
+        modules[path].requires_grad_(False)
+
+
+def hold_statistics(part: nn.Module) -> None:
+    """Batch norms of a part keep the statistics that they came with."""
+    for module in part.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
 
 
 #: a loss is of the order of 1; with this one there is nothing left that could be learned

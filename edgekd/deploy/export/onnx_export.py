@@ -11,18 +11,19 @@ import io
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from edgekd.contracts.artifacts import publish_file
 from edgekd.contracts.optional import require
 from edgekd.contracts.recipe import Recipe
-from edgekd.deploy.parity import FloatArray, Model
+from edgekd.deploy.parity import FloatArray, TileModel
 from edgekd.errors import InputError
 from edgekd.train.students._base import Segmenter
 
@@ -46,7 +47,7 @@ class OnnxModel:
     operators: dict[str, int]
 
 
-def torch_model(model: Segmenter) -> Model:
+def torch_model(model: Segmenter) -> TileModel:
     """The student as a function of NumPy arrays, for parity."""
 
     @torch.inference_mode()
@@ -88,22 +89,7 @@ def export_onnx(model: Segmenter, recipe: Recipe, path: Path) -> OnnxModel:
     example = torch.zeros(2, spec.channel_count, tile, tile)
     with quiet(), torch.inference_mode():
         model(example[:1])  # positions of this grid become a constant
-    with quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            model,
-            (example,),
-            dynamo=True,
-            opset_version=graph.EXPORTER_OPSET,
-            input_names=[spec.name],
-            output_names=[output.name],
-            dynamic_shapes={"image": {0: torch.export.Dim("N")}},
-            optimize=True,
-            external_data=False,
-            verbose=False,
-        )
-    assert program is not None
-    proto = program.model_proto
-    graph.finish(proto)
+    proto = traced(model, {"image": example}, [spec.name], output.name)
     cells = tile // model.stride
     graph.check(
         proto,
@@ -116,6 +102,44 @@ def export_onnx(model: Segmenter, recipe: Recipe, path: Path) -> OnnxModel:
         part.write_bytes(proto.SerializeToString(deterministic=True))
     operators = dict(sorted(Counter(node.op_type for node in proto.graph.node).items()))
     return OnnxModel(path, spec.name, output.name, tile, model.stride, operators)
+
+
+def traced(
+    model: nn.Module, examples: Mapping[str, torch.Tensor], inputs: list[str], output: str
+) -> Any:
+    """The graph of a network: named, of opset 17, a free first dimension, nothing of this machine.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        examples: name of the argument of ``forward`` -> tensor with a batch of 2, in their order.
+        inputs, output: what the tensors are called in the graph.
+
+    Returns:
+        ``onnx.ModelProto``; what it holds is still to be checked.
+
+    Raises:
+        GateError: an operator that opset 17 cannot say.
+    """
+    from edgekd.deploy.export import graph
+
+    batch = torch.export.Dim("N")
+    with quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            model,
+            tuple(examples.values()),
+            dynamo=True,
+            opset_version=graph.EXPORTER_OPSET,
+            input_names=inputs,
+            output_names=[output],
+            dynamic_shapes={name: {0: batch} for name in examples},
+            optimize=True,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    graph.finish(proto)
+    return proto
 
 
 @contextlib.contextmanager

@@ -14,11 +14,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.contracts import projection as fixed
+from edgekd.contracts.evidence import PROBABILITIES
 from edgekd.errors import InputError
 
 OPSET = 17
 _IR_VERSION = 8
-RULES, BOUNDS, INSIDE, PROBABILITIES = "rules", "bounds", "inside", "probabilities"
+RULES, BOUNDS, INSIDE = fixed.Limits._fields
 _PREFIX = "policy/"
 
 
@@ -34,15 +35,17 @@ def policy_model(classes: int, rows: int, scores: str = "scores") -> onnx.ModelP
     return proto
 
 
-def attach_policy(proto: onnx.ModelProto, rows: int) -> None:
+def attach_policy(proto: onnx.ModelProto, rows: int, keep_scores: bool = False) -> None:
     """Put the projection behind a model's one output ``(N, classes)``, in place.
 
     The model gets the inputs ``rules (N, rows, classes)``, ``bounds (N, rows)`` and ``inside (N,
-    classes)``, and the output ``probabilities (N, classes)`` in place of its scores.
+    classes)``, and the output ``probabilities (N, classes)``. What is lowered in precision is
+    lowered before: these nodes are in double precision, and their names begin with ``policy/``.
 
     Args:
         proto: of opset 17, with one output of two dimensions, the second one fixed.
         rows: rules that there is room for.
+        keep_scores: the scores stay an output, before the probabilities; else these take its place.
 
     Raises:
         InputError: another model, or a name that is taken.
@@ -73,7 +76,8 @@ def attach_policy(proto: onnx.ModelProto, rows: int) -> None:
     graph.initializer.extend(write.constants)
     shapes = {RULES: [first, rows, classes], BOUNDS: [first, rows], INSIDE: [first, classes]}
     graph.input.extend(_value(name, value) for name, value in shapes.items())
-    del graph.output[:]
+    if not keep_scores:
+        del graph.output[:]
     graph.output.append(_value(PROBABILITIES, [first, classes]))
     onnx.checker.check_model(proto, full_check=True)
 

@@ -1,4 +1,4 @@
-"""Calibration: what the layers of a model see on real tiles, one tile at a time.
+"""Calibration: what the layers of a model see on real tiles (or places), one at a time.
 
 Only the inputs of the layers that may be quantised leave the model, and each is dropped as soon as
 it was counted; of every other tensor the graph itself gives the largest absolute value, a single
@@ -18,6 +18,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from edgekd.contracts.memory import give_back_memory
+from edgekd.deploy.parity import Tensors
 from edgekd.deploy.quantize.emulate import open_graph
 from edgekd.deploy.quantize.histogram import Histogram, Method
 from edgekd.deploy.quantize.layers import Layer
@@ -65,20 +66,22 @@ class Activations:
 def observe(
     proto: onnx.ModelProto,
     layers: Sequence[Layer],
-    tiles: Iterable[FloatArray],
+    tiles: Iterable[Tensors],
     expected: int,
     threads: int = 0,
     step: Callable[[int, int], None] | None = None,
+    unit: str = "tile",
 ) -> Activations:
     """Run the FP32 model on every tile and take in what its layers see.
 
     Args:
-        proto: FP32, one input.
+        proto: FP32.
         layers: whose inputs are wanted.
-        tiles: normalised ``(1, C, H, W)``.
+        tiles: inputs by name, normalised, a batch of 1: a tile, or what is known of a place.
         expected: number of tiles; fewer are an error, more are not taken.
         threads: of ONNX Runtime; 0 takes all cores.
         step: called with (tiles done, expected).
+        unit: what a tile is called.
 
     Raises:
         InputError: fewer tiles than ``expected`` or than :data:`FEWEST_TILES`, the same tile twice,
@@ -87,11 +90,11 @@ def observe(
     """
     if expected < FEWEST_TILES:
         raise InputError(
-            f"calibration needs at least {FEWEST_TILES} tiles, received {expected}; give more "
-            "images, or lower the tile's side"
+            f"calibration needs at least {FEWEST_TILES} {unit}s, received {expected}; give more "
+            + ("images, or lower the tile's side" if unit == "tile" else "of them")
         )
     session, sources, scalars = _open(proto, layers, threads)
-    name = session.get_inputs()[0].name
+    names = [item.name for item in session.get_inputs()]
     watching = True
     linear = {layer.source for layer in layers if layer.kind == "linear"}
     found = Activations(histograms={source: Histogram() for source in sources})
@@ -99,28 +102,30 @@ def observe(
     flat = 0
     same = _passed_on(proto)
     for tile in tiles:
-        content = np.ascontiguousarray(tile, np.float32).tobytes()
+        given = {name: np.ascontiguousarray(tile[name], np.float32) for name in names}
+        content = b"".join(array.tobytes() for array in given.values())
         mark = hashlib.sha256(content).digest()
         if mark in seen:
             raise InputError(
-                f"calibration tile {found.tiles + 1} is the same as an earlier one; a set that "
+                f"calibration {unit} {found.tiles + 1} is the same as an earlier one; a set that "
                 "repeats itself looks larger than it is: remove copies"
             )
         seen.add(mark)
-        flat += int((np.ptp(tile, axis=(2, 3)) == 0).all())
+        flat += int(all(_is_flat(array) for array in given.values()))
         digest.update(content)
         if watching and layers and found.tiles >= WATCHED_TILES:
             # FP16 has eight times of headroom over these; INT8's ranges want every tile.
             watching = False
             session, _, scalars = _open(proto, layers, threads, watch=False)
         ends = [output for pair in scalars.values() for output in pair]
-        values = session.run([*sources, *ends], {name: tile})
+        values = session.run([*sources, *ends], given)
         for source, value in zip(sources, values, strict=False):
             try:
                 found.histograms[source].add(value)
             except InputError as err:
-                raise InputError(f"calibration tile {found.tiles + 1}: {source}: {err}") from err
-            axes = tuple(range(value.ndim - 1)) if source in linear else (0, 2, 3)
+                raise InputError(f"calibration {unit} {found.tiles + 1}: {source}: {err}") from err
+            last = value.ndim - 1
+            axes = tuple(range(last)) if source in linear else (0, *range(2, last + 1))
             top = np.maximum(value.max(axis=axes), -value.min(axis=axes))
             before = found.channels.get(source)
             found.channels[source] = top if before is None else np.maximum(before, top)
@@ -138,19 +143,25 @@ def observe(
             break
     if found.tiles and flat == found.tiles:
         raise InputError(
-            f"none of the {flat} calibration tiles shows anything, each is of one colour, so the "
+            f"none of the {flat} calibration {unit}s shows anything, each is of one colour, so the "
             "ranges of the layers would mean nothing; give real images"
         )
     if found.tiles < expected:
         raise InputError(
-            f"calibration asked for {expected} tiles and the set gave {found.tiles}; give more "
-            "images, or ask for fewer with calibration.tiles"
+            f"calibration asked for {expected} {unit}s and the set gave {found.tiles}; give more "
+            "of them, or ask for fewer with calibration.tiles"
         )
     for tensor, origin in same.items():
         if origin in found.largest:
             found.largest[tensor] = found.largest[origin]
     found.sha256 = digest.hexdigest()
     return found
+
+
+def _is_flat(array: FloatArray) -> bool:
+    """Whether each channel of a picture, or another input as a whole, has one value."""
+    axes = (2, 3) if array.ndim == 4 else None
+    return bool((np.ptp(array, axis=axes) == 0).all())
 
 
 def _passed_on(proto: onnx.ModelProto) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 
 from edgekd.contracts.optional import require
-from edgekd.deploy.parity import FloatArray, Model
+from edgekd.deploy.parity import FloatArray, Model, Tensors
 
 
 def open_graph(proto: onnx.ModelProto, threads: int = 0, optimize: bool = False) -> Any:
@@ -39,12 +39,11 @@ def open_graph(proto: onnx.ModelProto, threads: int = 0, optimize: bool = False)
 
 
 def emulate(proto: onnx.ModelProto, threads: int = 0, optimize: bool = False) -> Model:
-    """The graph as a function: normalised ``(N, C, H, W)`` -> logits, both float32."""
+    """The graph as a function: its inputs by name, normalised -> logits, all float32."""
     session = open_graph(proto, threads, optimize)
-    name = session.get_inputs()[0].name
 
-    def run(tensor: FloatArray) -> FloatArray:
-        result: FloatArray = session.run(None, {name: tensor})[0]
+    def run(tensors: Tensors) -> FloatArray:
+        result: FloatArray = session.run(None, dict(tensors))[0]
         return result
 
     return run

@@ -1,4 +1,4 @@
-"""What every precision of one product is made from and measured with: images, judge and gates.
+"""What every precision of one product is made from and measured with: samples, judge and gates.
 
 One calibration serves all files: it gives INT8 its ranges and tells FP16 which tensors it cannot
 hold.
@@ -7,34 +7,27 @@ hold.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from edgekd.contracts.labelled import LabelledSet
 from edgekd.contracts.manifest import CalibrationDone, CandidateDone, Gate, row
-from edgekd.contracts.preprocess import Normalizer
-from edgekd.contracts.recipe import CalibrationSpec, Recipe
-from edgekd.deploy.parity import FloatArray, Model
-from edgekd.deploy.quantize.calibrate import WATCHED_TILES, observe
+from edgekd.contracts.place_recipe import AnyRecipe
+from edgekd.deploy.parity import Model
+from edgekd.deploy.quantize.calibrate import Activations, observe
 from edgekd.deploy.quantize.emulate import emulate
 from edgekd.deploy.quantize.judge import Judge, Quality
 from edgekd.deploy.quantize.layers import Layer, choose_layers, find_layers, require_modules
+from edgekd.deploy.quantize.material import Images as Images
+from edgekd.deploy.quantize.material import Material
 from edgekd.deploy.quantize.qdq import insert_qdq
 from edgekd.deploy.quantize.ranges import CalibrationFile, calibration_file, read_calibration
 from edgekd.deploy.quantize.search import search
 from edgekd.deploy.quantize.smooth import smooth
-from edgekd.deploy.tiles import labelled_tiles
 from edgekd.errors import GateError, InputError
-
-#: validation tiles that a precision is judged on, between the two numbers
-MOST_JUDGED, FEWEST_JUDGED = 32, 4
-#: and their pixels: 4 tiles of 1024 px, 16 of 512
-JUDGED_PX = 4 << 20
 
 #: golden outputs come from ONNX Runtime on the build host; on another processor the same float32
 #: graph differs by the order of its sums, so the bound is wider than the export's.
@@ -46,26 +39,11 @@ SHOWN_LAYERS = 5
 Say = Callable[[str], None]
 
 
-def golden_atol(recipe: Recipe) -> float:
+def golden_atol(recipe: AnyRecipe) -> float:
     """Bound of FP32's golden outputs on another machine, logits."""
     if recipe.gates.golden is not None:
         return recipe.gates.golden.atol
     return recipe.gates.onnx_vs_torch.atol * GOLDEN_FACTOR
-
-
-@dataclass(frozen=True)
-class Images:
-    """Where tiles come from.
-
-    Attributes:
-        data: labelled set whose validation split judges; None where it is not here.
-        calibration: set that calibration tiles come from; None where it is not here.
-        saved: a calibration file to use in place of calibrating.
-    """
-
-    data: LabelledSet | None
-    calibration: LabelledSet | None = None
-    saved: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -98,84 +76,63 @@ class Int8:
         )  # fmt: skip
 
 
-def require_images(images: Images) -> None:
-    """Raise InputError without a set to judge on, or with a calibration file that is none."""
-    if images.data is None:
-        raise InputError(
-            "a lower precision is judged on real images, and the data set is not here; give "
-            "its place with --data, or allow fp32 only: --set precision.allowed=[fp32]"
-        )
-    if images.saved is not None:
-        read_calibration(images.saved)
-
-
 class Grounds:
-    """Images, FP32's answers and the gates.
+    """Samples, FP32's answers and the gates.
 
     Args:
         proto: the export, FP32.
         recipe: with precision, calibration and gates.
-        images: where tiles come from.
+        material: what it is calibrated and judged on.
         say: called with a line for every step.
 
     Raises:
-        InputError: no labelled validation tile, or a calibration file of another model.
+        InputError: nothing labelled to judge on, or a calibration file of another model.
     """
 
-    def __init__(self, proto: onnx.ModelProto, recipe: Recipe, images: Images, say: Say) -> None:
-        require_images(images)
-        assert images.data is not None
-        self.proto, self.recipe, self.say = proto, recipe, say
-        self._images = images
-        self._spec = recipe.io.inputs[0]
-        self.normalize = Normalizer(self._spec)
+    def __init__(
+        self, proto: onnx.ModelProto, recipe: AnyRecipe, material: Material, say: Say
+    ) -> None:
+        material.require()
+        self.proto, self.recipe, self.material, self.say = proto, recipe, material, say
         require_modules(proto, recipe.precision.keep_high)
-        self.saved = None if images.saved is None else read_calibration(images.saved)
-        if self.saved is not None and images.saved is not None:
-            self.saved.require_for(proto, recipe.precision, self._spec, images.saved)
+        self.saved = None if material.saved is None else read_calibration(material.saved)
+        if self.saved is not None and material.saved is not None:
+            self.saved.require_for(proto, recipe.precision, material.input_sha256, material.saved)
         self.reference = emulate(proto, optimize=True)
-        side = self._spec.tile_px
-        count = min(MOST_JUDGED, max(FEWEST_JUDGED, JUDGED_PX // (side * side)))
-        self.tiles = labelled_tiles(images.data, "val", side, count)
-        say(f"judge on {len(self.tiles)} validation tiles")
-        self.judge = Judge(self.reference, self.tiles, self.normalize, len(recipe.io.classes))
-        if self.judge.reference.miou is None:
-            raise InputError(
-                f"the validation tiles of {images.data.name} hold no labelled pixel, so nobody can "
-                "say what a lower precision costs; label some, or allow fp32 only: "
-                "--set precision.allowed=[fp32]"
-            )
+        self.samples = material.judged()
+        count = sum(item.count for item in self.samples)
+        say(f"judge on {count} validation {material.unit}s")
+        self.judge = Judge(self.reference, self.samples, material.classes, material.measure)
 
     def calibrate(self) -> CalibrationFile:
-        """What the tensors hold: from the file that was given, else from images."""
+        """What the tensors hold: from the file that was given, else from samples."""
+        material = self.material
         if self.saved is not None:
-            self.say(f"calibration of {self.saved.tiles} tiles taken from {self._images.saved}")
+            self.say(
+                f"calibration of {self.saved.tiles} {material.unit}s taken from {material.saved}"
+            )
             return self.saved
-        data = self._images.calibration or self._images.data
-        assert data is not None  # of the constructor
-        spec = self.recipe.calibration or CalibrationSpec(tiles=WATCHED_TILES)
         precision = self.recipe.precision
         layers = self._layers() if "int8" in precision.allowed else []
-        tiles = labelled_tiles(data, spec.split, self._spec.tile_px, spec.tiles, distinct=True)
-        wanted = spec.tiles if self.recipe.calibration else min(spec.tiles, len(tiles))
+        samples, wanted, source = material.calibrating(self.recipe.calibration)
 
-        def given() -> Iterator[FloatArray]:
-            for tile in tiles:
-                yield self.normalize(tile.pixels)[None]
+        def seen_by(proto: onnx.ModelProto) -> Activations:
+            given = (item.inputs() for item in samples)
+            return observe(proto, layers, given, wanted, unit=material.unit)
 
-        self.say(f"calibrate on {len(tiles)} tiles of {data.name}, split {spec.split}")
-        seen = observe(self.proto, layers, given(), wanted)
+        self.say(f"calibrate on {len(samples)} {material.unit}s of {source.split(':')[0]}")
+        seen = seen_by(self.proto)
         channels: dict[str, list[float]] = {}
         if precision.smooth and layers:
             proto, factors = smooth(self.proto, layers, seen.channels, precision.smooth)
             self.say(f"rescaled {len(factors)} norms; calibrate again")
             channels = {name: seen.channels[name].tolist() for name in factors}
-            before, seen = seen, observe(proto, layers, given(), wanted)
+            before, seen = seen, seen_by(proto)
             for name, value in before.largest.items():
                 seen.largest[name] = max(value, seen.largest.get(name, 0.0))
-        names = ", ".join(sorted({tile.name.split(" at ")[0] for tile in tiles}))
-        source = f"{data.name}, split {spec.split}: {names}"
-        return calibration_file(self.proto, precision, self._spec, source, seen, channels)
+        return calibration_file(
+            self.proto, precision, material.input_sha256, source, seen, channels
+        )
 
     def _layers(self) -> list[Layer]:
         spec = self.recipe.precision
@@ -245,10 +202,10 @@ class Grounds:
         )
 
     def drop(self, quality: Quality) -> float:
-        """mIoU lost, percentage points."""
-        before = self.judge.reference.miou
-        assert before is not None and quality.miou is not None  # of the same labelled tiles
-        return 100 * (before - quality.miou)
+        """mIoU (of places: accuracy) lost, percentage points."""
+        before, after = self.judge.reference.score, quality.score
+        assert before is not None and after is not None  # of the same labelled samples
+        return 100 * (before - after)
 
     def passes(self, quality: Quality) -> bool:
         """Whether the gates hold."""
@@ -262,8 +219,8 @@ class Grounds:
     def why(self, quality: Quality, high: int = 0) -> str:
         """The verdict with its figures."""
         said = (
-            f"agreement {100 * quality.agreement:.3f} %, mIoU {-self.drop(quality):+.3f} points"
-            + (f", {high} layers high" if high else "")
+            f"agreement {100 * quality.agreement:.3f} %, {self.material.measure} "
+            f"{-self.drop(quality):+.3f} points" + (f", {high} layers high" if high else "")
         )
         return f"{'keeps' if self.passes(quality) else 'fails'} the gates: {said}"
 
@@ -274,16 +231,19 @@ class Grounds:
 
     def gates(self, quality: Quality, end: str = "") -> list[Gate]:
         """The gates of a precision that holds them; ``end`` makes names of several differ."""
-        gates, tiles = self.recipe.gates, f"{quality.tiles} validation tiles"
+        gates, material = self.recipe.gates, self.material
+        tiles = f"{quality.tiles} validation {material.unit}s"
+        lost = "miou_drop" if material.measure == "mIoU" else "accuracy_drop"
         return [
             Gate(
                 name=f"agreement_with_fp32{end}", value=quality.agreement,
-                bound=gates.agreement_min, unit="part of the cells", passed=True,
-                sense="at least", detail=tiles,
+                bound=gates.agreement_min,
+                unit="part of the cells" if material.unit == "tile" else "part of the places",
+                passed=True, sense="at least", detail=tiles,
             ),
             Gate(
-                name=f"miou_drop{end}", value=self.drop(quality), bound=gates.miou_drop_max,
-                unit="percentage points of mIoU", passed=True, detail=tiles,
+                name=f"{lost}{end}", value=self.drop(quality), bound=gates.miou_drop_max,
+                unit=f"percentage points of {material.measure}", passed=True, detail=tiles,
             ),
         ]  # fmt: skip
 
@@ -294,7 +254,8 @@ def candidate(
     """A tried precision's line in the manifest; the golden tiles are the first and last judged."""
     largest = sys.float_info.max  # JSON has no infinity
     return CandidateDone(
-        precision=precision, miou=quality.miou, agreement=quality.agreement,
+        precision=precision, miou=quality.miou, accuracy=quality.accuracy,
+        agreement=quality.agreement,
         noise=min(quality.noise, largest), tiles=quality.tiles,
         golden_agreement=quality.ends_agreement,
         golden_max_abs=min(quality.ends_max_abs, largest), size_bytes=size_bytes,

@@ -16,18 +16,18 @@ from pathlib import Path
 import onnx
 
 from edgekd.contracts.manifest import Gate, PrecisionDone, row
-from edgekd.contracts.recipe import Recipe
+from edgekd.contracts.place_recipe import AnyRecipe
 from edgekd.contracts.target import Target
 from edgekd.deploy.parity import Model
 from edgekd.deploy.quantize.emulate import emulate
 from edgekd.deploy.quantize.grounds import (
     Grounds,
-    Images,
     Say,
     calibration_done,
     candidate,
     refusal,
 )
+from edgekd.deploy.quantize.material import Material
 from edgekd.deploy.quantize.ranges import CalibrationFile
 from edgekd.errors import InputError
 
@@ -81,7 +81,7 @@ def is_timeable(target: Target) -> bool:
     return target.cpu.cores is None or target.cpu.int8_dot_product == has_int8_dot_product()
 
 
-def asked_of(recipe: Recipe, target: Target) -> list[str]:
+def asked_of(recipe: AnyRecipe, target: Target) -> list[str]:
     """Precisions that the recipe allows and the target holds, in the recipe's order.
 
     Raises:
@@ -98,9 +98,9 @@ def asked_of(recipe: Recipe, target: Target) -> list[str]:
 
 def lower(
     proto: onnx.ModelProto,
-    recipe: Recipe,
+    recipe: AnyRecipe,
     target: Target,
-    images: Images,
+    material: Material,
     say: Say = lambda text: None,
 ) -> Lowered:
     """Choose the precision for a target that ONNX Runtime serves.
@@ -109,11 +109,11 @@ def lower(
         proto: the export, FP32.
         recipe: with allowed precisions, calibration and gates.
         target: bounds the precisions further.
-        images: that calibrate and judge.
+        material: what calibrates and judges.
         say: called with a line for every step.
 
     Raises:
-        InputError: nothing is allowed that the target holds, or INT8 lacks its images.
+        InputError: nothing is allowed that the target holds, or INT8 lacks its samples.
         GateError: no allowed precision keeps the gates; the message holds the table.
     """
     asked = asked_of(recipe, target)
@@ -124,7 +124,7 @@ def lower(
         )
     if asked == ["fp32"]:
         return Lowered(proto, None, PrecisionDone(asked=asked, done="fp32"))
-    grounds = Grounds(proto, recipe, images, say)
+    grounds = Grounds(proto, recipe, material, say)
     return _choose(grounds, target, asked)
 
 
@@ -145,7 +145,7 @@ def _choose(grounds: Grounds, target: Target, asked: list[str]) -> Lowered:
             passed = "fp32" not in asked
             why = (
                 f"not faster than FP32 here ({seconds[1]:.3g} and {seconds[0]:.3g} s of one core "
-                "a tile)"
+                f"a {grounds.material.unit})"
             )
     elif passed:
         why += "; not timed, for this machine is not of the target's kind"
@@ -183,19 +183,20 @@ def _choose(grounds: Grounds, target: Target, asked: list[str]) -> Lowered:
 
 
 def timed(grounds: Grounds, candidate: onnx.ModelProto) -> tuple[float, float]:
-    """Median seconds of one core for a tile: FP32 and the candidate in turn.
+    """Median seconds of one core for a tile, or a place: FP32 and the candidate in turn.
 
     One thread each, and that thread's own time: on a shared machine the wall clock of two pools of
     threads, each of which waits spinning, called a model that is 1.1 times faster slower in 14 of
     40 trials, and this in none.
     """
-    tensor = grounds.normalize(grounds.tiles[0].pixels)[None]
+    sample = grounds.samples[0]
+    tensors = {name: array[:1] for name, array in sample.inputs().items()}
     models = [emulate(item, 1, optimize=True) for item in (grounds.proto, candidate)]
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(TIMED_RUNS + 1):
         for model, mine in zip(models, times, strict=True):
             start = time.thread_time()
-            model(tensor)
+            model(tensors)
             if number:
                 mine.append(time.thread_time() - start)
     return statistics.median(times[0]), statistics.median(times[1])

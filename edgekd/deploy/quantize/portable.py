@@ -23,7 +23,6 @@ from edgekd.deploy.export.graph import lift
 from edgekd.deploy.quantize.emulate import emulate
 from edgekd.deploy.quantize.grounds import (
     Grounds,
-    Images,
     Say,
     calibration_done,
     candidate,
@@ -33,6 +32,7 @@ from edgekd.deploy.quantize.half import high_nodes, overflowing, to_half
 from edgekd.deploy.quantize.judge import Quality
 from edgekd.deploy.quantize.layers import Layer, module_of
 from edgekd.deploy.quantize.lower import asked_of
+from edgekd.deploy.quantize.material import Material
 from edgekd.deploy.quantize.ranges import CalibrationFile
 from edgekd.deploy.quantize.search import search
 
@@ -87,7 +87,7 @@ def portable(
     proto: onnx.ModelProto,
     recipe: Recipe,
     target: Target,
-    images: Images,
+    material: Material,
     atol: float,
     say: Say = lambda text: None,
 ) -> Portable:
@@ -97,19 +97,19 @@ def portable(
         proto: the export, FP32.
         recipe: with allowed precisions, calibration and gates.
         target: with the backend ``trt``.
-        images: that calibrate and judge.
+        material: what calibrates and judges.
         atol: bound of an FP32 engine's golden outputs, logits.
         say: called with a line for every step.
 
     Raises:
-        InputError: nothing is allowed that the target holds, or images are missing.
+        InputError: nothing is allowed that the target holds, or samples are missing.
         GateError: no allowed precision keeps the gates; the message holds the table.
     """
     asked = asked_of(recipe, target)
     full = _models("fp32", [], (atol, 1.0 - GOLDEN_SLACK))
     if asked == ["fp32"]:
         return Portable({"fp32.onnx": proto}, full, PrecisionDone(asked=asked, done=None))
-    grounds = Grounds(proto, recipe, images, say)
+    grounds = Grounds(proto, recipe, material, say)
     calibration = grounds.calibrate()
     making = _Making(grounds, calibration, atol)
     tried = []

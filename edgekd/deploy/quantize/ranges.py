@@ -18,7 +18,6 @@ from edgekd.contracts.artifacts import canonical_json, read_json, sha256_bytes
 from edgekd.contracts.calibration import Sha256
 from edgekd.contracts.recipe import PrecisionSpec
 from edgekd.contracts.schema import Document
-from edgekd.contracts.tensors import ImageInput
 from edgekd.deploy.quantize.calibrate import Activations
 from edgekd.deploy.quantize.layers import Layer
 from edgekd.deploy.quantize.smooth import smooth
@@ -30,8 +29,9 @@ class CalibrationFile(Document):
 
     Attributes:
         model_sha256: of the FP32 graph's canonical bytes.
-        input_sha256: of the recipe's input: channels, tile and normalisation.
-        tiles, tiles_sha256: number of tiles, and hash over their bytes in order.
+        input_sha256: of the recipe's input: channels, tile and normalisation; of places of all
+            kinds of evidence.
+        tiles, tiles_sha256: number of tiles (or places), and hash over their bytes in order.
         source: where they come from, in words.
         range, percentile: how a range was chosen from what was seen.
         smooth: strength of SmoothQuant's rescaling, 0 (off) to 1.
@@ -67,7 +67,7 @@ class CalibrationFile(Document):
         return smooth(proto, layers, channels, self.smooth)[0]
 
     def require_for(
-        self, proto: onnx.ModelProto, spec: PrecisionSpec, image: ImageInput, where: Path
+        self, proto: onnx.ModelProto, spec: PrecisionSpec, given_sha256: str, where: Path
     ) -> None:
         """Raise InputError unless it was made from this graph and with these settings."""
         if self.model_sha256 != model_sha256(proto):
@@ -76,7 +76,7 @@ class CalibrationFile(Document):
                 f"has {model_sha256(proto)[:12]}…); ranges of one model are wrong for another: "
                 "calibrate again without --calibration"
             )
-        if self.input_sha256 != input_sha256(image):
+        if self.input_sha256 != given_sha256:
             raise InputError(
                 f"{where} was made with another input (channels, tile or normalisation) than the "
                 "recipe has; calibrate again without --calibration"
@@ -98,15 +98,16 @@ def model_sha256(proto: onnx.ModelProto) -> str:
     return sha256_bytes(proto.SerializeToString(deterministic=True))
 
 
-def input_sha256(image: ImageInput) -> str:
-    """Hash of what an image becomes before the model sees it."""
-    return sha256_bytes(canonical_json(image.model_dump(mode="json")).encode())
+def input_sha256(*inputs: Document) -> str:
+    """Hash of what an image, or each kind of evidence, becomes before the model sees it."""
+    values = [item.model_dump(mode="json") for item in inputs]
+    return sha256_bytes(canonical_json(values[0] if len(values) == 1 else values).encode())
 
 
 def calibration_file(
     proto: onnx.ModelProto,
     spec: PrecisionSpec,
-    image: ImageInput,
+    given_sha256: str,
     source: str,
     seen: Activations,
     channels: dict[str, list[float]],
@@ -116,7 +117,7 @@ def calibration_file(
     Args:
         proto: FP32, before rescaling.
         spec: how ranges are chosen.
-        image: input of the recipe.
+        given_sha256: of the recipe's input, or inputs.
         source: of the tiles, in words.
         seen: after rescaling.
         channels: see :class:`CalibrationFile`.
@@ -126,7 +127,7 @@ def calibration_file(
     }
     return CalibrationFile(
         model_sha256=model_sha256(proto),
-        input_sha256=input_sha256(image),
+        input_sha256=given_sha256,
         tiles=seen.tiles,
         tiles_sha256=seen.sha256,
         source=source,

@@ -13,8 +13,9 @@ from edgekd.contracts.manifest import CALIBRATION_NAME, Gate, PortableModel, Pre
 from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.target import Target
 from edgekd.deploy.check.graph import read_graph
-from edgekd.deploy.quantize.grounds import Images, Say, golden_atol
+from edgekd.deploy.quantize.grounds import Say, golden_atol
 from edgekd.deploy.quantize.lower import asked_of, lower
+from edgekd.deploy.quantize.material import Images, TileMaterial
 from edgekd.deploy.quantize.portable import portable
 from edgekd.deploy.quantize.ranges import CalibrationFile
 from edgekd.errors import InputError, OutputError
@@ -71,11 +72,12 @@ def quantize(
     read_graph(model)  # says in words what is wrong with a file that is no model
     proto = onnx.load(model)
     _require_same(model, proto, recipe)
+    material = TileMaterial(recipe, images)
     if target.backend == "trt":
         atol = golden_atol(recipe)
-        made = portable(proto, recipe, target, images, atol, say)
+        made = portable(proto, recipe, target, material, atol, say)
         return _write(out, made.files, made.calibration, made.precision, made.gates, made.models)
-    lowered = lower(proto, recipe, target, images, say)
+    lowered = lower(proto, recipe, target, material, say)
     files = {f"{lowered.precision.done}.onnx": lowered.proto}
     return _write(out, files, lowered.calibration, lowered.precision, lowered.gates, [])
 

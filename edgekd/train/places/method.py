@@ -16,6 +16,7 @@ from edgekd.train.distill.evidence import balanced_weights, info_nce, soft_losse
 from edgekd.train.distill.methods._base import Losses, Method, Pixels, Weights
 from edgekd.train.places.networks import KindTeacher
 from edgekd.train.places.students._base import PlaceStudent
+from edgekd.train.run import freeze, hold_statistics
 
 #: decay of the running means that balance teachers
 _SMOOTHING = 0.98
@@ -118,6 +119,7 @@ class PlaceMethod(Method):
         }
         self.weights: dict[str, float] = {kind: entries[kind].weight for kind in self.kinds}
         self.pixels = Pixels(recipe.io.image.mean, recipe.io.image.std)
+        freeze(learner, learner.name, self.rules.freeze, "distill.freeze")
         self.register_buffer("means", torch.zeros(len(KINDS)))
         self.register_buffer("heard", torch.zeros(len(KINDS)))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -186,6 +188,16 @@ class PlaceMethod(Method):
                 self.heard[at] = share if self.steps == 1 else _blend(self.heard[at], share)
             parts[f"share_{kind}"] = self.heard[at].clone()
         return total, parts
+
+    def train(self, mode: bool = True) -> PlaceMethod:
+        """What is frozen keeps its statistics, too."""
+        nn.Module.train(self, mode)
+        part = self.learner.pretrained_part()
+        if self.rules.freeze_bn and part is not None:
+            hold_statistics(part)
+        for path in self.rules.freeze:
+            hold_statistics(self.learner.get_submodule(path))
+        return self
 
     @torch.no_grad()
     def _remember(self, losses: Mapping[str, Tensor]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -71,6 +73,11 @@ def tiles(count: int, seed: int = 1) -> list[np.ndarray]:
     """Normalised tiles ``(1, 3, SIDE, SIDE)``."""
     random = np.random.default_rng(seed)
     return [random.normal(0, 1, (1, 3, SIDE, SIDE)).astype(np.float32) for _ in range(count)]
+
+
+def named(given: Iterable[np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Tiles as the model's inputs."""
+    return [{"image": tile} for tile in given]
 
 
 def constants_of(proto: onnx.ModelProto) -> dict[str, np.ndarray]:

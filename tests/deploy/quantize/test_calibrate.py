@@ -15,7 +15,7 @@ from edgekd.deploy.quantize.layers import find_layers
 from edgekd.deploy.quantize.qdq import insert_qdq
 from edgekd.deploy.quantize.smooth import smooth
 from edgekd.errors import InputError
-from tests.deploy.quantize.graphs import CLASSES, constants_of, perceptron, tiles
+from tests.deploy.quantize.graphs import CLASSES, constants_of, named, perceptron, tiles
 
 
 def activations(proto, tile: np.ndarray) -> dict[str, np.ndarray]:
@@ -40,7 +40,7 @@ def activations(proto, tile: np.ndarray) -> dict[str, np.ndarray]:
 def test_ranges_channels_and_count_are_those_of_the_tiles() -> None:
     proto, given = perceptron(), tiles(5)
     steps: list[tuple[int, int]] = []
-    found = observe(proto, find_layers(proto), given, 5, step=lambda *at: steps.append(at))
+    found = observe(proto, find_layers(proto), named(given), 5, step=lambda *at: steps.append(at))
     by_hand = [activations(proto, tile) for tile in given]
     assert found.tiles == 5 and steps == [(n, 5) for n in range(1, 6)]
     assert found.sha256 == hashlib.sha256(b"".join(t.tobytes() for t in given)).hexdigest()
@@ -63,10 +63,10 @@ def test_ranges_channels_and_count_are_those_of_the_tiles() -> None:
 def test_two_calibrations_are_equal_and_one_tile_more_is_another() -> None:
     proto = perceptron()
     layers = find_layers(proto)
-    one, two = (observe(proto, layers, tiles(4), 4) for _ in range(2))
+    one, two = (observe(proto, layers, named(tiles(4)), 4) for _ in range(2))
     for method in ("minmax", "percentile", "entropy"):
         assert one.ranges(method, 99.9) == two.ranges(method, 99.9)
-    assert one.sha256 == two.sha256 != observe(proto, layers, tiles(5), 5).sha256
+    assert one.sha256 == two.sha256 != observe(proto, layers, named(tiles(5)), 5).sha256
 
 
 @pytest.mark.parametrize(
@@ -80,26 +80,26 @@ def test_two_calibrations_are_equal_and_one_tile_more_is_another() -> None:
 )
 def test_empty_and_short_sets_stop(count: int, given: int, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        observe(perceptron(), find_layers(perceptron()), tiles(given), count)
+        observe(perceptron(), find_layers(perceptron()), named(tiles(given)), count)
 
 
 def test_a_set_that_repeats_stops() -> None:
     one, two = tiles(2)
     with pytest.raises(InputError, match="tile 3 is the same as an earlier one"):
-        observe(perceptron(), find_layers(perceptron()), [one, two, one.copy()], 3)
+        observe(perceptron(), find_layers(perceptron()), named([one, two, one.copy()]), 3)
 
 
 def test_a_set_of_plain_colours_stops_and_one_black_margin_does_not() -> None:
     plain = [np.full_like(tiles(1)[0], number) for number in range(4)]
     with pytest.raises(InputError, match="none of the 4 calibration tiles shows anything"):
-        observe(perceptron(), find_layers(perceptron()), plain, 4)
+        observe(perceptron(), find_layers(perceptron()), named(plain), 4)
     mixed = [*plain[:3], tiles(1)[0]]
-    assert observe(perceptron(), find_layers(perceptron()), mixed, 4).tiles == 4
+    assert observe(perceptron(), find_layers(perceptron()), named(mixed), 4).tiles == 4
 
 
 def test_a_set_that_fails_stops_with_its_own_error() -> None:
     def broken():
-        yield from tiles(2)
+        yield from named(tiles(2))
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
@@ -110,7 +110,7 @@ def test_nan_in_a_tile_stops() -> None:
     bad = tiles(3)
     bad[1][0, 0, 3, 3] = np.nan
     with pytest.raises(InputError, match="calibration tile 2: .*NaN"):
-        observe(perceptron(), find_layers(perceptron()), bad, 3)
+        observe(perceptron(), find_layers(perceptron()), named(bad), 3)
 
 
 def test_tiles_beyond_the_number_asked_for_are_not_touched() -> None:
@@ -118,7 +118,7 @@ def test_tiles_beyond_the_number_asked_for_are_not_touched() -> None:
 
     def counted():
         nonlocal taken
-        for tile in tiles(9):
+        for tile in named(tiles(9)):
             taken += 1
             yield tile
 
@@ -143,7 +143,8 @@ info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 1, SIDE, SIDE]
         for n in ("image", "logits")]
 graph = helper.make_graph(nodes, "chain", info[:1], info[1:])
 proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-tiles = [np.random.default_rng(n).normal(size=(1, 1, SIDE, SIDE)).astype("f4") for n in range(2)]
+tiles = [{"image": np.random.default_rng(n).normal(size=(1, 1, SIDE, SIDE)).astype("f4")}
+         for n in range(2)]
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 emulate(proto, 1, True)(tiles[0])
 before = peak()
@@ -175,20 +176,20 @@ def test_smoothing_leaves_the_model_and_evens_out_a_channel() -> None:
             values[3] /= 60
             item.CopyFrom(numpy_helper.from_array(values, item.name))
     layers = find_layers(proto)
-    seen = observe(proto, layers, tiles(4), 4)
+    seen = observe(proto, layers, named(tiles(4)), 4)
     result, factors = smooth(proto, layers, seen.channels, 0.5)
     assert set(factors) == {"blocks.0.normed", "blocks.1.normed"}
-    tile = tiles(1, seed=9)[0]
-    want = emulate(proto)(tile)
-    np.testing.assert_allclose(emulate(result)(tile), want, atol=1e-4)
-    after = observe(result, layers, tiles(4), 4)
+    given = named(tiles(1, seed=9))[0]
+    want = emulate(proto)(given)
+    np.testing.assert_allclose(emulate(result)(given), want, atol=1e-4)
+    after = observe(result, layers, named(tiles(4)), 4)
     uneven = {
         name: float(item.channels["blocks.0.normed"].max() / item.channels["blocks.0.normed"].min())
         for name, item in (("before", seen), ("after", after))
     }
     assert uneven["after"] < uneven["before"] / 4
     errors = [
-        np.abs(emulate(insert_qdq(p, layers, s.ranges("minmax", 0)))(tile) - want).mean()
+        np.abs(emulate(insert_qdq(p, layers, s.ranges("minmax", 0)))(given) - want).mean()
         for p, s in ((proto, seen), (result, after))
     ]
     assert errors[1] < errors[0], "and eight bits lose less"
@@ -204,5 +205,5 @@ def test_smoothing_leaves_a_norm_alone_that_somebody_else_reads() -> None:
         helper.make_tensor_value_info("blocks.1.normed", TensorProto.FLOAT, None)
     )
     layers = find_layers(proto)
-    seen = observe(perceptron(), layers, tiles(2), 2)
+    seen = observe(perceptron(), layers, named(tiles(2)), 2)
     assert not smooth(proto, layers, seen.channels, 0.5)[1]

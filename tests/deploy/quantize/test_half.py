@@ -13,7 +13,7 @@ from edgekd.deploy.quantize.half import high_nodes, overflowing, to_half
 from edgekd.deploy.quantize.layers import find_layers
 from edgekd.deploy.quantize.qdq import insert_qdq
 from edgekd.errors import GateError
-from tests.deploy.quantize.graphs import operators, perceptron, tiles
+from tests.deploy.quantize.graphs import named, operators, perceptron, tiles
 from tests.deploy.quantize.test_qdq import ranges
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
@@ -56,7 +56,7 @@ def test_all_is_half_but_the_ends() -> None:
 
 def test_numbers_are_those_of_fp32_to_the_rounding_of_fp16() -> None:
     proto = perceptron()
-    for tile in tiles(3):
+    for tile in named(tiles(3)):
         want, have = emulate(proto)(tile), emulate(to_half(proto))(tile)
         error = np.abs(want - have).max() / np.abs(want).max()
         assert 0 < error < 5e-3
@@ -79,7 +79,7 @@ def test_nodes_around_a_tensor_that_half_cannot_hold_stay_high() -> None:
         if item.name == "embed.weight":
             values = numpy_helper.to_array(item) * np.float32(1e6)
             item.CopyFrom(numpy_helper.from_array(values, item.name))
-    tile = tiles(1)[0]
+    tile = named(tiles(1))[0]
     want = emulate(proto)(tile)
     assert not np.isfinite(emulate(to_half(proto))(tile)).all()
     seen = {"map": 1e6, "stream0": 1e6, "stream1": 1e6, "stream2": 1e6, "last": 1e6, "cells": 1e6,
@@ -134,7 +134,7 @@ def test_int8_with_half_has_half_scales_and_the_same_integers() -> None:
     found = types(result)
     pairs = [n for n in result.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
     assert pairs and all(found[node.input[1]] == HALF for node in pairs)
-    for tile in tiles(2):
+    for tile in named(tiles(2)):
         want, have = emulate(float_scales)(tile), emulate(result)(tile)
         assert np.abs(want - have).max() / np.abs(want).max() < 0.02
     scales = {i.name: numpy_helper.to_array(i) for i in float_scales.graph.initializer}

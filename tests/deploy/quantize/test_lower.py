@@ -17,11 +17,11 @@ from edgekd.contracts.recipe import Recipe, load_recipe
 from edgekd.contracts.target import load_target
 from edgekd.deploy.bundle import build
 from edgekd.deploy.export.onnx_export import OnnxModel
-from edgekd.deploy.quantize import grounds as grounds_module
 from edgekd.deploy.quantize import lower as module
+from edgekd.deploy.quantize import material as material_module
 from edgekd.deploy.quantize.calibrate import Activations
-from edgekd.deploy.quantize.grounds import Images
 from edgekd.deploy.quantize.lower import Lowered, lower
+from edgekd.deploy.quantize.material import Images, Sample, TileMaterial
 from edgekd.errors import GateError, InputError, RecipeError
 from tests.deploy.quantize.graphs import constants_of, operators
 from tests.helpers.line import Line, reuse
@@ -55,7 +55,8 @@ def lowered(
     line: Line, exports: dict[str, OnnxModel], data: LabelledSet | None, target: str, *more: str
 ) -> Lowered:
     proto = onnx.load(exports["levels"].path)
-    return lower(proto, recipe(line, *more), load_target(target), Images(data))
+    wanted = recipe(line, *more)
+    return lower(proto, wanted, load_target(target), TileMaterial(wanted, Images(data)))
 
 
 def test_int8_is_taken_where_it_keeps_the_gates_and_is_faster(
@@ -231,12 +232,12 @@ def test_what_judges_is_not_calibrated_on(line: Line) -> None:
 def test_without_a_labelled_pixel_nobody_can_judge(
     line: Line, exports: dict[str, OnnxModel], data: LabelledSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = grounds_module.labelled_tiles
+    original = material_module.labelled_tiles
 
     def unlabelled(*args: Any) -> Any:
         return [replace(tile, target=np.full_like(tile.target, 255)) for tile in original(*args)]
 
-    monkeypatch.setattr(grounds_module, "labelled_tiles", unlabelled)
+    monkeypatch.setattr(material_module, "labelled_tiles", unlabelled)
     with pytest.raises(InputError, match=r"hold no labelled pixel"):
         lowered(line, exports, data, NATIVE)
 
@@ -247,31 +248,26 @@ def test_what_cannot_be_made_for_onnx_runtime_is_not_replaced_by_int8(
     target = load_target(NATIVE).model_copy(update={"precisions": ["fp32", "fp16", "int8"]})
     proto = onnx.load(exports["levels"].path)
     with pytest.raises(InputError, match=r"leaves fp32, fp16 .* makes fp32 and int8"):
-        lower(proto, recipe(line, "precision.allowed=[fp32,fp16]"), target, Images(data))
+        wanted = recipe(line, "precision.allowed=[fp32,fp16]")
+        lower(proto, wanted, target, TileMaterial(wanted, Images(data)))
 
 
 def test_timing_runs_both_models_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 
-    class Tile:
-        pixels = np.zeros((4, 4, 3), np.uint8)
-
     class Fake:
-        tiles = (Tile(),)
+        samples = (Sample(lambda: {"image": np.zeros((2, 3, 4, 4), np.float32)}, None, 32, 2),)
         proto = 3_000_000  # here a "model" is the number of steps that it takes
-
-        @staticmethod
-        def normalize(pixels: np.ndarray) -> np.ndarray:
-            return np.zeros((3, 4, 4), np.float32)
 
     def emulated(steps: int, threads: int, optimize: bool) -> Any:
         assert threads == 1 and optimize
 
-        def run(tensor: np.ndarray) -> np.ndarray:
+        def run(tensors: dict[str, np.ndarray]) -> np.ndarray:
+            assert tensors["image"].shape == (1, 3, 4, 4), "one of a batch"
             ran.append("fp32" if steps == Fake.proto else "int8")
             for _ in range(steps):
                 pass
-            return tensor
+            return tensors["image"]
 
         return run
 

@@ -19,10 +19,11 @@ from edgekd.contracts.target import load_target
 from edgekd.deploy import bundle as bundle_module
 from edgekd.deploy.bundle import build
 from edgekd.deploy.export.onnx_export import OnnxModel
-from edgekd.deploy.quantize import grounds as grounds_module
+from edgekd.deploy.quantize import material as material_module
 from edgekd.deploy.quantize import search as search_module
 from edgekd.deploy.quantize.emulate import emulate
-from edgekd.deploy.quantize.grounds import Grounds, Images
+from edgekd.deploy.quantize.grounds import Grounds
+from edgekd.deploy.quantize.material import Images, TileMaterial
 from edgekd.deploy.quantize.portable import Portable, portable
 from edgekd.deploy.quantize.ranges import read_calibration
 from edgekd.deploy.tiles import golden_tiles
@@ -49,7 +50,7 @@ def make(
     wanted = recipe(line, *changes)
     proto = proto or onnx.load(exports["levels"].path)
     say = said.append if said is not None else (lambda text: None)
-    return portable(proto, wanted, TARGET, images, 1e-3, say)
+    return portable(proto, wanted, TARGET, TileMaterial(wanted, images), 1e-3, say)
 
 
 def test_bounds_come_from_the_emulation(
@@ -63,14 +64,17 @@ def test_bounds_come_from_the_emulation(
     run = emulate(made.files["int8-typed.onnx"])
     exact = emulate(made.files["fp32.onnx"], optimize=True)
     tensor = Normalizer(recipe(line).io.inputs[0])(golden_tiles(recipe(line), data, 2)[0][0])[None]
-    assert np.abs(run(tensor) - exact(tensor)).max() <= int8.golden_atol / 2 + 1e-6
+    assert (
+        np.abs(run({"image": tensor}) - exact({"image": tensor})).max()
+        <= int8.golden_atol / 2 + 1e-6
+    )
 
 
 def test_precisions_that_fail_are_refused_with_the_table(
     line: Line, exports: dict[str, OnnxModel], data: LabelledSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search_module, "SENSITIVITY_PX", 1)
-    monkeypatch.setattr(grounds_module, "MOST_JUDGED", 1)
+    monkeypatch.setattr(material_module, "MOST_JUDGED", 1)
     strict = "gates.agreement_min=1.0"
     plain = Grounds.passes
     monkeypatch.setattr(

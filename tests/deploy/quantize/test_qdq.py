@@ -14,7 +14,7 @@ from edgekd.deploy.quantize.emulate import emulate
 from edgekd.deploy.quantize.layers import choose_layers, find_layers, require_modules
 from edgekd.deploy.quantize.qdq import insert_qdq, quantized, storable, weight_scales
 from edgekd.errors import InputError
-from tests.deploy.quantize.graphs import constants_of, operators, perceptron, tiles
+from tests.deploy.quantize.graphs import constants_of, named, operators, perceptron, tiles
 
 
 def ranges(proto: onnx.ModelProto, value: float = 4.0) -> dict[str, float]:
@@ -84,7 +84,7 @@ def test_both_forms_of_weights_give_the_same_numbers() -> None:
         given_ranges = ranges(proto)
         one = insert_qdq(proto, layers, given_ranges, weight_bits=bits)
         two = insert_qdq(proto, layers, given_ranges, weight_bits=bits, weights_as_int8=False)
-        for tile in tiles(2):
+        for tile in named(tiles(2)):
             assert np.array_equal(emulate(one)(tile), emulate(two)(tile))
 
 

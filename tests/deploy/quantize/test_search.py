@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.tensors import ImageInput
 from edgekd.deploy.quantize.calibrate import observe
 from edgekd.deploy.quantize.emulate import emulate
 from edgekd.deploy.quantize.judge import Judge, Quality
 from edgekd.deploy.quantize.layers import Layer, find_layers
+from edgekd.deploy.quantize.material import tile_samples
 from edgekd.deploy.quantize.qdq import insert_qdq
 from edgekd.deploy.quantize.search import search
 from edgekd.deploy.tiles import LabelledTile
@@ -36,10 +36,10 @@ def pictures(count: int) -> list[LabelledTile]:
 def prepared(poison: float):
     proto = perceptron(poison=poison)
     layers = find_layers(proto)
-    normalize = Normalizer(SPEC)
     shown = pictures(6)
-    seen = observe(proto, layers, [normalize(tile.pixels)[None] for tile in shown], 6)
-    judge = Judge(emulate(proto), shown, normalize, CLASSES)
+    given = tile_samples(shown, SPEC)
+    seen = observe(proto, layers, [item.inputs() for item in given], 6)
+    judge = Judge(emulate(proto), given, CLASSES)
 
     def make(chosen: Sequence[Layer]):
         return emulate(insert_qdq(proto, chosen, seen.ranges("minmax", 0)))
@@ -119,7 +119,7 @@ def test_quality_counts_by_hand() -> None:
         plane = np.array(values, np.float32).reshape(1, 2, 1, 2)
         return lambda tensor: plane
 
-    judge = Judge(constant([1, 0, 0, 2]), shown, Normalizer(SPEC), 2)
+    judge = Judge(constant([1, 0, 0, 2]), tile_samples(shown, SPEC), 2)
     found = judge(constant([1, 3, 0, 2]))
     assert (found.agreement, found.max_abs, found.miou) == (0.5, 3.0, None)
     deviation = np.array([1, 0, 0, 2]).std()
@@ -135,5 +135,5 @@ def test_miou_by_hand() -> None:
     spec = ImageInput(name="image", shape=["N", 3, 4, 4], mean=[0.0] * 3, std=[1.0] * 3)
     always = np.zeros((1, 2, 4, 4), np.float32)
     always[:, 0] = 5
-    judge = Judge(lambda tensor: always, shown, Normalizer(spec), 2)
+    judge = Judge(lambda tensor: always, tile_samples(shown, spec), 2)
     assert judge.reference.miou == pytest.approx((8 / 10 + 0) / 2)

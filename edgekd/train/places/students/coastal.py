@@ -1,10 +1,11 @@
 """The network of the coastal student: a picture, a year of sensors and a text, into ten answers.
 
 Each kind becomes tokens of one width: the picture by EfficientNet-Lite0 (its middle, which is what
-is asked of, at strides 8 and 16, and the whole at stride 32), the sensors by weeks, the text by four
-projections of its embedding. A few learned latents read all tokens by cross-attention and exchange
-what they read (Perceiver IO, Jaegle et al. 2021, https://arxiv.org/abs/2107.14795), so that kinds
-of any rate need no common grid, and the cost does not grow with the square of the tokens.
+is asked of, at strides 8 and 16, and the whole at stride 32), the sensors by weeks, the text by
+four projections of its embedding. A few learned latents read all tokens by cross-attention and
+exchange what they read (Perceiver IO, Jaegle et al. 2021, https://arxiv.org/abs/2107.14795), so
+that kinds of any rate need no common grid, and the cost does not grow with the square of the
+tokens.
 
 Which kinds a place has is an input of its own, and hides the tokens of a missing kind from the
 latents: what stands in its place is not looked at.

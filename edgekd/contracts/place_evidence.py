@@ -1,0 +1,168 @@
+"""Places of a set as evidence, and the rules that are in force where they lie."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekd.contracts.evidence import Evidence, Float32, UInt8
+from edgekd.contracts.imageio import Raster
+from edgekd.contracts.place_set import PlaceRow, PlaceSet
+from edgekd.contracts.policy import ClassFacts, Policy, load_policy
+from edgekd.contracts.policy_rows import ZoneRules, compile_zone
+from edgekd.contracts.tensors import ClassSpec, ImageInput, SeriesInput, TextInput
+from edgekd.contracts.windows import Window
+from edgekd.errors import ImageError, InputError
+
+
+def check_fits(
+    what: str,
+    classes: Sequence[ClassSpec],
+    image: ImageInput,
+    series: SeriesInput,
+    places: PlaceSet,
+) -> None:
+    """Raise unless a set has these classes, sizes and features.
+
+    Args:
+        what: whose they are, for the sentence.
+
+    Raises:
+        InputError: names what differs.
+    """
+    about = places.about
+    pairs: list[tuple[str, Any, Any]] = [
+        ("classes", [item.name for item in classes], places.classes),
+        ("pictures of side, px", image.tile_px, about.image_px),
+        ("days of a series", series.days, about.series.days),
+        ("features of a series", series.features, about.series.features),
+    ]
+    for name, asked, given in pairs:
+        if asked != given:
+            raise InputError(
+                f"{what} and the set {places.root} differ in {name}: {asked} and {given}; give a "
+                "set that is made for it"
+            )
+
+
+def read_picture(row: PlaceRow, side_px: int) -> UInt8:
+    """A place's picture ``(side, side, 3)`` uint8.
+
+    Raises:
+        ImageError: it cannot be read, or is not of this side with three channels of 8 bits.
+    """
+    with Raster(row.image) as image:
+        if (image.height, image.width) != (side_px, side_px):
+            raise ImageError(
+                f"{row.image} has {image.height} x {image.width} px, expected {side_px} x {side_px}"
+            )
+        bands = image.choose_bands(None, 3)
+        if image.dtypes[bands[0] - 1] != "uint8":
+            raise ImageError(f"{row.image} has {image.dtypes[bands[0] - 1]} pixels, expected uint8")
+        found: UInt8 = np.ascontiguousarray(
+            image.read(Window(0, 0, side_px, side_px), bands), dtype=np.uint8
+        )
+    return found
+
+
+def check_embeddings(texts: npt.NDArray[Any], places: PlaceSet, text: TextInput) -> Float32:
+    """The embeddings of a set's texts, a row of the table each.
+
+    Raises:
+        InputError: another shape or type, or a value that is not finite.
+    """
+    expected = (len(places.rows), text.width)
+    if texts.shape != expected or texts.dtype != np.float32:
+        raise InputError(
+            f"the embeddings are {texts.dtype} {texts.shape}, expected float32 {expected}: a row "
+            f"for each place of {places.root}"
+        )
+    if not np.isfinite(texts).all():
+        raise InputError("the embeddings hold a value that is not finite")
+    return texts
+
+
+def read_embeddings(path: Path, places: PlaceSet, text: TextInput) -> Float32:
+    """Embeddings from a ``.npy`` file; see :func:`check_embeddings`.
+
+    Raises:
+        InputError: it cannot be read, or does not fit.
+    """
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as err:
+        raise InputError(
+            f"{path} cannot be read as a .npy file of embeddings ({type(err).__name__})"
+        ) from err
+    if not isinstance(values, np.ndarray):
+        raise InputError(f"{path} holds several arrays, expected one .npy array of embeddings")
+    return check_embeddings(values, places, text)
+
+
+class PlaceReader:
+    """What is known of the places of a set.
+
+    Args:
+        places: the set, that :func:`check_fits` accepted.
+        image: input that pictures are for.
+        texts: ``(rows, width)`` float32 embeddings, a row of the table each.
+    """
+
+    def __init__(self, places: PlaceSet, image: ImageInput, texts: Float32) -> None:
+        self.places, self.texts = places, texts
+        self._side_px = image.tile_px
+
+    def __call__(self, at: int, without: Sequence[str] = ()) -> Evidence:
+        """The place in row ``at`` of the table, less some kinds.
+
+        Raises:
+            ImageError: its picture cannot be read, or has another size.
+        """
+        row = self.places.rows[at]
+        return Evidence(
+            image=None if "image" in without else read_picture(row, self._side_px),
+            series=None if "series" in without else self.places.series[row.series],
+            text=None if "text" in without else self.texts[at],
+        )
+
+    def rows_of(self, split: str) -> list[int]:
+        """Numbers of a split's rows, or of ``all``.
+
+        Raises:
+            InputError: no such split, or the set has no place of it.
+        """
+        if split == "all":
+            return list(range(len(self.places.rows)))
+        wanted = {row.name for row in self.places.part(split)}
+        return [at for at, row in enumerate(self.places.rows) if row.name in wanted]
+
+
+def set_rules(places: PlaceSet) -> Policy | None:
+    """The rules that come with a set; None where it has none."""
+    if places.about.rules is None:
+        return None
+    return load_policy(places.root / places.about.rules)
+
+
+def rules_of_zones(
+    policy: Policy,
+    zones: Iterable[str],
+    day: datetime.date,
+    classes: Sequence[str],
+    facts: Mapping[str, ClassFacts],
+    rows: int,
+) -> dict[str, ZoneRules]:
+    """Zone -> its rules on a day, each made once.
+
+    Raises:
+        InputError: see :func:`edgekd.contracts.policy_rows.compile_zone`.
+        EnvironmentLacksError: scipy is not installed.
+    """
+    return {
+        zone: compile_zone(policy, zone, day, classes, facts, rows) for zone in sorted(set(zones))
+    }

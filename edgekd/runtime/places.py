@@ -1,0 +1,363 @@
+"""A loaded bundle that answers for places: pictures, series and texts into classes.
+
+    with open_places(Path("bundles/coastal-rpi5")) as session:
+        answers = session.answer([Evidence(image=tile, series=year)], limits)
+
+The engine projects its answers onto the rules; here they are held against the rules once more, so
+that an answer which breaks one is an error and never an answer.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekd.contracts.artifacts import sha256_bytes
+from edgekd.contracts.evidence import (
+    KINDS,
+    PRESENT,
+    PROBABILITIES,
+    SCORES,
+    Answers,
+    Evidence,
+    EvidenceTensors,
+    Float32,
+)
+from edgekd.contracts.manifest import EvidenceDone, Manifest
+from edgekd.contracts.place_golden import Golden, read_golden
+from edgekd.contracts.projection import OBEYED, Limits, past_bounds, project
+from edgekd.contracts.trust import Requirement, Signers, requirements
+from edgekd.errors import (
+    BundleError,
+    EnvironmentLacksError,
+    GateError,
+    InputError,
+)
+from edgekd.runtime.backends.base import Backend
+from edgekd.runtime.bundle import Bundle, open_bundle
+from edgekd.runtime.opening import open_backend, require_tensors
+
+#: places of one call of the model
+BATCH: Final = 8
+#: by how much the projection in the graph and that of NumPy may differ, probability
+PROJECTED: Final = 1e-5
+#: by how much an answer's probabilities may miss a sum of 1
+_SUM: Final = 1e-4
+
+
+class PlaceSession:
+    """A bundle that is loaded and checked; made by :func:`open_places`.
+
+    A session may be shared by threads; calls queue.
+
+    Attributes:
+        path: of the bundle.
+        manifest: what it holds; ``manifest_sha256``: of the file as it was read.
+        evidence: what it takes.
+        classes: names, in the order of the answers.
+        rows: rules that there is room for.
+        simulated: whether the student learned from a simulated set; whoever shows an answer says
+            so.
+        backend: what runs.
+        signer: id of the key that signed the bundle; None where no signer was asked for.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        manifest = bundle.manifest
+        self.path, self.manifest = bundle.path, manifest
+        self.manifest_sha256 = sha256_bytes(bundle.content)
+        self.evidence: EvidenceDone = manifest.of_places(bundle.path)
+        self.signer = None if bundle.signer is None else bundle.signer.key_id
+        self.backend = backend
+        self.classes = [item.name for item in manifest.classes]
+        self.rows = self.evidence.rules.rows
+        self.simulated = self.evidence.simulated
+        self._tensors = EvidenceTensors(
+            manifest.inputs[0], self.evidence.series, self.evidence.text
+        )
+        self._golden = bundle.file(manifest.golden.file)
+        self._lock = threading.Lock()
+        self._encoder: Any = None
+
+    def answer(
+        self, places: Sequence[Evidence], limits: Limits | Sequence[Limits] | None = None
+    ) -> Answers:
+        """What the model says of places, as the rules allow.
+
+        Args:
+            places: what is known of each, one at least.
+            limits: rules of all of them, or of each; None is no rules.
+
+        Returns:
+            Finite answers; each obeys its rules to within
+            :data:`edgekd.contracts.projection.OBEYED`.
+
+        Raises:
+            InputError: evidence or rules that do not fit.
+            GateError: the model's scores are not finite, or an answer breaks a rule.
+        """
+        given = _limits(limits, len(places), self.rows, len(self.classes))
+        scores, probabilities = [], []
+        for first in range(0, len(places), BATCH):
+            part = slice(first, first + BATCH)
+            tensors = self._tensors(places[part]) | {k: v[part] for k, v in given.items()}
+            with self._lock:
+                found = self.backend.infer(tensors)
+            if not np.isfinite(found[SCORES]).all():
+                raise GateError(
+                    f"{self.path}: the model's scores are not finite, so there is no answer; "
+                    f"edgekd validate {self.path} says whether the bundle works on this machine"
+                )
+            scores.append(found[SCORES])
+            probabilities.append(found[PROBABILITIES])
+        if not scores:
+            raise InputError("no place is asked about")
+        answers = Answers(
+            scores=np.concatenate(scores),
+            before=_softmax(np.concatenate(scores)),
+            probabilities=np.concatenate(probabilities),
+        )
+        self._require_lawful(answers.probabilities, given)
+        return answers
+
+    def _require_lawful(self, values: Float32, given: dict[str, Float32]) -> None:
+        whole = bool(np.isfinite(values).all()) and bool(
+            values.min() >= -OBEYED and np.abs(values.sum(1) - 1).max() <= _SUM
+        )
+        past = past_bounds(values, given["rules"], given["bounds"]).max() if whole else np.inf
+        if not past <= OBEYED:
+            said = f"is {past:.3g} past a rule" if whole else "holds no probabilities"
+            raise GateError(
+                f"{self.path}: an answer {said} (allowed are {OBEYED:g}), so it is not given; "
+                f"edgekd validate {self.path} says whether the bundle works on this machine"
+            )
+
+    def embed(self, texts: Sequence[str]) -> Float32:
+        """Embeddings ``(N, width)`` of texts, by the bundle's own encoder.
+
+        Raises:
+            InputError: the bundle has no encoder, or a text is too long or empty.
+            EnvironmentLacksError: the library that reads texts is not installed.
+        """
+        done = self.evidence.text_encoder
+        if done is None:
+            raise InputError(
+                f"{self.path} has no text encoder, so texts cannot be asked about; build it with "
+                "one, or give embeddings"
+            )
+        with self._lock:
+            if self._encoder is None:
+                try:
+                    module = importlib.import_module("edgekd.runtime.text")
+                except ModuleNotFoundError as err:
+                    raise EnvironmentLacksError(
+                        f"this edgekd cannot read texts ({err}); give embeddings"
+                    ) from err
+                self._encoder = module.TextEncoder(self.path, done)
+            found: Float32 = np.asarray(self._encoder.embed(list(texts)), np.float32)
+        expected = (len(texts), self.evidence.text.width)
+        if found.shape != expected:
+            raise BundleError(
+                f"{self.path}: the text encoder gives {found.shape}, expected {expected}; build "
+                "the bundle again"
+            )
+        return found
+
+    def read_golden(self) -> Golden:
+        """Stored places and answers.
+
+        Raises:
+            BundleError: the file is not the sealed one, or does not hold what it should.
+        """
+        golden = read_golden(self._golden.read(), self._golden.path)
+        count, classes = self.manifest.golden.count, len(self.classes)
+        for name in ("logits", "probabilities", "free"):
+            if getattr(golden, name).shape != (count, classes):
+                raise BundleError(
+                    f"{self._golden.path}: {name} has shape {getattr(golden, name).shape}, "
+                    f"expected {(count, classes)}; build the bundle again"
+                )
+        return golden
+
+    def golden_error(self) -> float:
+        """Largest absolute difference, in logits, to the scores stored in the bundle.
+
+        Raises:
+            BundleError: see :meth:`read_golden`.
+            GateError: a score is not finite.
+        """
+        golden = self.read_golden()
+        return _apart(self.answer(golden.places()).scores, golden.logits)
+
+    def verify(self) -> None:
+        """Answer the golden places, with and without their rules, and compare.
+
+        Scores are held against the stored ones; so are the answers, which cannot differ by more
+        than the scores do (they maximise ``z p`` plus the entropy, which is 1-strongly concave in
+        the 1-norm by Pinsker's inequality); and what the graph's projection makes of
+        this machine's scores against what NumPy makes of them.
+
+        Raises:
+            BundleError: the stored file is no longer the sealed one, or lacks what it should hold.
+            GateError: a difference exceeds what the bundle declares, or an answer breaks a rule.
+        """
+        golden = self.read_golden()
+        spec = self.manifest.golden
+        places = golden.places()
+        free, bound = self.answer(places), self.answer(places, golden.limits())
+        apart = _apart(bound.scores, golden.logits)
+        same = float((bound.scores.argmax(1) == golden.logits.argmax(1)).mean())
+        if spec.agreement_min is not None and not same >= spec.agreement_min:
+            raise GateError(
+                f"{self.path}: {100 * same:.1f} % of the golden places have the stored class on "
+                f"this machine, at least {100 * spec.agreement_min:.1f} % must; do not use these "
+                "answers, build the bundle again"
+            )
+        here = project(bound.scores, golden.rules, golden.bounds, golden.inside)
+        for what, value, limit in (
+            ("golden scores differ by {:.3g} logits", apart, spec.atol),
+            ("golden answers differ by {:.3g} in probability",
+             _apart(bound.probabilities, golden.probabilities), spec.atol + PROJECTED),
+            ("golden answers without rules differ by {:.3g} in probability",
+             _apart(free.probabilities, golden.free), spec.atol + PROJECTED),
+            ("the projection of the graph and NumPy's differ by {:.3g} in probability",
+             _apart(bound.probabilities, here), PROJECTED),
+        ):  # fmt: skip
+            if not value <= limit:
+                raise GateError(
+                    f"{self.path}: {what.format(value)} on this machine, allowed are {limit:.3g}; "
+                    "do not use these answers, build the bundle again"
+                )
+
+    def close(self) -> None:
+        """Free the model; safe to call twice."""
+        with self._lock:
+            self.backend.close()
+            self._encoder = None
+
+    def __enter__(self) -> PlaceSession:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_places(
+    bundle: str | Path, signers: Signers | None = None, any_device: bool = False
+) -> PlaceSession:
+    """Open a bundle that answers for places: check it, load the model, and return a session.
+
+    Args:
+        bundle: folder made by ``edgekd build``.
+        signers: public key file, or several: one of them must have signed the bundle; the
+            environment variable ``EDGEKD_SIGNER`` demands the same beside.
+        any_device: load a bundle of another architecture, to look at it.
+
+    Raises:
+        InputError: a bundle that makes maps, or a key file that cannot be used.
+        BundleError: the bundle is incomplete or changed, or does not fit this machine.
+        TrustError: not signed, by another key, or changed since (a kind of BundleError).
+        EnvironmentLacksError: the backend's library, or the one for signatures, is not installed.
+    """
+    return open_place_session(bundle, requirements(signers), any_device)
+
+
+def open_place_session(
+    bundle: str | Path, required: Iterable[Requirement], any_device: bool = False
+) -> PlaceSession:
+    """As :func:`open_places`, with the signers already read; the environment adds none."""
+    opened = open_bundle(Path(bundle), required)
+    manifest = opened.manifest
+    evidence = manifest.of_places(opened.path)
+    backend, _ = open_backend(opened, any_device, 1, None)
+    try:
+        _check_tensors(opened.path, manifest, evidence, backend)
+        return PlaceSession(opened, backend)
+    except (BundleError, InputError):
+        backend.close()
+        raise
+
+
+def _check_tensors(
+    path: Path, manifest: Manifest, evidence: EvidenceDone, backend: Backend
+) -> None:
+    image, series, rows = manifest.inputs[0], evidence.series, evidence.rules.rows
+    classes = len(manifest.classes)
+    require_tensors(
+        path,
+        backend,
+        {
+            image.name: [None, image.channel_count, image.tile_px, image.tile_px],
+            series.name: [None, series.days, 2 * len(series.features)],
+            evidence.text.name: [None, evidence.text.width],
+            PRESENT: [None, len(KINDS)],
+            "rules": [None, rows, classes],
+            "bounds": [None, rows],
+            "inside": [None, classes],
+        },
+        {SCORES: [None, classes], PROBABILITIES: [None, classes]},
+    )
+
+
+def no_limits(rows: int, classes: int) -> Limits:
+    """Rules that limit nothing."""
+    return Limits(
+        np.zeros((rows, classes), np.float32),
+        np.ones(rows, np.float32),
+        np.full(classes, 1 / classes, np.float32),
+    )
+
+
+def _limits(
+    limits: Limits | Sequence[Limits] | None, count: int, rows: int, classes: int
+) -> dict[str, Float32]:
+    """The inputs ``rules``, ``bounds`` and ``inside`` of so many places."""
+    if limits is None:
+        limits = no_limits(rows, classes)
+    each = [limits] * count if isinstance(limits, Limits) else list(limits)
+    if len(each) != count:
+        raise InputError(f"{len(each)} sets of rules for {count} places; give one for each, or one")
+    shapes = {"rules": (rows, classes), "bounds": (rows,), "inside": (classes,)}
+    found: dict[str, Float32] = {}
+    for name, shape in shapes.items():
+        values = [np.asarray(getattr(item, name), np.float32) for item in each]
+        for value in values:
+            if value.shape != shape:
+                raise InputError(
+                    f"{name} of the rules is {value.shape}, this bundle takes {shape}: room for "
+                    f"{rows} rules and {classes} classes; compile the rules for it"
+                )
+        found[name] = np.stack(values) if values else np.zeros((0, *shape), np.float32)
+    if not count:
+        return found
+    inside = found["inside"]
+    past = past_bounds(inside, found["rules"], found["bounds"])  # says what is not finite
+    if past.max() > OBEYED or inside.min() < -OBEYED or np.abs(inside.sum(1) - 1).max() > _SUM:
+        raise InputError(
+            "what comes with the rules as a point that obeys them does not; take it from "
+            "edgekd.contracts.policy_rows"
+        )
+    return found
+
+
+def _apart(have: npt.NDArray[Any], want: npt.NDArray[Any]) -> float:
+    return float(np.abs(have.astype(np.float64) - want).max())
+
+
+def _softmax(scores: Float32) -> Float32:
+    z = scores.astype(np.float64)
+    high = np.exp(z - z.max(1, keepdims=True))
+    found: Float32 = (high / high.sum(1, keepdims=True)).astype(np.float32)
+    return found
