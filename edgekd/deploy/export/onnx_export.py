@@ -87,7 +87,7 @@ def export_onnx(model: Segmenter, recipe: Recipe, path: Path) -> OnnxModel:
         raise InputError(f"give the model a name that ends in .onnx, received {path}")
     # Batch 2: a batch of 1 would be taken for a constant.
     example = torch.zeros(2, spec.channel_count, tile, tile)
-    with _quiet(), torch.inference_mode():
+    with quiet(), torch.inference_mode():
         model(example[:1])  # positions of this grid become a constant
     proto = traced(model, {"image": example}, [spec.name], output.name)
     cells = tile // model.stride
@@ -123,7 +123,7 @@ def traced(
     from edgekd.deploy.export import graph
 
     batch = torch.export.Dim("N")
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             model,
             tuple(examples.values()),
@@ -143,7 +143,7 @@ def traced(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporter's chatter off the terminal; its errors are exceptions all the same."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch")]
     levels = [item.level for item in loggers]
