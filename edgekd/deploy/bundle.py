@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-import edgekd
 from edgekd.contracts.artifacts import (
-    canonical_json,
     publish_folder,
-    sha256_bytes,
-    sha256_file,
 )
 from edgekd.contracts.manifest import (
     CALIBRATION_NAME,
@@ -30,19 +24,30 @@ from edgekd.contracts.manifest import (
     Manifest,
     PortableModel,
     PrecisionDone,
-    Provenance,
     TargetDone,
     TilingDone,
 )
 from edgekd.contracts.memory import give_back_memory
 from edgekd.contracts.optional import require
+from edgekd.contracts.place_recipe import AnyRecipe
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.recipe import Recipe
 from edgekd.contracts.target import Target, load_target
-from edgekd.contracts.trust import SIGNATURE_NAME, SIGNER_VARIABLE
 from edgekd.deploy.check.report import CheckReport
 from edgekd.deploy.check.run import Options, require_fit
 from edgekd.deploy.check.tables import parse_version
+from edgekd.deploy.packing import (
+    Step,
+    checked,
+    hashes,
+    provenance,
+    require_gates,
+    require_named,
+    require_place,
+    seal,
+    tell,
+    tell_signer,
+)
 from edgekd.deploy.parity import FloatArray, TileModel, compare
 from edgekd.deploy.quantize.grounds import golden_atol
 from edgekd.deploy.quantize.lower import asked_of, lower
@@ -50,10 +55,9 @@ from edgekd.deploy.quantize.material import Images, TileMaterial, require_images
 from edgekd.deploy.quantize.portable import portable
 from edgekd.deploy.quantize.ranges import CalibrationFile
 from edgekd.deploy.tiles import golden_tiles
-from edgekd.errors import GateError, InputError
+from edgekd.errors import InputError
 from edgekd.runtime.backends.base import Backend
 from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
-from edgekd.runtime.bundle import require_replaceable, sealed_json
 
 GOLDEN_COUNT = 2
 #: part of the golden cells of a lower precision that must have the stored class on any processor.
@@ -61,7 +65,6 @@ GOLDEN_AGREEMENT = 0.995
 
 #: TensorRT versions whose rules a file is checked by where the target has a later or earlier one
 STRONG, WEAK = "10.12", "10.11"
-Step = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class BuildResult:
     manifest: Manifest
 
 
-def default_folder(recipe: Recipe, target: str) -> Path:
+def default_folder(recipe: AnyRecipe, target: str) -> Path:
     """Where a bundle goes when no folder is named."""
     return Path("bundles") / f"{recipe.name}-{target}"
 
@@ -110,11 +113,7 @@ def build(
 
     say = step or (lambda _text: None)
     target = load_target(target_name)
-    if target_name not in recipe.targets:
-        raise InputError(
-            f"recipe '{recipe.name}' does not name the target {target_name} (targets: "
-            f"{', '.join(recipe.targets)}); add it there if the product is to run on it"
-        )
+    require_named(recipe, target_name)
     asked = asked_of(recipe, target)
     if asked != ["fp32"]:
         require_images(images)
@@ -129,9 +128,7 @@ def build(
     model = rebuild(checkpoint, source)
     normalize = Normalizer(recipe.io.inputs[0])
     tiles, origin = golden_tiles(recipe, images.data, GOLDEN_COUNT)
-    require_replaceable(out)
-    if (out / SIGNATURE_NAME).exists():
-        say(f"{out} is signed; the signature goes with the bundle that it stands for: sign anew")
+    require_place(out, say)
     with publish_folder(out, MANIFEST_NAME) as folder:
         say("export to ONNX")
         exported = export_onnx(model, recipe, folder / "export.onnx")
@@ -156,7 +153,7 @@ def build(
                 lambda _: np.concatenate(answers[:2]), run, [np.concatenate(shown[:2])]
             )
             gates.append(batched.gate("batch_vs_single", bound))
-            _require(gates)
+            require_gates(gates)
         give_back_memory()
         atol = golden_atol(recipe)
         proto = onnx.load(exported.path)
@@ -194,19 +191,7 @@ def build(
             ),
             portable=packed.portable,
             checks=packed.checks,
-            provenance=Provenance(
-                recipe=recipe.plain(),
-                recipe_sha256=sha256_bytes(canonical_json(recipe.plain()).encode()),
-                checkpoint_sha256=sha256_file(_file(checkpoint_path)),
-                data_name=checkpoint.data["name"],
-                data_sha256=checkpoint.data["sha256"],
-                student=checkpoint.student,
-                tuning=checkpoint.tuning,
-                edgekd_version=edgekd.__version__,
-                created_utc=datetime.datetime.now(datetime.timezone.utc).isoformat(
-                    timespec="seconds"
-                ),
-            ),
+            provenance=provenance(recipe, checkpoint, checkpoint_path),
             gates=gates + packed.gates,
             golden=GoldenSpec(
                 count=len(tiles),
@@ -214,21 +199,14 @@ def build(
                 agreement_min=packed.agreement_min,
                 source=origin,
             ),
-            files={
-                file.name: sha256_file(file)
-                for file in sorted(folder.iterdir())
-                if file.name != MANIFEST_NAME
-            },
+            files=hashes(folder),
         )
-        (folder / MANIFEST_NAME).write_text(sealed_json(manifest.plain()), encoding="utf-8")
+        seal(folder, manifest)
         del packed, proto, golden
         give_back_memory()
         say("load the bundle and run its golden inputs")
         _verify(folder)
-    if SIGNER_VARIABLE in os.environ:
-        say(
-            f"{SIGNER_VARIABLE} is set: this bundle loads after edgekd sign {out} --key PRIVATE_KEY"
-        )
+    tell_signer(out, say)
     return BuildResult(out, manifest)
 
 
@@ -279,7 +257,7 @@ def _onnxrt(
     logits, atol, agreement = golden.logits, golden.atol, None
     if lowered.precision.done != "fp32":
         report = require_fit(path, target)
-        _tell(name, report, say)
+        tell(name, report, say)
         assert lowered.run is not None
         name_in = recipe.io.inputs[0].name
         logits = [lowered.run({name_in: tensor}) for tensor in golden.tensors]
@@ -294,7 +272,7 @@ def _onnxrt(
         model=name,
         precision=lowered.precision,
         gates=lowered.gates,
-        checks=[_checked(name, report)],
+        checks=[checked(name, report)],
         atol=atol,
         agreement_min=agreement,
         logits=logits,
@@ -329,8 +307,8 @@ def _portable(
             version = min(version or WEAK, WEAK, key=parse_version)
         options = Options(tensorrt=version, precision="fp16" if lowered else "fp32")
         report = require_fit(path, target, options)
-        _tell(name, report, say)
-        checks[name] = _checked(name, report)
+        tell(name, report, say)
+        checks[name] = checked(name, report)
     first = made.models[-1] if made.models[0].precision == "fp32" else made.models[1]
     return _Packed(
         model=first.file,
@@ -343,24 +321,6 @@ def _portable(
         versions={},
         calibration=made.calibration,
         portable=made.models,
-    )
-
-
-def _tell(name: str, report: CheckReport, say: Step) -> None:
-    """What the check of a file of the bundle showed, and what it warns of."""
-    say(f"check {name}: {report.compile_line()}")
-    for finding in report.findings:
-        if finding.severity == "warning":
-            say(f"warning: {name}: {finding.reason}; {finding.fix}")
-
-
-def _checked(name: str, report: CheckReport) -> CheckDone:
-    return CheckDone(
-        file=name,
-        rules=report.rules_line(),
-        verdict="pass",
-        warnings=[item.reason for item in report.findings if item.severity == "warning"],
-        compile=report.compile_line(),
     )
 
 
@@ -383,18 +343,3 @@ def _runner(backend: Backend, input_name: str, output_name: str) -> TileModel:
         return result
 
     return run
-
-
-def _require(gates: list[Gate]) -> None:
-    for gate in gates:
-        if not gate.passed:
-            raise GateError(
-                f"gate {gate.name} failed: {gate.value:.3g} {gate.unit}, allowed are "
-                f"{gate.bound:.3g} ({gate.detail}); no bundle was written"
-            )
-
-
-def _file(checkpoint_path: Path) -> Path:
-    from edgekd.train.checkpoint import BEST_NAME
-
-    return checkpoint_path / BEST_NAME if checkpoint_path.is_dir() else checkpoint_path

@@ -38,8 +38,8 @@ class Parity:
     agreement: float
     inputs: int
 
-    def gate(self, name: str, atol: float) -> Gate:
-        """The verdict against a bound; a NaN anywhere fails."""
+    def gate(self, name: str, atol: float, cells: str = "cells") -> Gate:
+        """The verdict against a bound; a NaN anywhere fails. ``cells``: what has a class."""
         return Gate(
             name=name,
             value=self.max_abs if np.isfinite(self.max_abs) else float(np.finfo(np.float64).max),
@@ -48,7 +48,7 @@ class Parity:
             passed=bool(self.max_abs <= atol),
             detail=(
                 f"{self.inputs} inputs, logits span {self.logit_range:.3g}, same class in "
-                f"{100 * self.agreement:.4f} % of the cells"
+                f"{100 * self.agreement:.4f} % of the {cells}"
             ),
         )
 

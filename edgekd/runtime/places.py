@@ -160,7 +160,9 @@ class PlaceSession:
                     raise EnvironmentLacksError(
                         f"this edgekd cannot read texts ({err}); give embeddings"
                     ) from err
-                self._encoder = module.TextEncoder(self.path, done)
+                self._encoder = module.TextEncoder(
+                    self.path, done, self.manifest.target.threads, self.manifest.files
+                )
             found: Float32 = np.asarray(self._encoder.embed(list(texts)), np.float32)
         expected = (len(texts), self.evidence.text.width)
         if found.shape != expected:
