@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from edgekd.contracts.place_recipe import PlaceRecipe
     from edgekd.train.places.run import OpenedPlaces
 
-#: folder of a run, or beside a set, that keeps embeddings
-CACHE_NAME = "embeddings"
+#: folder of a run that keeps embeddings and features
+CACHE_NAME = "cache"
 
 
 def open_for(recipe: PlaceRecipe, recipe_path: Path, root: Path, cache: Path) -> OpenedPlaces:
@@ -53,6 +53,7 @@ def distill(
             opened.data,
             opened.text,
             out,
+            cache=out / CACHE_NAME,
             resume=resume,
             fresh=fresh,
             accelerator=accelerator,

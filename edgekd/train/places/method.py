@@ -131,12 +131,15 @@ class PlaceMethod(Method):
         del weights, draw
         learner, rules = self.learner, self.rules
         tokens = learner.tokens(self.pixels(batch.image), batch.series, batch.text)
-        scores = learner.answer(tokens, batch.present)
+        asked = [batch.present]
+        if self.kinds and rules.kd_weight and rules.taught == "alone":
+            asked += [_only(batch.present, kind) for kind in self.kinds]
+        scores, *alone = learner.answers(tokens, torch.stack(asked)).unbind()
         label = F.cross_entropy(scores, batch.label)
         total = rules.label_weight * label
         parts = {"label": label.detach()}
         if self.kinds and rules.kd_weight:
-            soft, told = self._taught(tokens, scores, batch)
+            soft, told = self._taught(scores, dict(zip(self.kinds, alone, strict=False)), batch)
             total = total + rules.kd_weight * soft
             parts |= {"kd": soft.detach(), **told}
         if rules.contrast.weight:
@@ -154,19 +157,21 @@ class PlaceMethod(Method):
         return Losses(total=total, parts=parts, features=seen)
 
     def _taught(
-        self, tokens: Mapping[str, Tensor], scores: Tensor, batch: PlaceBatch
+        self, scores: Tensor, alone: Mapping[str, Tensor], batch: PlaceBatch
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighed sum of the teachers' losses; what each was, and its share."""
+        """Weighed sum of the teachers' losses; what each was, and its share.
+
+        Args:
+            scores: of the student, from all evidence that it was given.
+            alone: kind -> its scores from that kind alone; empty where ``scores`` are taught.
+            batch: of the step.
+        """
         losses: dict[str, Tensor] = {}
         for kind in self.kinds:
             at = KINDS.index(kind)
-            if self.rules.taught == "alone":
-                only = torch.zeros_like(batch.present)
-                only[:, at] = 1
-                ours = self.learner.answer({kind: tokens[kind]}, only)
-                there = torch.ones_like(batch.label, dtype=torch.bool)
-            else:
-                ours, there = scores, batch.present[:, at] > 0
+            everywhere = torch.ones_like(batch.label, dtype=torch.bool)
+            there = everywhere if alone else batch.present[:, at] > 0
+            ours = alone.get(kind, scores)
             losses |= soft_losses(
                 ours, {kind: batch.answers[kind]}, self.temperatures, {kind: there}
             )
@@ -206,6 +211,13 @@ class PlaceMethod(Method):
             at = KINDS.index(kind)
             now = loss.detach()
             self.means[at] = now if self.steps == 1 else _blend(self.means[at], now)
+
+
+def _only(present: Tensor, kind: str) -> Tensor:
+    """That kind is there, and no other."""
+    found = torch.zeros_like(present)
+    found[:, KINDS.index(kind)] = 1
+    return found
 
 
 def _blend(old: Tensor, new: Tensor) -> Tensor:

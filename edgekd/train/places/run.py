@@ -55,6 +55,7 @@ def distill_places(
     text: Mapping[str, str],
     out: Path,
     *,
+    cache: Path | None = None,
     resume: bool = False,
     fresh: bool = False,
     accelerator: str = "auto",
@@ -70,6 +71,7 @@ def distill_places(
         text: name and sha256 of what made its embeddings.
         out: folder of the run: the student's ``best.ckpt``, ``last.ckpt``, ``curves.csv``,
             ``log.txt``; below ``teachers/`` the same of each teacher, with ``teacher.ckpt``.
+        cache: folder of what frozen encoders say of pictures; None is each teacher's own.
         resume, fresh, accelerator, progress, say: as :func:`edgekd.train.distill.loop.distill`.
 
     Raises:
@@ -84,7 +86,7 @@ def distill_places(
     recipe = data.recipe
     build_student(recipe.student.name, recipe.io, recipe.student.pretrained)  # told before hours
     taught = train_kind_teachers(
-        recipe, recipe_folder, data, text, out, resume=resume, fresh=fresh,
+        recipe, recipe_folder, data, text, out, cache=cache, resume=resume, fresh=fresh,
         accelerator=accelerator, progress=progress, say=say,
     )  # fmt: skip
     spec = recipe.distill.loop(recipe.io.image.tile_px)
@@ -186,6 +188,7 @@ def train_kind_teachers(
     text: Mapping[str, str],
     out: Path,
     *,
+    cache: Path | None = None,
     resume: bool = False,
     fresh: bool = False,
     accelerator: str = "auto",
@@ -202,7 +205,7 @@ def train_kind_teachers(
         zip(recipe.teachers, _folders(out, recipe), strict=True)
     ):
         path = _stage(
-            recipe, recipe_folder, entry, data, text, folder, resume, fresh, accelerator,
+            recipe, recipe_folder, entry, data, text, folder, cache, resume, fresh, accelerator,
             progress, say, number == 0,
         )  # fmt: skip
         saved = load_kind_teacher(path)
@@ -224,6 +227,7 @@ def _stage(
     data: PlaceData,
     text: Mapping[str, str],
     folder: Path,
+    cache: Path | None,
     resume: bool,
     fresh: bool,
     accelerator: str,
@@ -261,7 +265,7 @@ def _stage(
     def make(log: Say) -> Task:
         del log
         learner = build_kind_teacher(entry, recipe, recipe_folder, text["sha256"])
-        return KindTask(recipe, entry, spec, data, learner, first)
+        return KindTask(recipe, entry, spec, data, learner, first, cache)
 
     run_task(
         recipe, make, folder, spec=spec, resume=resume and (folder / LAST_NAME).is_file(),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
-from edgekd.contracts.artifacts import publish_file
+from edgekd.contracts.artifacts import publish_file, sha256_bytes
 from edgekd.contracts.distill import DistillSpec
 from edgekd.contracts.evidence import KINDS
 from edgekd.contracts.place_recipe import PlaceJitter, PlaceRecipe, PlaceTeacher
@@ -25,9 +26,15 @@ from edgekd.train.places.students._base import PlaceStudent, left_out
 from edgekd.train.places.teachers._saved import TEACHER_FORMAT, TEACHER_MARK
 from edgekd.train.teachers._saved import TEACHER_NAME
 
-FEATURES_NAME = "features.npz"
+Learner = TypeVar("Learner", bound=nn.Module)
 #: of a teacher's averaged weights
 _TEACHER_EMA = 0.98
+
+
+def in_channels_last(learner: Learner) -> Learner:
+    """The same network, whose convolutions take half the time on a CPU, and no more on a GPU."""
+    learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return learner
 
 
 class _PlaceTask(Task):
@@ -85,6 +92,8 @@ class KindTask(_PlaceTask):
         data: the set.
         learner: the teacher.
         first: whether the log must tell of the set.
+        cache: folder that keeps what a frozen encoder says of the set's pictures, for other runs
+            too; None is the run's own.
     """
 
     result = TEACHER_NAME
@@ -97,10 +106,12 @@ class KindTask(_PlaceTask):
         data: PlaceData,
         learner: KindTeacher,
         first: bool,
+        cache: Path | None = None,
     ) -> None:
+        self._cache = cache
         self._lines = list(data.report) if first else []
         self.recipe, self.entry, self.spec, self.data = recipe, entry, spec, data
-        self.learner = learner
+        self.learner = in_channels_last(learner)
         self.method = KindMethod(spec, learner)
         self.keeper = Keeper(learner, _TEACHER_EMA, "last", "accuracy")
         self.jitter = recipe.distill.augment
@@ -123,15 +134,18 @@ class KindTask(_PlaceTask):
         """Ask a frozen encoder of pictures once for each place."""
         if self.learner.tuned or self.learner.sees != "image":
             return
-        path, mark = out / FEATURES_NAME, f"{self.data.digest} {self.learner.encoder_sha256}"
+        side = self.entry.image_px or self.recipe.io.image.tile_px
+        mark = f"{self.data.digest} {self.learner.encoder_sha256} {side}"
+        path = (self._cache or out) / f"features-{sha256_bytes(mark.encode())[:16]}.npz"
         rows = list(range(len(self.data.places.rows)))
         if path.is_file():
             with np.load(path, allow_pickle=False) as stored:
                 if str(stored["mark"]) == mark:
                     self._features = stored["features"]
                     return
-        log(f"features of {len(rows):,} pictures at {self.entry.image_px} px")
+        log(f"features of {len(rows):,} pictures at {side} px, kept in {path}")
         self._features = teacher_features(self.learner, self.data, rows)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with publish_file(path) as part, part.open("wb") as file:
             np.savez(file, features=self._features, mark=np.array(mark))
 
@@ -211,7 +225,8 @@ class StudentTask(_PlaceTask):
         taught_by: Mapping[str, str],
         text: Mapping[str, str],
     ) -> None:
-        self.recipe, self.spec, self.data, self.learner = recipe, spec, data, learner
+        self.recipe, self.spec, self.data = recipe, spec, data
+        self.learner = in_channels_last(learner)
         self.method = PlaceMethod(recipe, spec, learner)
         rules = recipe.distill
         self.keeper = Keeper(learner, rules.ema, rules.keep, "accuracy")

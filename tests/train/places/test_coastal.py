@@ -84,16 +84,16 @@ def test_the_middle_of_a_picture_is_its_middle(
     assert int((one - two).abs().amax(2)[0, :64].argmax()) == token
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_tokens_left_out_are_tokens_that_are_not_there(net: CoastalNet, kind: str) -> None:
-    given = some(2)
-    present = torch.zeros(2, 3)
-    present[:, KINDS.index(kind)] = 1
+def test_several_answers_of_the_same_tokens_are_single_answers(net: CoastalNet) -> None:
+    given = some(3)
+    presents = torch.tensor([[1.0, 1, 1], [1, 0, 0], [0, 1, 1]])[:, None].expand(3, 3, 3)
+    presents = torch.cat([presents, presents[1:, torch.arange(3)].flip(2)])
     with torch.no_grad():
-        tokens = net.tokens(*(given[k] for k in KINDS))
-        assert torch.allclose(
-            net.answer(tokens, present), net.answer({kind: tokens[kind]}, present), atol=1e-6
-        )
+        tokens = net.tokens(*(given[kind] for kind in KINDS))
+        many = net.answers(tokens, presents)
+        each = torch.stack([net.answer(tokens, present) for present in presents])
+    assert many.shape == (5, 3, 10) and torch.allclose(many, each, atol=1e-5)
+    assert (many[0] - many[1]).abs().max() > 1e-3
 
 
 def test_embeddings_of_a_kind_are_of_that_kind_alone(net: CoastalNet) -> None:

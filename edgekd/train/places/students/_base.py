@@ -36,11 +36,12 @@ class PlaceStudent(nn.Module):
         raise NotImplementedError
 
     def answer(self, tokens: Mapping[str, Tensor], present: Tensor) -> Tensor:
-        """Logits ``(N, classes)`` of tokens, of which ``present (N, 3)`` says what is there.
-
-        Tokens of a kind may be left out; that is the same as none being there.
-        """
+        """Logits ``(N, classes)`` of tokens, of which ``present (N, 3)`` says what is there."""
         raise NotImplementedError
+
+    def answers(self, tokens: Mapping[str, Tensor], presents: Tensor) -> Tensor:
+        """Logits ``(V, N, classes)`` for several ``presents (V, N, 3)`` of the same tokens."""
+        return torch.stack([self.answer(tokens, present) for present in presents])
 
     def embeddings(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Kind -> ``(N, D)``, what InfoNCE draws together; not part of the answer."""

@@ -62,7 +62,7 @@ class Sizes(NamedTuple):
     width: int = 384
     depth: int = 3
     heads: int = 6
-    latents: int = 16
+    latents: int = 8
 
 
 class Attention(nn.Module):
@@ -82,6 +82,17 @@ class Attention(nn.Module):
         scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
         weights = torch.softmax(scores if hidden is None else scores + hidden, dim=3)
         read = (weights @ v).transpose(1, 2).flatten(2)
+        found: Tensor = self.out(read)
+        return found
+
+    def many(self, queries: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
+        """``(V, N, Q, width)`` of queries that read the same tokens ``(N, T, width)``, each with
+        another part hidden, ``(V, N, 1, 1, T)``; keys and values are made once."""
+        kinds, count = queries.shape[:2]
+        q = self._split(self.query(queries.flatten(0, 1)), 1)[0].unflatten(0, (kinds, count))
+        k, v = self._split(self.both(tokens), 2)
+        scores = (q * q.shape[4] ** -0.5) @ k.transpose(2, 3) + hidden
+        read = (torch.softmax(scores, dim=4) @ v).transpose(2, 3).flatten(3)
         found: Tensor = self.out(read)
         return found
 
@@ -105,11 +116,29 @@ class Reader(nn.Module):
 
     def forward(self, latents: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
         """``(N, L, width)``."""
-        latents = latents + self.across(self.norms[0](latents), tokens, hidden)
+        return self._think(latents + self.across(self.norms[0](latents), tokens, hidden))
+
+    def many(self, latents: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
+        """``(V, N, L, width)``, see :meth:`Attention.many`."""
+        read = latents + self.across.many(self.norms[0](latents), tokens, hidden)
+        return self._think(read.flatten(0, 1)).unflatten(0, read.shape[:2])
+
+    def _think(self, latents: Tensor) -> Tensor:
         own = self.norms[1](latents)
         latents = latents + self.among(own, own)
         found: Tensor = latents + self.mlp(self.norms[2](latents))
         return found
+
+
+def _hidden(tokens: Mapping[str, Tensor], present: Tensor) -> Tensor:
+    """``(N, T)`` to be added to the scores of all tokens: of kinds that are not there, a lot."""
+    return torch.cat(
+        [
+            (_HIDDEN * (1 - present[:, at : at + 1])).expand(-1, tokens[kind].shape[1])
+            for at, kind in enumerate(KINDS)
+        ],
+        dim=1,
+    )
 
 
 class CoastalNet(PlaceStudent):
@@ -173,20 +202,22 @@ class CoastalNet(PlaceStudent):
 
     def answer(self, tokens: Mapping[str, Tensor], present: Tensor) -> Tensor:
         """Logits ``(N, classes)`` of tokens, of which ``present (N, 3)`` says what is there."""
-        kinds = [kind for kind in KINDS if kind in tokens]
-        every = torch.cat([tokens[kind] for kind in kinds], dim=1)
-        counts = [tokens[kind].shape[1] for kind in kinds]
-        hidden = torch.cat(
-            [
-                (_HIDDEN * (1 - present[:, KINDS.index(kind)]))[:, None].expand(-1, count)
-                for kind, count in zip(kinds, counts, strict=True)
-            ],
-            dim=1,
-        )[:, None, None]
+        every = torch.cat([tokens[kind] for kind in KINDS], dim=1)
+        hidden = _hidden(tokens, present)[:, None, None]
         latents: Tensor = self.latents  # of one place: the first reader's products spread it
         for reader in self.readers:
             latents = reader(latents, every, hidden)
         found: Tensor = self.head(self.norm(latents).mean(dim=1))
+        return found
+
+    def answers(self, tokens: Mapping[str, Tensor], presents: Tensor) -> Tensor:
+        """Logits ``(V, N, classes)``; each reader looks at the tokens once for all V."""
+        every = torch.cat([tokens[kind] for kind in KINDS], dim=1)
+        hidden = torch.stack([_hidden(tokens, present) for present in presents])[:, :, None, None]
+        latents = self.latents.expand(*presents.shape[:2], -1, -1)
+        for reader in self.readers:
+            latents = reader.many(latents, every, hidden)  # type: ignore[operator]
+        found: Tensor = self.head(self.norm(latents).mean(dim=2))
         return found
 
     def embeddings(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:

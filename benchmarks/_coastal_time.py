@@ -1,0 +1,162 @@
+"""Milliseconds of an answer for ``coastal_gain.py``: the student's bundle against its teachers.
+
+Both run in ONNX Runtime in FP32 with one thread, and take turns, so that what else the machine does
+meets both. The student's answer is all that a bundle does: checks, tensors, the network, the rules,
+and that the answer obeys; the embedding of the text is there already, since it is made when rules
+change. The ensemble's is its networks alone, once with its encoder of texts (a text with every
+answer, as the teachers were taught), once without.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from edgekd.contracts.place_recipe import PlaceRecipe
+from edgekd.contracts.projection import Limits
+from edgekd.deploy.export.onnx_export import traced
+from edgekd.deploy.export.text_encoder import export_text_encoder
+from edgekd.deploy.places import build_places
+from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
+from edgekd.runtime.places import open_places
+from edgekd.runtime.text import TextEncoder
+from edgekd.train.places.networks import KindTeacher, build_kind_teacher
+from edgekd.train.places.predict import seen
+from edgekd.train.places.run import OpenedPlaces
+from edgekd.train.places.teachers._saved import load_kind_teacher
+
+Array = npt.NDArray[Any]
+_TURNS, _WARM = 120, 10
+
+
+class _Seen(torch.nn.Module):
+    """A teacher whose one argument has a name that a graph can have."""
+
+    def __init__(self, teacher: KindTeacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, evidence: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.teacher(evidence)
+        return found
+
+
+def measure(
+    recipe: PlaceRecipe,
+    folder: Path,
+    opened: OpenedPlaces,
+    out: Path,
+    seed: int,
+    limits: Limits,
+) -> dict[str, Any]:
+    """Time the student of a seed and its teachers.
+
+    Args:
+        recipe: of the product.
+        folder: paths of weights are relative to it.
+        opened: the set.
+        out: of the benchmark.
+        seed: whose networks; all have the same shapes.
+        limits: rules of the answers.
+
+    Returns:
+        ``student_ms``, ``ensemble_ms``, ``ensemble_without_text_encoder_ms`` (medians), ``times``
+        and ``lines``.
+    """
+    data = opened.data
+    rows = data.rows["test"][:_TURNS]
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        plain = recipe.model_copy(
+            update={"precision": recipe.precision.model_copy(update={"allowed": ["fp32"]})}
+        )
+        built = build_places(
+            plain, "x86-cpu", out / f"seed_{seed}" / "distilled", root / "bundle",
+            data.places, data.text,
+        )  # fmt: skip
+        done = export_text_encoder(opened.encoder, root, "fp32")
+        writer = TextEncoder(root, done, threads=1)
+        with open_places(built.path, (), any_device=True) as session:
+            asked = {
+                "student": lambda at: session.answer([data.evidence(at)], limits),
+                **_ensemble(recipe, folder, opened, out, seed, root, writer),
+            }
+            found = _in_turns(asked, rows)
+    times = found["ensemble"] / found["student"]
+    bare = found["ensemble, text known"] / found["student"]
+    return {
+        "student_ms": found["student"],
+        "ensemble_ms": found["ensemble"],
+        "ensemble_without_text_encoder_ms": found["ensemble, text known"],
+        "times": times,
+        "times_without_text_encoder": bare,
+        "threads": 1,
+        "turns": len(rows),
+        "lines": [
+            f"an answer, ONNX Runtime, FP32, one thread, medians of {len(rows)} in turns: student "
+            f"{found['student']:.1f} ms with rules, ensemble {found['ensemble']:.1f} ms "
+            f"({times:.1f} times), without its encoder of texts "
+            f"{found['ensemble, text known']:.1f} ms ({bare:.1f} times)"
+        ],
+    }
+
+
+def _ensemble(
+    recipe: PlaceRecipe,
+    folder: Path,
+    opened: OpenedPlaces,
+    out: Path,
+    seed: int,
+    root: Path,
+    writer: TextEncoder,
+) -> dict[str, Callable[[int], Any]]:
+    """Two ways to ask all teachers about a row."""
+    data = opened.data
+    nets: dict[str, tuple[KindTeacher, OnnxRuntimeBackend]] = {}
+    for path in sorted((out / f"seed_{seed}" / "distilled" / "teachers").glob("*/teacher.ckpt")):
+        saved = load_kind_teacher(path)
+        entry = next(item for item in recipe.teachers if item.sees == saved["entry"]["sees"])
+        teacher = build_kind_teacher(entry, data.recipe, folder, opened.text["sha256"])
+        teacher.load_state_dict(saved["weights"])
+        teacher.eval()
+        example = torch.from_numpy(np.ascontiguousarray(seen(teacher, data, [0, 1])))
+        if entry.sees == "image":
+            example = example.float()
+        proto = traced(_Seen(teacher), {"evidence": example}, ["evidence"], "logits")
+        file = root / f"{entry.sees}.onnx"
+        file.write_bytes(proto.SerializeToString())
+        nets[entry.sees] = (teacher, OnnxRuntimeBackend(file, threads=1))
+
+    def ask(at: int, text: Array) -> Array:
+        scores = []
+        for kind, (teacher, backend) in nets.items():
+            given = text if kind == "text" else np.float32(seen(teacher, data, [at]))
+            scores.append(backend.infer({"evidence": np.ascontiguousarray(given)})["logits"])
+        high = [np.exp(values - values.max()) for values in scores]
+        found: Array = np.mean([values / values.sum() for values in high], axis=0)
+        return found
+
+    return {
+        "ensemble": lambda at: ask(at, writer.embed([data.places.rows[at].text])),
+        "ensemble, text known": lambda at: ask(at, data.text[[at]]),
+    }
+
+
+def _in_turns(asked: dict[str, Callable[[int], Any]], rows: list[int]) -> dict[str, float]:
+    """Median milliseconds of each, one row after the other."""
+    taken: dict[str, list[float]] = {name: [] for name in asked}
+    for number, at in enumerate([*rows[:_WARM], *rows]):
+        for name, ask in asked.items():
+            begin = time.perf_counter()
+            ask(at)
+            if number >= _WARM:
+                taken[name].append(1e3 * (time.perf_counter() - begin))
+    return {name: statistics.median(values) for name, values in taken.items()}
