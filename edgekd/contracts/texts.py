@@ -183,7 +183,8 @@ def embed_texts(
             f"the {len(found[number])} windows of text {number} cancel each other out, so it has "
             "no embedding; give its clauses one by one"
         )
-    return (sums / length).astype(np.float32)
+    found_unit: Float32 = (sums / length).astype(np.float32)
+    return found_unit
 
 
 def _check(given: Float32, shape: tuple[int, int]) -> None:

@@ -35,8 +35,9 @@ MODEL, TOKENIZER = "text_encoder.onnx", "tokenizer.json"
 #: largest difference of a value of an embedding of length 1 in FP32: two libraries add up in
 #: different orders
 ATOL: Final = 1e-4
-#: least cosine of an INT8 embedding to its own in FP32; unrelated clauses have up to 0.8
-COSINE_MIN: Final = 0.97
+#: least cosine of an INT8 embedding to its own in FP32; two clauses of a made-up coast have 0.44 to
+#: each other (median, 0.75 in one pair of a hundred), and MiniLM in INT8 0.97 at the least
+COSINE_MIN: Final = 0.95
 _BATCH: Final = 4
 #: of the export's example; the exporter takes 1 for a constant
 _EXAMPLE: Final = (2, 7)

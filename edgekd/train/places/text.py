@@ -109,7 +109,8 @@ class TextEncoder:
         other = int(self.tokens.pad_id == 0)  # some networks do not count what only fills up
         ids = torch.full((1, self.max_tokens), other)
         with torch.inference_mode():
-            return self.network(ids, torch.ones_like(ids))[0]
+            embedding: Tensor = self.network(ids, torch.ones_like(ids))[0]
+        return embedding
 
     def embed(self, texts: Sequence[str], batch: int = 32) -> Float32:
         """Embeddings ``(N, width)`` float32 of length 1.
@@ -261,7 +262,7 @@ def _pooling(folder: Path, report: list[str]) -> str:
             f"{path} asks for pooling by {', '.join(sorted(asked)) or 'nothing'}, expected one of "
             f"{', '.join(POOLINGS)}; take another encoder"
         )
-    return asked.pop()
+    return str(asked.pop())
 
 
 def _check_prompt(folder: Path) -> None:
