@@ -64,6 +64,23 @@ def provider_option(function: F) -> F:
     )(function)  # fmt: skip
 
 
+def embeddings_option(function: F) -> F:
+    """Add ``--embeddings`` (as ``embeddings``), for commands that read a set of places."""
+    return click.option(
+        "--embeddings", type=PathArgument, metavar="FILE.npy",
+        help="Of places: embeddings of the set's texts, a row for each place, in place of making "
+        "them.",
+    )(function)  # fmt: skip
+
+
+def day_option(function: F) -> F:
+    """Add ``--day`` (as ``day``, text), for commands that put rules in force."""
+    return click.option(
+        "--day", metavar="YYYY-MM-DD",
+        help="Of places: day on which rules are in force; default: today.",
+    )(function)  # fmt: skip
+
+
 def ask_passphrase(text: str, confirm: bool = False) -> str:
     """Ask in the terminal without showing what is typed.
 

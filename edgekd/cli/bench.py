@@ -128,6 +128,8 @@ def command(
         check_suffix(trace)
         if sweep is not None or isinstance(sensor, PowerUnavailable | External):
             raise InputError("--trace needs a power sensor, and one measurement; leave it out")
+    for path in [bundle] if interleave is None else [bundle, interleave]:
+        _require_maps(path, signer)
     asked = _Asked(bundle, source, bands, plan, interleave, output, provider or [], any_device)
     if sweep is not None or interleave is not None:
         _require_folder(output)
@@ -163,6 +165,17 @@ def command(
         _tell(records[0], asked, as_json)
     else:
         _tell_several(dict(zip("AB", records, strict=True)), {}, asked, as_json)
+
+
+def _require_maps(bundle: Path, signer: list[Path] | None) -> None:
+    from edgekd.cli._answers import answers_for_places
+    from edgekd.errors import InputError
+
+    if answers_for_places(bundle, signer):
+        raise InputError(
+            f"{bundle} answers for places, and a record of this version is about tiles and scenes, "
+            "so it cannot be measured yet; edgekd eval tells how good its answers are"
+        )
 
 
 def _without_folder(power: str) -> str:

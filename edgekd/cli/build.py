@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgekd.cli._common import PathArgument, emit, note, shared_options
+from edgekd.cli._common import PathArgument, embeddings_option, emit, note, shared_options
 
 
 @click.command("build")
@@ -20,6 +20,10 @@ from edgekd.cli._common import PathArgument, emit, note, shared_options
 @click.option("--data", type=PathArgument, help="Labelled set in place of the recipe's.")
 @click.option("--calibration", type=PathArgument, metavar="FILE",
               help="calibration.json of an earlier build of the same model.")  # fmt: skip
+@embeddings_option
+@click.option("--text-encoder", type=click.Choice(["int8", "fp32", "none"]), default="int8",
+              show_default=True, help="Of places: the encoder of texts that the bundle carries; "
+              "none takes embeddings alone.")  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Change a recipe's value, e.g. --set tiling.overlap_px=64.")  # fmt: skip
 @shared_options
@@ -31,22 +35,38 @@ def command(
     output: Path | None,
     data: Path | None,
     calibration: Path | None,
+    embeddings: Path | None,
+    text_encoder: str,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Export, compare, lower the precision, check, pack for TARGET, store golden data, seal.
 
     For a target with TensorRT the bundle is portable: copy it to the board, edgekd finalize there.
+    A recipe of places gives a bundle that answers for places, for targets with ONNX Runtime.
     """
     from edgekd.contracts.optional import require
-    from edgekd.contracts.recipe import load_recipe
+    from edgekd.contracts.place_recipe import PlaceRecipe, load_any_recipe
     from edgekd.contracts.target import load_target
+    from edgekd.errors import InputError
 
     changes = [*overrides, *([f"precision.allowed=[{precision}]"] if precision else [])]
-    recipe = load_recipe(recipe_path, changes)
+    recipe = load_any_recipe(recipe_path, changes)
     load_target(target)
     require("torch", "deploy", "build bundles")
     require("onnx", "deploy", "build bundles")
+    if isinstance(recipe, PlaceRecipe):
+        from edgekd.cli import _answers
+
+        _answers.build(
+            recipe, recipe_path, target, checkpoint, output, data, calibration, embeddings,
+            text_encoder, as_json,
+        )  # fmt: skip
+        return
+    if embeddings is not None or text_encoder != "int8":
+        raise InputError(
+            f"--embeddings and --text-encoder are about places, and {recipe_path} makes maps"
+        )
     from edgekd.cli._common import open_images
     from edgekd.deploy.bundle import build, default_folder
 

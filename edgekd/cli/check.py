@@ -72,4 +72,9 @@ def command(
         elif declared.backend == "trt":
             note(f"next: on the {target}, edgekd finalize {model}")
         else:
-            note(f"next: on the {target}, edgekd run {model} SCENE.tif -o map.tif")
+            from edgekd.cli._answers import answers_for_places
+
+            given = "SET -o answers.csv --rules FILE"
+            if not answers_for_places(model, None):
+                given = "SCENE.tif -o map.tif"
+            note(f"next: on the {target}, edgekd run {model} {given}")

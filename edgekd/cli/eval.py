@@ -10,6 +10,8 @@ import click
 
 from edgekd.cli._common import (
     PathArgument,
+    day_option,
+    embeddings_option,
     emit,
     note,
     percent,
@@ -27,6 +29,8 @@ from edgekd.cli._common import (
 @click.option("--split", default="test", show_default=True, help="train, val, test or all.")
 @click.option("--any-device", is_flag=True, help="Evaluate a bundle of another architecture.")
 @click.option("-o", "--output", type=PathArgument, help="Also write the figures to this JSON file.")
+@embeddings_option
+@day_option
 @signer_option
 @shared_options
 def command(
@@ -36,9 +40,15 @@ def command(
     any_device: bool,
     signer: list[Path] | None,
     output: Path | None,
+    embeddings: Path | None,
+    day: str | None,
     as_json: bool,
 ) -> None:
-    """Measure mIoU, overall accuracy, mean F1 and per-class figures over a whole split."""
+    """Measure mIoU, overall accuracy, mean F1 and per-class figures over a whole split.
+
+    Of what answers for places: accuracy, calibration, and whether answers obey the set's rules,
+    with all evidence and without each kind.
+    """
     from edgekd.contracts.artifacts import canonical_json, publish_file
     from edgekd.contracts.manifest import MANIFEST_NAME
     from edgekd.errors import InputError
@@ -54,12 +64,23 @@ def command(
     with contextlib.ExitStack() as stack:
         # opened first: a place that cannot be written is found before the work, not after it
         part = None if output is None else stack.enter_context(publish_file(output))
-        if is_bundle:
+        if _is_of_places(model, is_bundle, signer):
+            result = _places(model, data, split, any_device, is_bundle, signer, embeddings, day)
+        elif embeddings is not None or day is not None:
+            raise InputError(f"--embeddings and --day are about places, and {model} makes maps")
+        elif is_bundle:
             result = _bundle(model, data, split, any_device, signer)
         else:
             result = _checkpoint(model, data, split)
         if part is not None:
             part.write_text(canonical_json(result), encoding="utf-8")
+    if "evidence" in result:
+        from edgekd.cli._answers import figure_lines
+
+        emit(result, figure_lines(result), as_json)
+        if not as_json and not is_bundle:
+            note(f"next: edgekd build RECIPE --target rpi5 --checkpoint {model}")
+        return
     majority = result["majority_class"]
     rows = [
         [
@@ -93,6 +114,33 @@ def command(
     )
     if not as_json and result["what"] == "checkpoint":
         note(f"next: edgekd build RECIPE --target x86-cpu --checkpoint {model}")
+
+
+def _is_of_places(model: Path, is_bundle: bool, signer: list[Path] | None) -> bool:
+    from edgekd.contracts.optional import require
+
+    if is_bundle:
+        from edgekd.cli._answers import answers_for_places
+
+        return answers_for_places(model, signer)
+    require("torch", "train", "evaluate checkpoints")
+    from edgekd.train.checkpoint import BEST_NAME, in_folder, kind_of
+
+    return kind_of(in_folder(model, BEST_NAME)) == "edgekd_places"
+
+
+def _places(
+    model: Path, data: Path, split: str, any_device: bool, is_bundle: bool,
+    signer: list[Path] | None, embeddings: Path | None, day: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    import datetime
+
+    from edgekd.cli import _answers
+
+    when = _answers.day_of(day) or datetime.date.today()
+    if is_bundle:
+        return _answers.evaluate_bundle(model, data, split, any_device, signer, embeddings, when)
+    return _answers.evaluate_checkpoint(model, data, split, embeddings, when)
 
 
 def _bundle(

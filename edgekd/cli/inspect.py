@@ -103,18 +103,20 @@ def _bundle(path: Path) -> tuple[dict[str, Any], list[str], EdgeKDError | None]:
     manifest = opened.manifest
     trust, said, refusal = _trust(opened)
     origin, tuning = manifest.provenance, manifest.provenance.tuning
-    spec, tiling = manifest.inputs[0], manifest.tiling
     lines = [
         f"bundle {manifest.name}: {manifest.title}",
         f"target {manifest.target.name} ({manifest.target.arch}), backend "
         f"{manifest.target.backend}, precision {_precision(manifest)} "
         f"(asked: {', '.join(manifest.precision.asked)})",
-        f"input {spec.name}: {spec.channels}, {spec.tile_px} px tiles, overlap "
-        f"{tiling.overlap_px} px, blend {tiling.blend}",
+        *_inputs(manifest),
         f"classes: {', '.join(f'{item.index} {item.name}' for item in manifest.classes)}",
         f"student {origin.student['name']} "
         f"({origin.student['parameters'] / 1e6:.2f} M parameters), "
-        + _made(tuning, origin.data_name),
+        + (
+            _made(tuning, origin.data_name)
+            if manifest.evidence is None
+            else f"trained on {origin.data_name}"
+        ),
         *(
             f"gate {gate.name}: {'passed' if gate.passed else 'FAILED'}, {gate.value:.6g}, "
             f"{gate.sense} {gate.bound:.3g} {gate.unit}"
@@ -133,6 +135,18 @@ def _bundle(path: Path) -> tuple[dict[str, Any], list[str], EdgeKDError | None]:
         *said,
     ]
     return {**manifest.plain(), "trust": trust}, lines, refusal
+
+
+def _inputs(manifest: Manifest) -> list[str]:
+    tiling, spec = manifest.tiling, manifest.inputs[0]
+    if tiling is None:
+        from edgekd.cli._answers import manifest_lines
+
+        return manifest_lines(manifest)
+    return [
+        f"input {spec.name}: {spec.channels}, {spec.tile_px} px tiles, overlap "
+        f"{tiling.overlap_px} px, blend {tiling.blend}"
+    ]
 
 
 def _system(recipe: dict[str, Any], source: str) -> list[str]:
@@ -318,11 +332,15 @@ def _checkpoint(path: Path) -> tuple[dict[str, Any], list[str]]:
     from edgekd.contracts.optional import require
 
     require("torch", "train", "read checkpoints")
-    from edgekd.train.checkpoint import kind_of, load_checkpoint
+    from edgekd.train.checkpoint import BEST_NAME, in_folder, kind_of, load_checkpoint
     from edgekd.train.teachers._saved import teacher_file
 
     if kind_of(teacher_file(path)) == "edgekd_teacher":
         return _teacher(path)
+    if kind_of(in_folder(path, BEST_NAME)) == "edgekd_places":
+        from edgekd.cli._answers import checkpoint_lines
+
+        return checkpoint_lines(path)
     checkpoint = load_checkpoint(path)
     student, tuning = checkpoint.student, checkpoint.tuning
     payload = {

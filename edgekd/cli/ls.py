@@ -56,9 +56,18 @@ def command(kind: str | None, tile_px: int, under: str, as_json: bool) -> None:
             for item in students
         ]
         head = ["student", "attention", "head", "parameters", "GFLOPs", "of which QK^T and AV"]
-        payload = {"tile_px": tile_px, "flops_per_multiply_add": 2, "students": students}
+        places = _place_students()
+        payload = {
+            "tile_px": tile_px, "flops_per_multiply_add": 2, "students": students,
+            "students_of_places": places,
+        }  # fmt: skip
         emit(payload, [*table(head, rows), f"per {tile_px} x {tile_px} px tile, 2 FLOPs per "
-             "multiply-add, attention products counted"], as_json)  # fmt: skip
+             "multiply-add, attention products counted", *(
+                 f"of places: {item['name']}" + (
+                     f", {item['parameters'] / 1e6:.2f} M parameters in {item['recipe']}"
+                     if item["recipe"] else ", in no recipe of engines/"
+                 ) for item in places
+             )], as_json)  # fmt: skip
         return
     if kind == "targets":
         _emit_targets(as_json)
@@ -154,4 +163,27 @@ def _students(tile_px: int) -> list[dict[str, Any]]:
     listing: list[dict[str, Any]] = []
     for name in registry.module_names("edgekd.train.students"):
         listing.extend(variants(name, tile_px))
+    return listing
+
+
+def _place_students() -> list[dict[str, Any]]:
+    """Students of places, each with its size in the recipes that use it."""
+    from edgekd.contracts import registry
+    from edgekd.contracts.place_recipe import PlaceRecipe, load_any_recipe
+    from edgekd.train.places.checkpoint import build_student
+
+    used: dict[str, list[PlaceRecipe]] = {}
+    root = registry.engines_root()
+    for name in registry.yaml_names(root):
+        recipe = load_any_recipe(root / f"{name}.yaml")
+        if isinstance(recipe, PlaceRecipe):
+            used.setdefault(recipe.student.name, []).append(recipe)
+    listing: list[dict[str, Any]] = []
+    for name in registry.module_names("edgekd.train.places.students"):
+        for recipe in used.get(name, []):
+            model = build_student(name, recipe.io, pretrained=False)
+            count = sum(item.numel() for item in model.parameters())
+            listing.append({"name": name, "recipe": recipe.name, "parameters": count})
+        if name not in used:
+            listing.append({"name": name, "recipe": None, "parameters": None})
     return listing

@@ -10,6 +10,8 @@ import click
 
 from edgekd.cli._common import (
     PathArgument,
+    day_option,
+    embeddings_option,
     emit,
     note,
     percent,
@@ -46,10 +48,22 @@ if TYPE_CHECKING:
               help="Where the power of --trace comes from; default: auto.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Finish an earlier run that did not end.")
 @click.option("--restart", is_flag=True, help="Forget an earlier run that did not end.")
+@click.option("--rules", metavar="FILE|set|none",
+              help="Of places: the rules that answers obey; set: those that come with the "
+              "set.")  # fmt: skip
+@click.option("--zone-column", type=click.Choice(["zone", "group"]), default="zone",
+              show_default=True, help="Of places: column of the table that names the rules' "
+              "zone.")  # fmt: skip
+@day_option
+@click.option("--split", default="all", show_default=True,
+              help="Of places: train, val, test or all.")  # fmt: skip
+@embeddings_option
 @scene_options
 @signer_option
 @shared_options
+@click.pass_context
 def command(
+    context: click.Context,
     bundle: Path,
     scene: Path,
     output: Path,
@@ -61,6 +75,11 @@ def command(
     power: str | None,
     resume: bool,
     restart: bool,
+    rules: str | None,
+    zone_column: str,
+    day: str | None,
+    split: str,
+    embeddings: Path | None,
     bands: list[int] | None,
     scale: list[tuple[float, float]] | None,
     overlap: int | None,
@@ -81,7 +100,26 @@ def command(
     --scores, --probabilities, --polygons and --summary then take what their names end in, e.g.
     --polygons .gpkg.
     With --trace the power is that of this very run: no benchmark, which edgekd bench is.
+
+    Of a bundle that answers for places INPUT is a set of places, and the output a CSV file with the
+    answer for each, which obeys --rules.
     """
+    from edgekd.cli import _answers
+
+    mine = ("rules", "zone_column", "day", "split", "embeddings")
+    typed = _typed(context)
+    if _answers.answers_for_places(bundle, signer):
+        known = {*mine, "bundle", "scene", "output", "any_device", "signer", "as_json", "debug"}
+        _refuse_others(typed - known, f"{bundle} answers for places")
+        import datetime
+
+        when = _answers.day_of(day) or datetime.date.today()
+        _answers.run(
+            bundle, scene, output, rules, zone_column, split, when, embeddings, any_device, signer,
+            as_json,
+        )  # fmt: skip
+        return
+    _refuse_others(typed & set(mine), f"{bundle} makes maps")
     from edgekd.contracts.memory import separate_large_memory
     from edgekd.errors import CancelledError, InputError
     from edgekd.runtime.polygons import Outline
@@ -143,6 +181,20 @@ def command(
     emit(result.plain() | logged, [*_lines(result), *told], as_json)
     if not as_json:
         note(f"next: edgekd bench {bundle} {scene}" + (" --any-device" if any_device else ""))
+
+
+def _typed(context: click.Context) -> set[str]:
+    """Options that were typed, by their names in the function."""
+    source = click.core.ParameterSource.COMMANDLINE
+    return {name for name in context.params if context.get_parameter_source(name) is source}
+
+
+def _refuse_others(names: set[str], why: str) -> None:
+    from edgekd.errors import InputError
+
+    if names:
+        said = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
+        raise InputError(f"{said} cannot be used here: {why}; leave it out")
 
 
 def _recording(

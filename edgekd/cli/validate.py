@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command("validate")
-@click.argument("paths", metavar="RECIPE|BUNDLE|SENSORS|COEFFICIENTS...", nargs=-1, required=True,
+@click.argument("paths", metavar="RECIPE|BUNDLE|SET|COEFFICIENTS...", nargs=-1, required=True,
                 type=PathArgument)  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Change a recipe's value, e.g. --set finetune.steps=100.")  # fmt: skip
@@ -31,8 +31,10 @@ def command(
     """Check recipes and coefficients (every fault at once) or bundles (hashes and golden outputs).
 
     Of a recipe with sensors its sensor set is opened as well, where it is on this machine. Of a
-    sensor set alone its description is checked, and that its files are there.
+    sensor set alone its description is checked, and that its files are there; a set of places is
+    read whole.
     """
+    from edgekd.contracts.place_set import SET_FILE
     from edgekd.contracts.sensor_scenes import sensor_set_file
     from edgekd.errors import EdgeKDError, InputError
 
@@ -44,6 +46,10 @@ def command(
         try:
             if sensor_set_file(path) is not None:
                 detail = _sensor_set(path)
+            elif path.name == SET_FILE or (path / SET_FILE).is_file():
+                from edgekd.cli._answers import validate_set
+
+                detail = validate_set(path)
             elif path.is_dir():
                 detail = _bundle(path, any_device, signer)
             elif _is_coefficients(path):
@@ -105,13 +111,18 @@ def _coefficients(path: Path) -> dict[str, Any]:
 
 
 def _recipe(path: Path, overrides: list[str]) -> dict[str, Any]:
-    from edgekd.contracts.recipe import load_recipe, preset_names
+    from edgekd.contracts.place_recipe import PlaceRecipe, load_any_recipe
+    from edgekd.contracts.recipe import preset_names
     from edgekd.contracts.system import declared_summary, declared_system
 
-    recipe = load_recipe(path, overrides)
+    recipe = load_any_recipe(path, overrides)
     presets = preset_names(path)
     for name in presets:
-        load_recipe(path, [*overrides, f"preset={name}"])
+        load_any_recipe(path, [*overrides, f"preset={name}"])
+    if isinstance(recipe, PlaceRecipe):
+        from edgekd.cli._answers import validate_recipe
+
+        return validate_recipe(recipe, path, presets)
     also = f", presets {', '.join(presets)}" if presets else ""
     declared = declared_system(recipe.plain(), str(path))
     power = "" if declared is None else f", {declared_summary(declared)}"
@@ -170,12 +181,18 @@ def _bundle(path: Path, any_device: bool, signer: list[Path] | None) -> dict[str
     from edgekd.contracts.trust import requirements
     from edgekd.errors import BundleError, TrustError
     from edgekd.runtime.bundle import open_bundle
+    from edgekd.runtime.places import PlaceSession, open_places
     from edgekd.runtime.session import load
 
     opened = open_bundle(path, requirements(signer))
     opened.check_files()
+    places = opened.manifest.evidence is not None
     try:
-        session = load(path, any_device=any_device, signer=signer)
+        session = (
+            open_places(path, signer, any_device)
+            if places
+            else load(path, any_device=any_device, signer=signer)
+        )
     except TrustError:
         raise
     except BundleError as err:
@@ -185,7 +202,11 @@ def _bundle(path: Path, any_device: bool, signer: list[Path] | None) -> dict[str
         ) from err
     with session:
         by = "" if session.signer is None else f", signed by key {session.signer}"
-        error = session.verify()
+        if isinstance(session, PlaceSession):
+            session.verify()
+            error = session.golden_error()
+        else:
+            error = session.verify()
         bound = session.manifest.golden.atol
         files = len(session.manifest.files)
     return {
@@ -194,5 +215,5 @@ def _bundle(path: Path, any_device: bool, signer: list[Path] | None) -> dict[str
         "golden_max_abs_logits": error,
         "golden_atol_logits": bound,
         "summary": f"valid bundle, {files} files as sealed, golden outputs within {error:.2g} "
-        f"logits (allowed {bound:.2g}){by}",
+        f"logits (allowed {bound:.2g})" + (", answers obey their rules" if places else "") + by,
     }
