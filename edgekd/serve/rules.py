@@ -24,8 +24,8 @@ import re
 import threading
 import zoneinfo
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
