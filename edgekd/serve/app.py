@@ -285,7 +285,7 @@ def _who(token: str | None, declared: str | None) -> str:
         if not said:
             raise InputError("nobody says who puts these rules; send the header X-Who: YOUR NAME")
         return f"{said} (no token)"
-    return f"{said} (token of {token})" if said else token
+    return f"{said} (token of {token})" if said and said != token else token
 
 
 def _expected(if_match: str | None) -> int | None:

@@ -14,7 +14,7 @@ from edgekd.serve.power import PowerNow
 from edgekd.telemetry.process import rss_mib
 
 #: answers shown on the page, and times that percentiles are made of
-SHOWN, TIMES = 20, 2000
+SHOWN, TIMES = 12, 2000
 #: a point of the page's curves, s, and how many there are
 POINT_S, POINTS = 5, 60
 #: over which the rate is told, s

@@ -68,7 +68,7 @@
     const p = s.power, none = p.watts === null;
     part("watts").textContent = none ? p.why : number(p.watts, 2);
     part("watts").classList.toggle("word", none);
-    part("watts-unit").hidden = part("watts-curve").hidden = none;
+    for (const id of ["watts-unit", "watts-curve"]) part(id).toggleAttribute("hidden", none);
     part("sensor").textContent = p.sensor
       ? p.sensor + ", of the " + p.scope + (p.status === "measured" ? "" : ", " + p.status) : "";
     curve("watts-curve", s.curves.watts, "power, watts, last five minutes");
