@@ -89,7 +89,7 @@ def make_app(
     async def not_there(request: Request, err: Exception) -> Response:
         assert isinstance(err, HTTPException)
         path, allowed = request.url.path, ROUTES.get(request.url.path, "")
-        body = of_status(err.status_code, path, request.method, allowed)
+        body = of_status(err.status_code, path, request.method, allowed, err.detail)
         headers = {"allow": allowed} if err.status_code == 405 else None
         return Response(body, err.status_code, headers, JSON_TYPE)
 
@@ -106,7 +106,11 @@ def make_app(
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         packed = request.headers.get("content-encoding", "identity").lower()
         if kind not in valid or packed != "identity":
-            raise HTTPException(415)
+            held = f"'{kind[:80]}'" if kind else "no type that is told"
+            raise HTTPException(
+                415, f"the body has {held}{'' if packed == 'identity' else ', packed'}; expected "
+                f"it not packed, with the header Content-Type: {' or '.join(valid)}",
+            )  # fmt: skip
 
     def file(name: str, kind: str) -> Response:
         content = resources.files("edgekd.serve").joinpath(name).read_bytes()

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgekd.contracts.evidence import LEAST_DAYS, Evidence, Float32
 from edgekd.contracts.schema import parse_document
-from edgekd.errors import InputError, RecipeError
+from edgekd.errors import InputError
 from edgekd.serve.model import Asks
 from edgekd.serve.picture import read_picture
 from edgekd.serve.wire import PlaceAsked, PredictAsked
@@ -77,16 +77,7 @@ def read_places(body: bytes) -> list[PlaceAsked]:
     for item in (value, *(places if isinstance(places, list) else [])):
         if isinstance(item, dict) and len(item) > _KEYS_MOST:  # each would be a fault of its own
             raise InputError(f"an object of {SOURCE} has {len(item)} keys, expected a handful")
-    asked = parse_document(PredictAsked, value, {}, SOURCE).places
-    for number, place in enumerate(asked, 1):
-        for name in ("zone", "text"):
-            try:
-                (getattr(place, name) or "").encode()
-            except UnicodeEncodeError as err:
-                raise RecipeError(
-                    SOURCE, [f"place {number}: {name} holds half of a surrogate pair"]
-                ) from err
-    return asked
+    return parse_document(PredictAsked, value, {}, SOURCE).places
 
 
 def evidence_of(place: PlaceAsked, number: int, asks: Asks) -> Evidence:

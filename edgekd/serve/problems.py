@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from http import HTTPStatus
 from typing import Any, Final
 
 from edgekd.errors import (
@@ -59,12 +58,12 @@ def of_error(err: EdgeKDError | Busy) -> tuple[int, bytes, dict[str, str]]:
     return status, problem(status, str(err), faults), {}
 
 
-def of_status(status: int, path: str, method: str, allowed: str = "") -> bytes:
-    """The sentence of what the framework refuses by itself."""
+def of_status(status: int, path: str, method: str, allowed: str, detail: str) -> bytes:
+    """The sentence of what the framework refuses by itself, and of what it is told to."""
     if status == 404:
         sentence = f"there is nothing at {path[:200]}; /openapi.json tells what there is"
     elif status == 405:
         sentence = f"{path[:200]} does not take {method[:20]}, expected {allowed}"
     else:
-        sentence = HTTPStatus(status).description or HTTPStatus(status).phrase
+        sentence = detail
     return problem(status, sentence)

@@ -100,7 +100,7 @@ class Served:
         """``POST /v1/predict``."""
         return self.ask("POST", "/v1/predict", json={"places": list(places)})
 
-    def put(self, text: str, **headers: str) -> httpx.Response:
+    def put(self, text: str, **headers: str | bytes) -> httpx.Response:
         """``PUT /v1/constraints``."""
         return self.ask("PUT", "/v1/constraints", content=text, headers=YAML | headers)
 
