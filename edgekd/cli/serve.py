@@ -46,8 +46,10 @@ if TYPE_CHECKING:
     "--waiting", type=click.IntRange(0, 1000), default=8, show_default=True,
     help="Requests that may wait for the model; further ones get 503 and Retry-After.",
 )  # fmt: skip
-@click.option("--timeout", "answer_s", type=click.FloatRange(0.1, 600), default=10.0,
-              show_default=True, help="For a body to arrive, and for its answer, s.")  # fmt: skip
+@click.option(
+    "--timeout", "answer_s", type=click.FloatRange(0.1, 600), default=10.0, show_default=True,
+    help="For a request to arrive, and for its answer, s.",
+)  # fmt: skip
 @click.option("--max-body", "body_mib", type=click.FloatRange(0.01, 256), default=4.0,
               show_default=True, help="Of a request for answers, MiB.")  # fmt: skip
 @click.option("--any-device", is_flag=True, help="Serve a bundle of another architecture.")
@@ -98,7 +100,7 @@ def command(
         figures = Figures(tuple(ROUTES))
         bounds = Bounds(
             waiting=waiting, requests=waiting + 8, body_bytes=int(body_mib * (1 << 20)),
-            body_s=answer_s, answer_s=answer_s,
+            body_s=answer_s, answer_s=answer_s, head_s=answer_s,
         )  # fmt: skip
         watch = PowerWatch(power, each=figures.power)
         folder = store or bundle.resolve().with_name(f"{bundle.resolve().name}-rules")

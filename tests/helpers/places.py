@@ -132,9 +132,8 @@ def scores_of(tensors: dict[str, Any]) -> Float32:
     return np.stack(rows, axis=1).astype(np.float32)
 
 
-def main(arguments: list[str]) -> int:
-    """``edgekd serve`` with the fake."""
-    from edgekd.cli.main import main as edgekd
+def fake_module() -> ModuleType:
+    """In place of ``edgekd.runtime.places``."""
 
     def open_places(bundle: Path, signers: object = None, any_device: bool = False) -> FakePlaces:
         file = bundle / "fake.json"
@@ -142,8 +141,18 @@ def main(arguments: list[str]) -> int:
 
     module = ModuleType("edgekd.runtime.places")
     module.open_places = open_places  # type: ignore[attr-defined]
+    return module
+
+
+def main(arguments: list[str]) -> int:
+    """``edgekd serve`` with the fake."""
+    import edgekd.runtime
+    from edgekd.cli.main import main as edgekd_main
+
+    module = fake_module()
     sys.modules["edgekd.runtime.places"] = module
-    return edgekd(["serve", *arguments])
+    edgekd.runtime.places = module  # type: ignore[attr-defined]
+    return edgekd_main(["serve", *arguments])
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ WRONG: list[tuple[str | dict[str, Any], str]] = [
     (place(image=picture(bands=4)), "the picture has 4 bands of uint8, expected 3"),
     (place(image=picture(dtype=np.uint16)), "3 bands of uint16, expected 3 of uint8"),
     (place(image=png(16, 16)[:60]), "the picture is damaged"),
-    (place(image=picture(kind=".jpg")[:400]), "send it again"),
+    (place(image=picture(kind=".jpg")[:400]), "the picture cannot be opened as an image"),
 ]  # fmt: skip
 
 
