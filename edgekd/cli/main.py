@@ -21,7 +21,7 @@ from edgekd.errors import EdgeKDError
 _ORDER = [
     "doctor", "ls", "validate", "simulate", "distill", "search", "finetune", "adapt", "eval",
     "export", "quantize", "check", "build", "finalize", "keygen", "sign", "verify", "inspect",
-    "run", "watch", "bench", "report", "power", "carbonation",
+    "run", "watch", "serve", "bench", "report", "power", "carbonation",
 ]  # fmt: skip
 
 

@@ -19,6 +19,9 @@ from edgekd.contracts.schema import Document, load_document
 from edgekd.errors import InputError
 
 Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+#: letters of a zone's text; some 1000 words, and more than encoders of sentences take
+MOST_LETTERS = 8000
+Clause = Annotated[str, pydantic.Field(min_length=1, max_length=MOST_LETTERS)]
 
 
 class ClassFacts(Document):
@@ -127,6 +130,8 @@ class Policy(Document):
     Attributes:
         name, title: of the place.
         zones: name -> what it is, for a person.
+        texts: zone -> what the ordinance says there, in words; for models that read. Zones may be
+            absent.
         rules: in any order.
     """
 
@@ -134,10 +139,19 @@ class Policy(Document):
     name: Name
     title: str = ""
     zones: dict[Name, str] = pydantic.Field(min_length=1)
+    texts: dict[Name, Clause] = {}
     rules: list[Rule]
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Policy:
+        for zone, words in self.texts.items():
+            if zone not in self.zones:
+                raise ValueError(
+                    f"there is a text of zone '{zone}', which is not there"
+                    f"{nearest(zone, list(self.zones))} (valid: {', '.join(self.zones)})"
+                )
+            if not words.strip():
+                raise ValueError(f"the text of zone {zone} says nothing; leave it out")
         for number, rule in enumerate(self.rules):
             for zone in rule.zones or []:
                 if zone not in self.zones:

@@ -17,6 +17,8 @@ from edgekd.errors import InputError, RecipeError
 Place = tuple[str | int, ...]
 #: "line" of a value that came from the command line (--set) and not from the file.
 FROM_COMMAND = -1
+#: letters of a wrong value in a message
+_SHOWN = 200
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
@@ -189,7 +191,13 @@ def _describe(
     if fault["type"] == "value_error":
         return line, f"{dotted}: {message}" if dotted else message
     message = message[0].lower() + message[1:]
-    return line, f"{dotted} is {fault['input']!r}, but {message}"
+    return line, f"{dotted} is {_shown(fault['input'])}, but {message}"
+
+
+def _shown(value: object) -> str:
+    """A value for a message; the message must not drown in it."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} letters)"
 
 
 def _written(value: Any, place: Place) -> Place:

@@ -2,6 +2,10 @@
 
 A line is on the disk before what it tells takes effect. A process that is killed while it writes
 leaves a line without its end; that is put aside, byte for byte, when the trail is opened again.
+
+What changes nothing (a refusal, the same text again) can be had as often as somebody likes, so only
+so many of such lines are written (:class:`Allowance`), and the next line tells how many were not:
+a stranger does not fill the disk. Changes are always told.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import contextlib
 import json
 import os
 import threading
+import time
 from collections import deque
 from pathlib import Path
 from typing import Final, Literal
@@ -24,6 +29,39 @@ from edgekd.errors import InputError, OutputError
 KEPT: Final = 1000
 #: letters of a sentence; a text with a thousand faults must not fill the disk when it is refused
 _LONGEST = 2000
+#: lines that change nothing: so many at once, and then one in so many seconds (some 3 MB a day at
+#: worst)
+AT_ONCE: Final = 100
+EVERY_S: Final = 600.0
+
+
+class Allowance:
+    """Whether one more line that changes nothing may be written; the caller has a lock.
+
+    Attributes:
+        kept_back: lines since the last one that was written.
+    """
+
+    def __init__(self) -> None:
+        self.kept_back = 0
+        self._left, self._at_s = float(AT_ONCE), time.monotonic()
+
+    def take(self) -> bool:
+        """Take one, or count it as kept back."""
+        now = time.monotonic()
+        self._left = min(self._left + (now - self._at_s) / EVERY_S, AT_ONCE)
+        self._at_s = now
+        if self._left < 1:
+            self.kept_back += 1
+            return False
+        self._left -= 1
+        return True
+
+    def told(self) -> str:
+        """What the next line says of those before it; empty where all were written."""
+        if not self.kept_back:
+            return ""
+        return f" ({self.kept_back} refused or unchanged before it were not written)"
 
 
 class Event(Document):

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from edgekd.contracts.evidence import Float32
 from edgekd.contracts.policy import ClassFacts, Policy
 from edgekd.contracts.policy_rows import ZoneRules, compile_zone
 from edgekd.contracts.projection import OBEYED, past_bounds, project
@@ -158,6 +159,7 @@ class RuleSet:
         when: UTC, ISO 8601.
         text: as it was given, to the byte.
         policy: what it says.
+        embeddings: zone -> ``(width,)``, of the policy's texts, made when the version was.
     """
 
     version: int
@@ -166,6 +168,7 @@ class RuleSet:
     when: str
     text: bytes = field(repr=False)
     policy: Policy = field(repr=False)
+    embeddings: Mapping[str, Float32] = field(repr=False, compare=False)
     _compiled: Compiled = field(repr=False, compare=False)
     _today: Callable[[], datetime.date] = field(repr=False, compare=False)
 
@@ -200,7 +203,7 @@ class RuleSet:
             ``version``, ``digest``, ``who``, ``when``, ``policy``, ``title``, ``day``,
             ``next_change`` (the day, or None) and ``zones``: name -> ``title``, ``rules`` (``id``,
             ``says``, ``source``, ``priority``, ``relaxed`` in the rule's units), ``relaxed``,
-            ``without`` (sentences) and ``implied`` (ids).
+            ``without`` (sentences), ``implied`` (ids) and ``text`` (None where there is none).
         """
         day = self._today() if day is None else day
         change = self.policy.next_change(day)
@@ -230,4 +233,5 @@ class RuleSet:
             "relaxed": found.relaxed,
             "without": list(found.without),
             "implied": list(found.implied),
+            "text": self.policy.texts.get(zone),
         }  # fmt: skip

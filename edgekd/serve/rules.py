@@ -24,6 +24,7 @@ import re
 import threading
 import zoneinfo
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ from edgekd.contracts.artifacts import (
     sync,
     write_json,
 )
+from edgekd.contracts.evidence import Float32
 from edgekd.contracts.policy import ClassFacts
 from edgekd.contracts.schema import D, Document, parse_document
 from edgekd.errors import (
@@ -47,7 +49,7 @@ from edgekd.errors import (
     InputError,
     OutputError,
 )
-from edgekd.serve.audit import KEPT, Event, Trail
+from edgekd.serve.audit import KEPT, Allowance, Event, Trail
 from edgekd.serve.rule_set import Compiled, Product, RuleSet
 from edgekd.serve.rule_text import as_bytes, parse_rules
 
@@ -103,6 +105,8 @@ class RuleStore:
         rows: how many rules of a zone there is room for.
         clock: gives the time, aware of its zone.
         time_zone: name of the zone whose midnight begins a day of the law, e.g. ``Europe/Lisbon``.
+        embed: makes ``(N, width)`` of N texts; called when rules with texts are put or opened, and
+            never for an answer. None: rules with texts are refused.
 
     Raises:
         InputError: the folder belongs to something else, a file of it lacks or was changed (no
@@ -121,11 +125,13 @@ class RuleStore:
         rows: int,
         clock: Callable[[], datetime.datetime] = utc_now,
         time_zone: str = "UTC",
+        embed: Callable[[Sequence[str]], Float32] | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.time_zone = time_zone
         self._product = Product(tuple(classes), dict(facts), rows)
         self._clock, self._zone = clock, _zone(time_zone)
+        self._embed, self._allowance = embed, Allowance()
         self._writing = threading.Lock()
         self._current: RuleSet | None = None
         self._held = _hold(self.folder)
@@ -224,12 +230,13 @@ class RuleStore:
                 if current is None or digest != current.digest:
                     made = self._made(data, self._next, named, when)
                     made.check()
-                    return self._begin(made)
+                    return self._begin(self._with_texts(made, current))
             except EdgeKDError as err:
                 self._refuse(err, when, named, digest)
                 raise
             said = f"the text is that of version {current.version}, by {current.who}"
-            self._tell("unchanged", when, named, self.version, digest, said)
+            if self._allowance.take():
+                self._tell("unchanged", when, named, self.version, digest, said)
             return current
 
     def close(self) -> None:
@@ -285,6 +292,8 @@ class RuleStore:
         return made
 
     def _refuse(self, err: EdgeKDError, when: str, who: str | None, digest: str | None) -> None:
+        if not self._allowance.take():
+            return
         try:
             self._tell("refused", when, who, self.version, digest, str(err))
         except OutputError as full:
@@ -303,10 +312,12 @@ class RuleStore:
     ) -> None:
         self._trail.append(
             Event(
-                when=when, who=who, event=event, digest=digest, sentence=sentence,
+                when=when, who=who, event=event, digest=digest,
+                sentence=sentence + self._allowance.told(),
                 version_before=self.version if before is None else before, version_after=after,
             )
         )  # fmt: skip
+        self._allowance.kept_back = 0
 
     # -- opening
 
@@ -369,6 +380,7 @@ class RuleStore:
         try:
             made = self._made(read_bytes(text), state.version, said.who, said.when)
             made.check()
+            made = self._with_texts(made, None)
         except InputError as err:
             raise InputError(
                 f"{text}, which is in force, does not fit this product: {err}; serve the product "
@@ -379,7 +391,27 @@ class RuleStore:
     def _made(self, data: bytes, version: int, who: str, when: str) -> RuleSet:
         policy = parse_rules(data)
         compiled = Compiled(policy, self._product)
-        return RuleSet(version, sha256_bytes(data), who, when, data, policy, compiled, self.today)
+        return RuleSet(
+            version, sha256_bytes(data), who, when, data, policy, {}, compiled, self.today
+        )
+
+    def _with_texts(self, made: RuleSet, before: RuleSet | None) -> RuleSet:
+        """With the embeddings of its texts; those that the version before had are taken over."""
+        texts = made.policy.texts
+        known: dict[str, Float32] = {}
+        if before is not None:
+            known = {before.policy.texts[zone]: row for zone, row in before.embeddings.items()}
+        new = [words for words in dict.fromkeys(texts.values()) if words not in known]
+        if new:
+            if self._embed is None:
+                raise InputError(
+                    f"the rules have texts of zones ({', '.join(list(texts)[:4])}), and the bundle "
+                    "has nothing that reads texts; leave out 'texts'"
+                )
+            rows = self._embed(new)
+            rows.setflags(write=False)  # many hold them
+            known |= dict(zip(new, rows, strict=True))
+        return replace(made, embeddings={zone: known[words] for zone, words in texts.items()})
 
     def _files(self, version: int) -> tuple[Path, Path]:
         """Places of a version's text, and of who and when."""

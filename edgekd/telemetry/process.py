@@ -97,3 +97,12 @@ def peak_rss_mib(root: Path = Path("/")) -> float:
     except OSError:
         pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def rss_mib(root: Path = Path("/")) -> float | None:
+    """Resident memory of this process now, MiB; None where the kernel does not show it."""
+    try:
+        match = re.search(r"^VmRSS:\s+(\d+) kB", (root / "proc/self/status").read_text(), re.M)
+    except OSError:
+        return None
+    return int(match[1]) / 1024 if match else None

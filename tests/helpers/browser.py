@@ -121,10 +121,10 @@ class Browser:
         return message
 
     def open(
-        self, file: Path, width_px: int, *, dark: bool = False, print_media: bool = False,
+        self, file: Path | str, width_px: int, *, dark: bool = False, print_media: bool = False,
         scripts: bool = True, height_px: int = 900,
     ) -> Tab:  # fmt: skip
-        """A tab that has loaded a file."""
+        """A tab that has loaded a file, or an address."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         tab = Tab(self, session)
@@ -137,7 +137,8 @@ class Browser:
                  features=[scheme])  # fmt: skip
         if not scripts:
             tab.call("Emulation.setScriptExecutionDisabled", value=True)
-        tab.call("Page.navigate", url=file.resolve().as_uri())
+        url = file if isinstance(file, str) else file.resolve().as_uri()
+        tab.call("Page.navigate", url=url)
         self.wait("Page.loadEventFired", session)
         return tab
 

@@ -1,0 +1,148 @@
+"""One thread for the model, and a short queue in front of it.
+
+A model that is asked by many at once is slower for each, and memory grows with the number. So one
+answers at a time, few wait, and whoever comes then is told at once when to come again.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Final
+
+from edgekd.contracts.evidence import Answers, Evidence
+from edgekd.contracts.projection import Limits
+from edgekd.serve.model import PlaceModel
+
+#: said to be waited before the model has ever answered, and at most, s
+_FIRST_S, _MOST_S = 1.0, 60.0
+#: part of the newest time in the running mean of the model's times
+_NEWEST: Final = 0.1
+
+
+class Busy(Exception):
+    """There is no room, or no time; the text is a sentence.
+
+    Attributes:
+        retry_after_s: when it is worth while to come again.
+    """
+
+    def __init__(self, sentence: str, retry_after_s: float) -> None:
+        super().__init__(sentence)
+        self.retry_after_s = max(1, math.ceil(min(retry_after_s, _MOST_S)))
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What came out, and how long it waited and took, s."""
+
+    answers: Answers
+    waited_s: float
+    model_s: float
+
+
+@dataclass(frozen=True)
+class _Job:
+    places: Sequence[Evidence]
+    limits: Sequence[Limits] | None
+    future: Future[Answered]
+    asked_s: float
+
+
+class Worker:
+    """Asks a model, one request at a time.
+
+    Args:
+        model: is asked from one thread alone.
+        waiting: requests that may wait beside the one in the model.
+        clock: monotonic, s.
+    """
+
+    def __init__(
+        self, model: PlaceModel, waiting: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._model, self._clock = model, clock
+        self._jobs: queue.Queue[_Job | None] = queue.Queue()
+        self._waiting, self._lock = waiting, threading.Lock()
+        self._open, self._depth = True, 0
+        self._mean_s: float | None = None
+        self._since_s: float | None = None
+        self._thread = threading.Thread(target=self._run, name="edgekd-model", daemon=True)
+        self._thread.start()
+
+    @property
+    def depth(self) -> int:
+        """Requests in the model and before it."""
+        return self._depth
+
+    @property
+    def stuck_s(self) -> float:
+        """How long the model has been at the present request, s; 0 while it has none."""
+        since = self._since_s
+        return 0.0 if since is None else self._clock() - since
+
+    def retry_after_s(self) -> float:
+        """When the queue will have gone, as far as can be told."""
+        mean_s = _FIRST_S if self._mean_s is None else self._mean_s
+        return (self._depth + 1) * mean_s
+
+    def submit(
+        self, places: Sequence[Evidence], limits: Sequence[Limits] | None
+    ) -> Future[Answered]:
+        """Queue a request; cancel the future, and it is not begun.
+
+        Raises:
+            Busy: the queue is full, or closed.
+        """
+        with self._lock:
+            if not self._open:
+                raise Busy("the service is shutting down; ask another, or again later", 5)
+            if self._depth > self._waiting:
+                raise Busy(
+                    f"one request is in the model and {self._depth - 1} wait, which is all there "
+                    "is room for; ask again after Retry-After",
+                    self.retry_after_s(),
+                )
+            self._depth += 1
+            job = _Job(places, limits, Future(), self._clock())
+            self._jobs.put(job)
+        return job.future
+
+    def close(self) -> None:
+        """Take no more, and come back when what was queued is answered; safe to call twice."""
+        with self._lock:
+            if self._open:
+                self._open = False
+                self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                self._do(job)
+            finally:
+                with self._lock:
+                    self._depth -= 1
+            del job  # its arrays, while the next is waited for
+
+    def _do(self, job: _Job) -> None:
+        if not job.future.set_running_or_notify_cancel():
+            return  # whoever asked has gone
+        begun = self._since_s = self._clock()
+        try:
+            answers = self._model.answer(job.places, job.limits)
+        except BaseException as err:  # noqa: BLE001 - whoever asked gets it
+            job.future.set_exception(err)
+            return
+        finally:
+            self._since_s = None
+        ended = self._clock()
+        took = ended - begun
+        mean = self._mean_s
+        self._mean_s = took if mean is None else mean + _NEWEST * (took - mean)
+        job.future.set_result(Answered(answers, begun - job.asked_s, took))
