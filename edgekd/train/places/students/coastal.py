@@ -89,7 +89,8 @@ class Attention(nn.Module):
         """``(V, N, Q, width)`` of queries that read the same tokens ``(N, T, width)``, each with
         another part hidden, ``(V, N, 1, 1, T)``; keys and values are made once."""
         kinds, count = queries.shape[:2]
-        q = self._split(self.query(queries.flatten(0, 1)), 1)[0].unflatten(0, (kinds, count))
+        q = self._split(self.query(queries.flatten(0, 1)), 1)[0]
+        q = q.reshape(kinds, count, *q.shape[1:])
         k, v = self._split(self.both(tokens), 2)
         scores = (q * q.shape[4] ** -0.5) @ k.transpose(2, 3) + hidden
         read = (torch.softmax(scores, dim=4) @ v).transpose(2, 3).flatten(3)
@@ -121,7 +122,7 @@ class Reader(nn.Module):
     def many(self, latents: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
         """``(V, N, L, width)``, see :meth:`Attention.many`."""
         read = latents + self.across.many(self.norms[0](latents), tokens, hidden)
-        return self._think(read.flatten(0, 1)).unflatten(0, read.shape[:2])
+        return self._think(read.flatten(0, 1)).reshape(read.shape)
 
     def _think(self, latents: Tensor) -> Tensor:
         own = self.norms[1](latents)
