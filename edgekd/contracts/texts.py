@@ -183,8 +183,8 @@ def embed_texts(
             f"the {len(found[number])} windows of text {number} cancel each other out, so it has "
             "no embedding; give its clauses one by one"
         )
-    found_unit: Float32 = (sums / length).astype(np.float32)
-    return found_unit
+    unit: Float32 = (sums / length).astype(np.float32)
+    return unit
 
 
 def _check(given: Float32, shape: tuple[int, int]) -> None:

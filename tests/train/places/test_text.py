@@ -344,6 +344,12 @@ def _torn(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def _pages(path: Path) -> None:
+    """It opens, and what it holds does not read."""
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+
+
 def _bit(path: Path) -> None:
     with sqlite3.connect(path) as base:
         key, value = base.execute("SELECT key, value FROM embeddings LIMIT 1").fetchone()
@@ -353,7 +359,9 @@ def _bit(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "lost"), [(_noise, 4), (_head, 4), (_torn, 4), (_bit, 1)], ids=lambda x: str(x)[:12]
+    ("damage", "lost"),
+    [(_noise, 4), (_head, 4), (_torn, 4), (_pages, 4), (_bit, 1)],
+    ids=lambda x: str(x)[:12],
 )
 def test_a_damaged_cache_is_made_again_and_said(
     encoder: text.TextEncoder, tmp_path: Path, damage: Any, lost: int
