@@ -106,13 +106,16 @@ class PlaceStage(Document):
 
     Attributes:
         steps, batch, lr, weight_decay: of AdamW, with a cosine after a tenth of the steps.
+        val_every_steps: validations; the weights with the best likelihood of the validation
+            places' labels are kept.
         tune: whether the whole network learns or only what stands behind a frozen encoder.
     """
 
-    steps: int = pydantic.Field(default=600, ge=1)
+    steps: int = pydantic.Field(default=200, ge=1)
     batch: int = pydantic.Field(default=64, ge=1)
     lr: Positive = 1e-3
     weight_decay: float = pydantic.Field(default=0.01, ge=0)
+    val_every_steps: int = pydantic.Field(default=25, ge=1)
     tune: Literal["network", "head"] = "head"
 
 

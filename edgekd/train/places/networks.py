@@ -22,7 +22,7 @@ from edgekd.train.distill.teaching import build_teacher
 from edgekd.train.teachers._base import Teacher, choose_variant
 from edgekd.train.teachers._weights import state_sha256
 
-_HIDDEN, _DROPPED = 256, 0.2
+_HIDDEN, _DROPPED = 256, 0.5
 
 
 class KindTeacher(nn.Module):

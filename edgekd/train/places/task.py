@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from edgekd.contracts.artifacts import publish_file, sha256_bytes
 from edgekd.contracts.distill import DistillSpec
@@ -27,6 +28,7 @@ from edgekd.train.places.teachers._saved import TEACHER_FORMAT, TEACHER_MARK
 from edgekd.train.teachers._saved import TEACHER_NAME
 
 Learner = TypeVar("Learner", bound=nn.Module)
+_VALIDATED = ("val_accuracy", "val_loss")
 #: of a teacher's averaged weights
 _TEACHER_EMA = 0.98
 
@@ -69,9 +71,18 @@ class _PlaceTask(Task):
         if rows is None or (step % self.validate_every and step != self._steps):
             return {}
         with self.keeper.average.applied(self.keeper.learner):
-            right = self.scores(rows).argmax(1) == self.data.labels[rows]
-        self.keeper.saw(float(right.mean()), step)
-        return {"val_accuracy": float(right.mean())}
+            scores = torch.from_numpy(self.scores(rows))
+        labels = torch.from_numpy(self.data.labels[rows])
+        found = {
+            "val_accuracy": float((scores.argmax(1) == labels).float().mean()),
+            "val_loss": float(F.cross_entropy(scores, labels)),
+        }
+        self.keeper.saw(self.judged(found), step)
+        return found
+
+    def judged(self, found: Mapping[str, float]) -> float:
+        """Of the validation's figures the one by which weights are kept, the higher the better."""
+        return found["val_accuracy"]
 
     def state(self) -> dict[str, Any]:
         """Averaged weights and the best so far."""
@@ -113,11 +124,11 @@ class KindTask(_PlaceTask):
         self.recipe, self.entry, self.spec, self.data = recipe, entry, spec, data
         self.learner = in_channels_last(learner)
         self.method = KindMethod(spec, learner)
-        self.keeper = Keeper(learner, _TEACHER_EMA, "last", "accuracy")
+        self.keeper = Keeper(learner, _TEACHER_EMA, "best", "log_likelihood")
         self.jitter = recipe.distill.augment
-        self.validate_every = recipe.distill.val_every_steps
+        self.validate_every = entry.stage.val_every_steps
         self.size = len(data.rows["train"])
-        self.columns = ["loss", "label", "student_std", "student_rank", "val_accuracy"]
+        self.columns = ["loss", "label", "student_std", "student_rank", *_VALIDATED]
         self._features: Float32 | None = None
 
     def identity(self) -> dict[str, Any]:
@@ -180,6 +191,11 @@ class KindTask(_PlaceTask):
         scores: Float32 = found.float().cpu().numpy()
         return scores
 
+    def judged(self, found: Mapping[str, float]) -> float:
+        """A teacher is asked for probabilities, so the likelihood of the labels counts: one that
+        is as often right and surer of its mistakes teaches them."""
+        return -found["val_loss"]
+
     def save(self, path: Path, done: dict[str, Any]) -> None:
         """Write the teacher, and what it answers for every place of the set."""
         weights = self.keeper.weights(done)
@@ -239,7 +255,7 @@ class StudentTask(_PlaceTask):
             self.columns += ["kd", *(f"kd_{k}" for k in answers), *(f"share_{k}" for k in answers)]
         if rules.contrast.weight:
             self.columns.append("contrast")
-        self.columns += ["student_std", "student_rank", "val_accuracy"]
+        self.columns += ["student_std", "student_rank", *_VALIDATED]
         part = learner.pretrained_part()
         self._slow = set() if part is None else {id(item) for item in part.parameters()}
         self._slow_names = {
