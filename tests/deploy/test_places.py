@@ -33,6 +33,7 @@ from edgekd.deploy.place_samples import (
 )
 from edgekd.deploy.places import build_places
 from edgekd.deploy.quantize.grounds import Grounds
+from edgekd.deploy.quantize.search import Search
 from edgekd.errors import CheckpointError, EdgeKDError, GateError, InputError, OutputError
 from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
 from edgekd.runtime.bundle import read_manifest
@@ -279,16 +280,20 @@ def test_a_saved_calibration_makes_the_same_file(
 def test_int8_that_fails_its_gates_is_not_packed(
     quick: None, place_line: PlaceLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def no_repair(layers: Any, make: Any, judge: Any, *_: Any) -> Search:
+        return Search([], judge(make(layers)), False)
+
     monkeypatch.setattr(Grounds, "passes", lambda self, quality: False)
-    few = {"calibration": {"tiles": 4}}
-    manifest = build(place_line, tmp_path / "b", "rpi5", **(INT8 | few))
-    assert manifest.precision.done == "fp32"
-    kinds = {node.op_type for node in onnx.load(tmp_path / "b" / "model.onnx").graph.node}
-    assert "QuantizeLinear" not in kinds
+    monkeypatch.setattr("edgekd.deploy.quantize.grounds.search", no_repair)
+    few: dict[str, Any] = {"calibration": {"tiles": 4}}
+    both = {"precision": {"allowed": ["fp32", "int8"], "int8_layers": ["linear"]}}
+    manifest = build(place_line, tmp_path / "b", "rpi5", **few, **both)
     only = {"precision": {"allowed": ["int8"], "int8_layers": ["linear"]}}
     with pytest.raises(GateError, match=r"no allowed precision keeps the gates: .*accuracy"):
-        build(place_line, tmp_path / "c", "rpi5", **(INT8 | only | few))
-    assert not (tmp_path / "c").exists()
+        build(place_line, tmp_path / "c", "rpi5", **few, **only)
+    assert manifest.precision.done == "fp32" and not (tmp_path / "c").exists()
+    kinds = {node.op_type for node in onnx.load(tmp_path / "b" / "model.onnx").graph.node}
+    assert "QuantizeLinear" not in kinds
 
 
 def material_of(line: PlaceLine) -> PlaceMaterial:
