@@ -20,7 +20,7 @@ settings.register_profile("edgekd", deadline=None)
 settings.load_profile("edgekd")
 
 # the artefacts that several folders share
-pytest_plugins = ["tests.helpers.line", "tests.helpers.portable"]
+pytest_plugins = ["tests.helpers.line", "tests.helpers.portable", "tests.helpers.place_line"]
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -66,6 +66,9 @@ from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
 from edgekd.runtime.places import PROJECTED, no_limits, open_place_session
 
 MODEL_NAME = "model.onnx"
+#: part of the golden places of a lower precision that must have the stored class on any processor:
+#: one answer a place, so that three ties of twelve may fall otherwise, and no more
+GOLDEN_AGREEMENT = 0.75
 #: writes an encoder of texts into the bundle's folder and says what it is
 WriteEncoder = Callable[[Path], TextEncoderDone]
 
@@ -178,7 +181,7 @@ def build_places(
         path.write_bytes(final.SerializeToString(deterministic=True))
         report = require_fit(path, target)
         tell(MODEL_NAME, report, say)
-        atol = golden_atol(recipe)
+        atol, agreement = golden_atol(recipe), None
         # as a session will run it: what is INT8 for another kind of processor, as it is written
         optimize = is_native(target) or done == "fp32"
         with OnnxRuntimeBackend(path, threads=target.threads, optimize=optimize) as backend:
@@ -192,6 +195,7 @@ def build_places(
             # than rounding to these steps did in the first place.
             apart = float(np.abs(exact - answers.scores).max())
             atol = recipe.gates.golden.atol if recipe.gates.golden else max(atol, apart)
+            agreement = GOLDEN_AGREEMENT
         side, days = io.image.tile_px, io.series.days
         shapes = ((side, side, 3), (days, len(io.series.features)), (io.text.width,))
         stored = make_golden(golden.places, golden.limits, answers, free.probabilities, shapes)
@@ -223,7 +227,12 @@ def build_places(
             checks=[checked(MODEL_NAME, report)],
             provenance=provenance(recipe, checkpoint, checkpoint_path),
             gates=gates,
-            golden=GoldenSpec(count=len(golden.places), atol=atol, source=golden.source),
+            golden=GoldenSpec(
+                count=len(golden.places),
+                atol=atol,
+                agreement_min=agreement,
+                source=golden.source,
+            ),
             files=hashes(folder),
         )
         seal(folder, manifest)

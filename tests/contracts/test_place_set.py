@@ -131,3 +131,48 @@ def test_what_cannot_be_read_is_refused(
     spoil(tmp_path)
     with pytest.raises(InputError, match=words):
         load_places(tmp_path)
+
+
+POLICY = """
+schema: 1
+name: town
+zones: {shore: by the water}
+rules: []
+"""
+
+
+@pytest.mark.parametrize(
+    ("about", "key"),
+    [
+        ({"table": "../places.csv"}, "table"),
+        ({"table": "/etc/passwd"}, "table"),
+        ({"series": {"days": 4, "features": ["a", "b"], "file": "x/../../series.npz"}}, "series.f"),
+        ({"rules": "../rules.yaml"}, "rules"),
+        ({"rules": "/rules.yaml"}, "rules"),
+        ({"rules": ""}, "rules"),
+    ],
+)
+def test_a_set_names_nothing_outside_its_folder(
+    tmp_path: Path, about: dict[str, Any], key: str
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write(folder)
+    for name in ("places.csv", "series.npz"):  # what is named is there: it is refused all the same
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "rules.yaml").write_text(POLICY)
+    write(folder, about=about)
+    with pytest.raises(InputError, match=f"{key}.* is not in the folder of the set"):
+        load_places(folder)
+
+
+def test_zones_of_the_table_are_zones_of_the_rules(tmp_path: Path) -> None:
+    write(tmp_path, about={"rules": "rules.yaml"})
+    (tmp_path / "rules.yaml").write_text(POLICY)
+    with pytest.raises(InputError, match=r"place b is in zone 'upland', .*\(valid: shore\)"):
+        load_places(tmp_path)
+    (tmp_path / "rules.yaml").write_text(POLICY.replace("{shore:", "{upland: x, shore:"))
+    assert len(load_places(tmp_path).rows) == 3
+    (tmp_path / "rules.yaml").unlink()
+    with pytest.raises(InputError, match=r"rules\.yaml"):
+        load_places(tmp_path)

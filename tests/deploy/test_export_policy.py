@@ -79,6 +79,17 @@ def test_behind_a_classifier_new_rules_need_no_new_file() -> None:
         assert np.abs(found - project(image @ weight, **these)).max() <= 1e-6
 
 
+def test_the_scores_may_stay_an_output() -> None:
+    proto = classifier(["N", 10])
+    attach_policy(proto, ROWS, keep_scores=True)
+    assert [item.name for item in proto.graph.output] == ["logits", "probabilities"]
+    image = np.random.default_rng(2).normal(size=(8, 6)).astype(np.float32)
+    _, limits = some(8)
+    scores, found = session(proto).run(None, {"image": image, **limits})
+    assert np.abs(scores - image @ numpy_helper.to_array(proto.graph.initializer[0])).max() < 1e-5
+    assert np.abs(found - project(scores, **limits)).max() <= 1e-6
+
+
 def test_two_files_of_it_are_equal() -> None:
     first, second = policy_model(10, 8), policy_model(10, 8)
     assert first.SerializeToString() == second.SerializeToString()

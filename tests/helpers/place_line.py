@@ -55,7 +55,7 @@ def make_place_set(folder: Path, rules: bool = True) -> Path:
             name, label = f"{split}_{number:02d}", CLASSES[number % len(CLASSES)]
             picture = random.integers(0, 256, (SIDE_PX, SIDE_PX, 3), dtype=np.uint8)
             cv2.imwrite(str(folder / "tiles" / f"{name}.png"), picture)
-            zone = ("shore", "upland")[number % 2]
+            zone = ("shore", "upland")[number // 3 % 2]
             rows.append([
                 name, split, f"coast_{split}", zone, label, f"tiles/{name}.png",
                 str(first + number % 3), f"Sec. {number % 5}. A {label} may stand here.",

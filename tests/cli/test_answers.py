@@ -1,0 +1,279 @@
+"""Commands on bundles, checkpoints, recipes and sets of places."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from edgekd.cli.main import main
+from edgekd.contracts.evidence import SCORES
+from edgekd.contracts.place_evidence import PlaceReader, rules_of_zones
+from edgekd.contracts.policy import load_policy
+from edgekd.contracts.projection import OBEYED, past_bounds
+from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
+from edgekd.runtime.bundle import read_manifest
+from edgekd.runtime.places import open_places
+from tests.helpers.bundles import make_bundle
+from tests.helpers.keys import make_pair
+from tests.helpers.place_line import (
+    CLASSES,
+    ROWS,
+    RULES,
+    PlaceLine,
+    embeddings,
+    make_place_set,
+    place_values,
+    reuse_export,
+    use_small_student,
+)
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> Path:
+    """The set's rules, and a ban on parks from a day on."""
+    ban = {
+        "id": "parks", "type": "linear", "coefficients": {"park": 1}, "max": 0, "priority": 3,
+        "source": "invented", "valid": {"from": "2030-01-01"},
+    }  # fmt: skip
+    path = tmp_path / "rules.yaml"
+    path.write_text(yaml.safe_dump(RULES | {"rules": [*RULES["rules"], ban]}))
+    return path
+
+
+def run(bundle: Path, line: PlaceLine, out: Path, *more: str) -> int:
+    return main(["run", str(bundle), str(line.data), "-o", str(out), "--embeddings",
+                 str(line.texts), *more])  # fmt: skip
+
+
+def test_run_writes_an_answer_for_each_place(
+    place_bundle: Path, place_line: PlaceLine, tmp_path: Path, rules: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "a.csv"
+    day = ["--rules", str(rules), "--day", "2031-05-01", "--json"]
+    assert run(place_bundle, place_line, out, *day) == 0
+    said = json.loads(capsys.readouterr().out)
+    places = place_line.places()
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == [row.name for row in places.rows]
+    assert {row["simulated"] for row in rows} == {"true"} and said["simulated"] is True
+    given = np.array([[float(row[f"p_{name}"]) for name in CLASSES] for row in rows])
+    policy = load_policy(rules)
+    import datetime
+
+    known = rules_of_zones(
+        policy, policy.zones, datetime.date(2031, 5, 1), CLASSES, places.facts, ROWS
+    )
+    for row, answer in zip(rows, given, strict=True):
+        limits = known[row["zone"]].limits
+        assert past_bounds(answer[None], limits.rules, limits.bounds)[0] <= OBEYED + 4e-6
+        assert row["answer"] == CLASSES[answer.argmax()]
+        assert float(row["probability"]) == answer.max()
+    assert given[:, 3].max() <= 2e-5, "no parks from 2030 on"
+    assert "park" in {row["answer_without_rules"] for row in rows}
+    assert said["changed_by_rules"] == sum(r["answer"] != r["answer_without_rules"] for r in rows)
+    assert said["rules"]["day"] == "2031-05-01" and sum(said["answers"].values()) == len(rows)
+    with open_places(place_bundle) as session:
+        reader = PlaceReader(places, session.manifest.inputs[0], embeddings(places))
+        one = session.answer([reader(0)], known[rows[0]["zone"]].limits)
+    assert np.abs(one.probabilities[0] - given[0]).max() < 1e-5
+    earlier = tmp_path / "b.csv"
+    assert run(place_bundle, place_line, earlier, "--rules", str(rules), "--day", "2029-12-31",
+               "--split", "test") == 0  # fmt: skip
+    assert "SIMULATED" in capsys.readouterr().out
+    with earlier.open(newline="") as file:
+        before = list(csv.DictReader(file))
+    assert len(before) == 12 and max(float(row["p_park"]) for row in before) > 0.3
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "words"),
+    [
+        ([], 2, "name them with --rules FILE, --rules set"),
+        (["--rules", "none.yaml"], 2, "none.yaml"),
+        (["--rules", "set", "--bands", "1,2,3"], 2, "--bands cannot be used here"),
+        (["--rules", "set", "--zone-column", "group"], 2, "the rules made-up have the zones"),
+        (["--rules", "set", "--day", "soon"], 2, "expected a day like"),
+        (["--rules", "set", "--split", "spare"], 2, "no place of split spare"),
+        (["--rules", "set", "--embeddings", "none.npy"], 2, "cannot be read as a .npy"),
+    ],
+)
+def test_what_run_refuses_leaves_nothing(
+    place_bundle: Path, place_line: PlaceLine, tmp_path: Path, capsys: Capture, more: list[str],
+    code: int, words: str,
+) -> None:  # fmt: skip
+    assert run(place_bundle, place_line, tmp_path / "a.csv", *more) == code
+    assert words in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_breaks_off_leaves_no_file(
+    place_bundle: Path, place_line: PlaceLine, tmp_path: Path, capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    real, calls = OnnxRuntimeBackend.infer, iter(range(100))
+
+    def late(self: Any, inputs: Any, stream: bool = False) -> Any:
+        found = real(self, inputs, stream)
+        if next(calls) == 5:
+            found[SCORES][0, 0] = np.nan
+        return found
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "infer", late)
+    assert run(place_bundle, place_line, tmp_path / "a.csv", "--rules", "set") == 1
+    assert "scores are not finite" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_without_rules_and_names_that_are_no_csv(
+    place_bundle: Path, place_line: PlaceLine, tmp_path: Path, capsys: Capture
+) -> None:
+    assert run(place_bundle, place_line, tmp_path / "a.csv", "--rules", "none") == 0
+    assert "no rules; 52 places" in capsys.readouterr().out
+    assert run(place_bundle, place_line, tmp_path / "a.tif", "--rules", "none") == 2
+    assert "are a .csv file" in capsys.readouterr().err
+
+
+def test_options_of_places_are_refused_for_maps(tmp_path: Path, capsys: Capture) -> None:
+    maps = make_bundle(tmp_path / "maps")
+    words = ["run", str(maps), "scene.tif", "-o", "x.tif", "--rules", "set"]
+    assert main(words) == 2
+    assert "--rules cannot be used here: " in capsys.readouterr().err
+    words = ["eval", str(maps), "--data", str(tmp_path), "--day", "2026-01-01"]
+    assert main(words) == 2
+    assert "about places, and" in capsys.readouterr().err
+
+
+def test_eval_gives_the_same_of_bundle_and_checkpoint(
+    place_bundle: Path, place_line: PlaceLine, tmp_path: Path, capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    use_small_student(monkeypatch)
+    found = []
+    for model in (place_bundle, place_line.checkpoint):
+        words = ["eval", str(model), "--data", str(place_line.data), "--embeddings",
+                 str(place_line.texts), "--day", "2026-04-30", "--split", "all"]  # fmt: skip
+        assert main([*words, "--json", "-o", str(tmp_path / "e.json")]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+        assert json.loads((tmp_path / "e.json").read_text()) == found[-1]
+    bundle, checkpoint = found
+    assert bundle["what"] == "bundle of places" and checkpoint["what"] == "checkpoint of places"
+    for name, both in bundle["evidence"].items():
+        for when in ("before", "after"):
+            mine, other = both[when], checkpoint["evidence"][name][when]
+            for key in ("accuracy", "balanced_accuracy", "ece"):
+                assert mine[key] == pytest.approx(other[key], abs=1e-3), (name, when, key)
+    whole = bundle["evidence"]["all"]
+    assert whole["after"]["compliance"]["obey"] == 1.0 > whole["before"]["compliance"]["obey"]
+    assert bundle["places"] == 52 and bundle["simulated"] and bundle["day"] == "2026-04-30"
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "without series, after the rules" in said.out and "SIMULATED" in said.out
+    assert "next: edgekd build RECIPE --target rpi5" in said.err
+
+
+def test_eval_needs_what_makes_embeddings(
+    place_bundle: Path, place_line: PlaceLine, capsys: Capture
+) -> None:
+    assert main(["eval", str(place_bundle), "--data", str(place_line.data)]) == 2
+    assert "has no text encoder" in capsys.readouterr().err
+
+
+def test_build_takes_a_recipe_of_places(
+    place_line: PlaceLine, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reuse_export(monkeypatch, place_line)
+    out = tmp_path / "b"
+    words = ["build", str(place_line.recipe), "--target", "x86-cpu", "--checkpoint",
+             str(place_line.checkpoint), "-o", str(out), "--embeddings", str(place_line.texts),
+             "--text-encoder", "none"]  # fmt: skip
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "gate answers_obey:" in said.out and "SIMULATED" in said.out
+    assert f"next: edgekd validate {out}; edgekd run {out} SET -o answers.csv" in said.err
+    manifest = read_manifest(out)
+    assert manifest.provenance.recipe["name"] == "small-coast"
+    assert main([*words, "--target", "orin-nx-16gb"]) == 2
+    assert "takes an engine of TensorRT" in capsys.readouterr().err
+    pair = make_pair(tmp_path)
+    assert main(["sign", str(out), "--key", str(pair.private)]) == 0
+    assert main(["verify", str(out), "--signer", str(pair.public)]) == 0
+    assert main(["validate", str(out), "--signer", str(pair.public)]) == 0
+    assert "answers obey their rules, signed by key" in capsys.readouterr().out
+    assert main(["check", str(out), "--target", "rpi5"]) == 0
+    said = capsys.readouterr()
+    assert "pass: " in said.out and "SET -o answers.csv --rules FILE" in said.err
+    (out / "golden.npz").write_bytes(b"x")
+    assert main(["verify", str(out), "--signer", str(pair.public)]) == 1
+
+
+def test_options_of_places_are_refused_by_a_build_of_maps(tmp_path: Path, capsys: Capture) -> None:
+    recipe = Path(__file__).resolve().parents[2] / "engines" / "canopy.yaml"
+    words = ["build", str(recipe), "--target", "x86-cpu", "--text-encoder", "none"]
+    assert main(words) == 2
+    assert "are about places, and" in capsys.readouterr().err
+
+
+def test_inspect_tells_of_bundle_and_checkpoint(
+    place_bundle: Path, place_line: PlaceLine, capsys: Capture
+) -> None:
+    assert main(["inspect", str(place_bundle)]) == 0
+    said = capsys.readouterr().out
+    for words in (
+        "input image: RGB, 64 px", "input series: 40 days of level_m, wind_m_s, pressure_hpa",
+        "embeddings of 8, embeddings alone", "rules: room for 5", "class house: height_m 8",
+        "SIMULATED", "gate projection_vs_numpy: passed",
+    ):  # fmt: skip
+        assert words in said
+    assert main(["inspect", str(place_line.checkpoint)]) == 0
+    said = capsys.readouterr().out
+    assert "which answers for places" in said and "embeddings by made-up" in said
+
+
+def test_validate_reads_recipe_and_set(
+    place_line: PlaceLine, tmp_path: Path, capsys: Capture
+) -> None:
+    assert main(["validate", str(place_line.recipe), str(place_line.data)]) == 0
+    said = capsys.readouterr().out
+    assert "valid recipe of places 'small-coast', student coastal" in said
+    assert "places: train 24, val 16, test 12" in said, "the recipe's own set is looked at"
+    assert "valid set of places 'small', SIMULATED: 52 places, 9 series, 4 classes" in said
+    data = make_place_set(tmp_path / "set")
+    (data / "tiles" / "val_03.png").write_bytes(b"no picture")
+    assert main(["validate", str(data / "places.yaml")]) == 2
+    assert "val_03.png" in capsys.readouterr().err
+    other = tmp_path / "other.yaml"
+    values: dict[str, Any] = place_values(data={"root": str(place_line.data)})
+    values["io"]["series"]["days"] = 50
+    other.write_text(yaml.safe_dump(values))
+    assert main(["validate", str(other)]) == 2
+    assert "differ in days of a series: 50 and 40" in capsys.readouterr().err
+    engine = Path(__file__).resolve().parents[2] / "engines" / "coastal.yaml"
+    shutil.copyfile(engine, tmp_path / "coastal.yaml")
+    assert main(["validate", str(tmp_path / "coastal.yaml")]) == 0
+    assert "teachers efficientnet_lite (image), " in capsys.readouterr().out
+
+
+def test_what_is_about_maps_refuses_a_bundle_of_places(
+    place_bundle: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert main(["bench", str(place_bundle)]) == 2
+    assert "cannot be measured yet" in capsys.readouterr().err
+    assert main(["finalize", str(place_bundle)]) == 2
+    assert "SET -o answers.csv" in capsys.readouterr().err
+
+
+def test_students_of_places_are_listed() -> None:
+    """The whole command counts FLOPs of all students of maps, which other tests do."""
+    from edgekd.cli.ls import _place_students
+
+    (coastal,) = [item for item in _place_students() if item["name"] == "coastal"]
+    assert coastal["recipe"] == "coastal" and 11e6 < coastal["parameters"] < 13e6
