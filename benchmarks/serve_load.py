@@ -202,11 +202,14 @@ def rank_ms(took_s: list[float], percent: int) -> float | None:
     return round(1e3 * sorted(took_s)[at], 2)
 
 
-def growth_mib(rss: list[float]) -> float:
-    """Mean of the last quarter less that of the second; the first one warms up."""
+def growth_mib(rss: list[float]) -> float | None:
+    """Mean of the last quarter less that of the second; the first one warms up.
+
+    None for less than a minute, which tells nothing.
+    """
     quarter = len(rss) // 4
-    if not quarter:
-        return 0.0
+    if len(rss) < 60:
+        return None
     return float(np.mean(rss[-quarter:]) - np.mean(rss[quarter : 2 * quarter]))
 
 
@@ -230,8 +233,11 @@ def figures_of(tally: Tally, seconds: float) -> dict[str, Any]:
         "answers_that_do_not_obey": wrong,
         "farthest_past_a_rule": max(tally.past, default=None),
         "rss_mib": tally.rss_mib,
-        "rss_growth_mib": round(growth, 2),
-        "holds": not tally.failures and not wrong and bool(tally.past) and growth <= GROWTH_MIB,
+        "rss_growth_mib": None if growth is None else round(growth, 2),
+        "holds": not tally.failures
+        and not wrong
+        and bool(tally.past)
+        and (growth or 0.0) <= GROWTH_MIB,
     }
 
 
@@ -303,8 +309,13 @@ def main(
         f"{figures['p50_ms']} ms, p99 {figures['p99_ms']} ms; {figures['changes_done']} changes of "
         f"the rules, {figures['versions_seen']} versions answered by, "
         f"{figures['answers_that_do_not_obey']} answers do not obey; memory "
-        f"{tally.rss_mib[-1]:.0f} MiB, grew by {figures['rss_growth_mib']} MiB: "
-        f"{'holds' if holds else 'FAILED'}"
+        f"{tally.rss_mib[-1]:.0f} MiB, "
+        + (
+            "too short to tell whether it grows"
+            if figures["rss_growth_mib"] is None
+            else f"grew by {figures['rss_growth_mib']} MiB"
+        )
+        + f": {'holds' if holds else 'FAILED'}"
     )
     for words in figures["first_failures"]:
         click.echo(f"  {words}")

@@ -211,8 +211,8 @@ def python(code: str, *args: str) -> str:
 
 HEAVY = (
     "torch", "onnx", "onnxruntime", "cv2", "rasterio", "numpy", "pydantic", "yaml", "click", "tqdm",
-    "psutil", "jinja2", "lightning_fabric", "cryptography", "scipy", "spectral", "fastapi", "uvicorn",
-    "prometheus_client",
+    "psutil", "jinja2", "lightning_fabric", "cryptography", "scipy", "spectral", "fastapi",
+    "uvicorn", "prometheus_client",
 )  # fmt: skip
 
 

@@ -64,13 +64,14 @@ def test_an_answer_that_does_not_obey_is_seen(script: ModuleType) -> None:
 
 def test_what_does_not_hold(script: ModuleType) -> None:
     def tally(**more: object) -> object:
-        good = {"took_s": [0.1] * 8, "past": [-0.1] * 8, "versions": {1}, "rss_mib": [100.0] * 40}
+        good = {"took_s": [0.1] * 8, "past": [-0.1] * 8, "versions": {1}, "rss_mib": [100.0] * 80}
         return script.Tally(**(good | more))
 
     assert script.figures_of(tally(), 10)["holds"]
     for more in ({"failures": ["503"]}, {"past": [-0.1, 1e-3]}, {"past": []},
-                 {"rss_mib": list(np.linspace(100, 140, 40))}):  # fmt: skip
+                 {"rss_mib": list(np.linspace(100, 140, 80))}):  # fmt: skip
         assert not script.figures_of(tally(**more), 10)["holds"], more
-    assert script.growth_mib(list(np.linspace(0, 400, 400))) == pytest.approx(250, rel=0.02)
+    assert script.growth_mib(list(np.linspace(0, 400, 400))) == pytest.approx(200, rel=0.02)
+    assert script.growth_mib([1.0] * 59) is None
     assert script.rank_ms([n / 1000 for n in range(1, 101)], 99) == 99.0
     assert script.rank_ms([], 50) is None
