@@ -3,7 +3,7 @@
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
-ARG EXTRAS=onnxrt,geo,trust
+ARG EXTRAS=onnxrt,geo,trust,serve
 ARG PIP_ARGS=""
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./

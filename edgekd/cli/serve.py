@@ -140,14 +140,12 @@ def command(
                            f"{who} {url}/v1/constraints")  # fmt: skip
                     note(f"next: {f'open {url} in a browser' if version else put}")
 
-            if run(service, app, bound, listening):
-                return
-    # what still runs would be waited for without end, and the store is safe from a kill
-    note(
-        "note: rules that were being checked, or an answer, were given up; the rules in force stay"
-    )
-    sys.stdout.flush()
-    os._exit(0)
+            if not run(service, app, bound, listening):
+                # what still runs would be waited for, and the store is safe from a kill
+                note("note: an answer, or rules that were being checked, were given up; the rules "
+                     "in force stay")  # fmt: skip
+                sys.stdout.flush()
+                os._exit(0)
 
 
 def _begin(store: RuleStore, rules: Path | None) -> str:

@@ -33,6 +33,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "jetson": ("jtop",),
     "nvml": ("pynvml",),
     "parquet": ("pyarrow",),
+    "serve": ("fastapi", "uvicorn", "prometheus_client", "scipy", "tzdata"),
     "trust": ("cryptography",),
 }
 

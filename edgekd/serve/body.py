@@ -24,6 +24,8 @@ SOURCE: Final = "the request"
 _KEYS_MOST: Final = 32
 #: beyond any unit's measurement, and far below what single precision holds
 _NUMBER_MOST: Final = 1e30
+#: what JSON's numbers and null are; true is none
+_NUMBERS: Final = frozenset({float, int, type(None)})
 
 
 def read_json(body: bytes) -> dict[str, Any]:
@@ -117,17 +119,19 @@ def _series(rows: list[Any], asks: Asks) -> Float32:
             f"the series is too {much}: {len(rows)} days, expected {days}; the newest day is the "
             "last, and a day without a value is a row of null"
         )
-    found = np.full((days, features), np.nan, np.float32)
-    for day, row in enumerate(rows):
-        if not isinstance(row, list) or len(row) != features:
-            held = f"{len(row)} values" if isinstance(row, list) else "no list"
-            raise InputError(
-                f"day {day + 1} of the series has {held}, expected {features}: "
-                f"{', '.join(asks.features)}"
-            )
-        for column, value in enumerate(row):
-            if value is not None:
-                found[day, column] = _number(value, day, asks.features[column])
+    shaped = all(
+        type(row) is list and len(row) == features and _NUMBERS.issuperset(map(type, row))
+        for row in rows
+    )
+    if not shaped:
+        _say_fault(rows, asks)
+    try:
+        wide = np.array(rows, np.float64)  # None is NaN
+    except OverflowError:  # an integer of hundreds of digits
+        _say_fault(rows, asks)
+    if not (np.isnan(wide) | (np.abs(wide) <= _NUMBER_MOST)).all():
+        _say_fault(rows, asks)
+    found = wide.astype(np.float32)
     measured = int((~np.isnan(found)).any(axis=1).sum())
     if measured < LEAST_DAYS:
         raise InputError(
@@ -137,16 +141,26 @@ def _series(rows: list[Any], asks: Asks) -> Float32:
     return found
 
 
-def _number(value: Any, day: int, feature: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        said = repr(value[:40]) if isinstance(value, str) else f"a {type(value).__name__}"
-        raise InputError(
-            f"{feature} of day {day + 1} of the series is {said}, expected a number, or null where "
-            "nothing was measured"
-        )
-    if not abs(value) <= _NUMBER_MOST:  # 1e999 is read as infinite
-        raise InputError(
-            f"{feature} of day {day + 1} of the series is {str(value)[:40]}, which is no "
-            "measurement; null is a gap"
-        )
-    return float(value)
+def _say_fault(rows: list[Any], asks: Asks) -> NoReturn:
+    """Raise for the first value that is none; looked for only where there is one."""
+    features = len(asks.features)
+    for day, row in enumerate(rows, 1):
+        if not isinstance(row, list) or len(row) != features:
+            held = f"{len(row)} values" if isinstance(row, list) else "no list"
+            raise InputError(
+                f"day {day} of the series has {held}, expected {features}: "
+                f"{', '.join(asks.features)}"
+            )
+        for value, feature in zip(row, asks.features, strict=True):
+            if type(value) not in _NUMBERS:
+                said = repr(value[:40]) if isinstance(value, str) else f"a {type(value).__name__}"
+                raise InputError(
+                    f"{feature} of day {day} of the series is {said}, expected a number, or null "
+                    "where nothing was measured"
+                )
+            if value is not None and not abs(value) <= _NUMBER_MOST:  # 1e999 is read as infinite
+                raise InputError(
+                    f"{feature} of day {day} of the series is {str(value)[:40]}, which is no "
+                    "measurement; null is a gap"
+                )
+    raise AssertionError("no fault in the series")

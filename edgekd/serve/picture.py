@@ -9,6 +9,7 @@ takes before a pixel is decoded, so a small file cannot become a large picture.
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,8 @@ from edgekd.contracts.evidence import UInt8
 from edgekd.contracts.imageio import Raster
 from edgekd.errors import ImageError, InputError
 
+#: the reader keeps GDAL's warnings quiet by what is the whole process's (``warnings``)
+_ONE = threading.Lock()
 _KINDS: Final = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
 
@@ -41,7 +44,8 @@ def read_picture(data: bytes, side_px: int) -> UInt8:
             left = left[os.write(number, left) :]
         place = Path(f"/proc/self/fd/{number}")
         try:
-            return _pixels(place, side_px)
+            with _ONE:
+                return _pixels(place, side_px)
         except ImageError as err:
             said = str(err).replace(str(place), "the picture")
             raise InputError(said.replace("fetch it again", "send it again")) from err

@@ -19,10 +19,9 @@ from edgekd.serve.protocol import protocol_class
 from edgekd.serve.service import Service
 
 _BACKLOG: Final = 128
-#: beyond what an answer may take, for requests in hand to end, s
+#: beyond what an answer may take, for requests in hand to end, and then for rules that are being
+#: checked, s
 _MORE_S: Final = 5
-#: for the store: rules that are being checked are let finish so long, s
-_CLOSE_S: Final = 20.0
 
 
 def bind(host: str, port: int) -> tuple[socket.socket, bool]:
@@ -99,7 +98,7 @@ async def _run(
     finally:
         closing = threading.Thread(target=service.close, name="edgekd-close", daemon=True)
         closing.start()
-        end_s = time.monotonic() + _CLOSE_S
+        end_s = time.monotonic() + service.bounds.answer_s + _MORE_S
         while closing.is_alive() and time.monotonic() < end_s:
             await asyncio.sleep(0.01)
     if isinstance(service.failure, EdgeKDError):

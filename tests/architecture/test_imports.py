@@ -47,6 +47,11 @@ CONFINED = {
     "jtop": ("telemetry/sensors/jtop.py",),
     "pynvml": ("telemetry/sensors/nvml.py",),
     "pyarrow": ("telemetry/parquet.py",),
+    "fastapi": ("serve/app.py",),
+    "starlette": ("serve/app.py",),
+    "uvicorn": ("serve/protocol.py", "serve/server.py"),
+    "h11": ("serve/protocol.py",),
+    "prometheus_client": ("serve/figures.py",),
     "spectral": ("contracts/envi.py", "simulate/"),
     "scipy": (
         "contracts/policy_rows.py",
@@ -165,6 +170,8 @@ def test_the_import_rules_hold() -> None:
         ("serve/x.py", "from edgekd.report import measure"),
         ("serve/x.py", "from edgekd.deploy.bundle import build"),
         ("serve/x.py", "import scipy.optimize"),
+        ("serve/x.py", "from fastapi import FastAPI"),
+        ("report/x.py", "import prometheus_client"),
         ("runtime/x.py", "from edgekd.serve import rules"),
         ("simulate/x.py", "from edgekd.train import losses"),
         ("train/x.py", "from edgekd.simulate import geology"),
@@ -207,8 +214,8 @@ def python(code: str, *args: str) -> str:
 
 HEAVY = (
     "torch", "onnx", "onnxruntime", "cv2", "rasterio", "numpy", "pydantic", "yaml", "click", "tqdm",
-    "psutil", "jinja2", "lightning_fabric", "cryptography", "scipy", "spectral",
-    "tokenizers", "transformers",
+    "psutil", "jinja2", "lightning_fabric", "cryptography", "scipy", "spectral", "fastapi",
+    "uvicorn", "prometheus_client", "tokenizers", "transformers",
 )  # fmt: skip
 
 
@@ -267,7 +274,8 @@ def test_the_device_side_imports_with_the_base_dependencies_alone() -> None:
     names = modules("contracts", "runtime", "telemetry", "report", "serve", "cli", "errors.py")
     wall = (
         "torch,onnx,onnxscript,onnxruntime,rasterio,tensorrt,pycuda,jtop,lightning_fabric,"
-        "cryptography,pynvml,pyarrow,scipy,spectral,tokenizers,transformers"
+        "cryptography,pynvml,pyarrow,scipy,spectral,fastapi,starlette,uvicorn,h11,anyio,"
+        "prometheus_client,tokenizers,transformers"
     )
     assert python(_BLOCKED, wall, *names).strip() == ""
 

@@ -47,13 +47,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
         process.ready()
         client.put("/v1/constraints", content=RULES + "# again\n", headers=YAML)
         client.put("/v1/constraints", content="nothing", headers=YAML)
-        for second in range(28):
+        for second in range(14):
             for place in ({"zone": "A", "series": series()}, {"zone": "B", "series": series(2.0)},
                           {"zone": "B", "text": "A tall hotel beside the water."}):  # fmt: skip
                 answer = client.post("/v1/predict", json={"places": [place]})
                 assert answer.status_code == 200, answer.text
             if second % 2:
-                time.sleep(0.45)
+                time.sleep(0.8)
         yield process
 
 

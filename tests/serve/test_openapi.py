@@ -40,7 +40,7 @@ def test_every_operation_does_as_it_says(
     operation = schemathesis.openapi.from_asgi("/openapi.json", served.app)[path][method]
     asked = []
 
-    @settings(max_examples=25, deadline=None, database=None, derandomize=True,
+    @settings(max_examples=12, deadline=None, database=None, derandomize=True,
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(case=operation.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:

@@ -169,6 +169,9 @@ WRONG: list[tuple[str | dict[str, Any], str]] = [
     (place(series=[[None, None]] * 12 + series()[12:]), "values on 28 of 40 days, expected 30"),
     ('{"places": [{"zone": "A", "series": [' + "[1e999, 1]," * 39 + "[0, 0]]}]}",
      "level_m of day 1 of the series is inf, which is no measurement"),
+    ('{"places": [{"zone": "A", "series": [' + f"[1, {'9' * 400}]," * 39 + "[0, 0]]}]}",
+     "wind_m_s of day 1 of the series is 9999"),
+    (place(series=[*series()[1:], [-2e30, 1]]), "level_m of day 40 of the series is -2e+30"),
     (place(series="x" * 3000), "series is 'xxx"),
     (place(image="%%%"), "the picture is not base64"),
     (place(image="data:image/png;base64,aaaa"), "leave out what stands before the comma"),
@@ -196,6 +199,17 @@ def test_wrong_input_is_a_sentence_and_422(
     said = Problem.model_validate(found.json())
     assert words in said.error and said.status == 422 and len(said.error) < 2100
     assert "/proc/" not in said.error and served.model.asked == asked
+
+
+def test_a_series_arrives_as_it_was() -> None:
+    from edgekd.serve.body import evidence_of, read_places
+
+    rows = [[0.25, None], [3, -1e-3], *series()[2:]]
+    body = json.dumps({"places": [{"zone": "A", "series": rows}]}).encode()
+    found = evidence_of(read_places(body)[0], 1, asks_of(FakePlaces())).series
+    assert found is not None and found.dtype == np.float32 and found.shape == (DAYS, 2)
+    assert np.isnan(found[0, 1]) and np.isnan(found).sum() == 1
+    assert found[0, 0] == 0.25 and found[1].tolist() == [3.0, np.float32(-1e-3)]
 
 
 def test_a_place_of_a_batch_is_named(served: Served) -> None:
