@@ -52,7 +52,8 @@ class FakePlaces:
         series = SeriesInput(days=DAYS, features=FEATURES, mean=[0.0, 5.0], std=[1.0, 2.0])
         encoder = TextEncoderDone(
             model="text.onnx", tokenizer="tokenizer.json", name="fake", sha256="0" * 64,
-            width=WIDTH, max_tokens=64, precision="fp32",
+            width=WIDTH, max_tokens=64, overlap_tokens=8, precision="fp32",
+            trial_texts=2, max_abs=0.0, cosine_least=1.0, cosine_mean=1.0,
         )  # fmt: skip
         evidence = EvidenceDone(
             series=series, text=TextInput(width=WIDTH), text_encoder=encoder if reads else None,
