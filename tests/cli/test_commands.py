@@ -141,7 +141,7 @@ def test_ls_targets(call: Any, told: Any) -> None:
 
 
 def test_validate(call: Any, told: Any, bundles: dict[str, Path]) -> None:
-    assert len(RECIPES) == 6
+    assert len(RECIPES) == 7
     value = call("validate", *RECIPES, bundles["small"])
     assert [item["path"] for item in value["results"]] == [
         *map(str, RECIPES),
