@@ -28,6 +28,7 @@ from edgekd.contracts.place_set import PlaceSet
 from edgekd.contracts.policy import ClassFacts
 from edgekd.contracts.projection import Limits
 from edgekd.contracts.recipe import CalibrationSpec
+from edgekd.contracts.tensors import TextInput
 from edgekd.deploy.parity import Tensors
 from edgekd.deploy.quantize.calibrate import WATCHED_TILES
 from edgekd.deploy.quantize.material import Material, Measure, Sample
@@ -97,7 +98,8 @@ class PlaceMaterial(Material):
     @property
     def input_sha256(self) -> Sha256:
         """Of all kinds of evidence: sizes, normalisation, statistics."""
-        return input_sha256(self._io.image, self._io.series, self._io.text)
+        text = TextInput(name=self._io.text.name, width=self._io.text.width)
+        return input_sha256(self._io.image, self._io.series, text)
 
     def _sample(self, chosen: Sequence[tuple[int, tuple[str, ...]]]) -> Sample:
         reader = self._reader

@@ -40,7 +40,7 @@ from edgekd.contracts.place_set import PlaceSet
 from edgekd.contracts.policy import ClassFacts
 from edgekd.contracts.projection import OBEYED, Limits, past_bounds, project
 from edgekd.contracts.target import Target, load_target
-from edgekd.contracts.tensors import LogitsOutput
+from edgekd.contracts.tensors import LogitsOutput, TextInput
 from edgekd.deploy.bundle import BuildResult
 from edgekd.deploy.check.run import require_fit
 from edgekd.deploy.export.policy import attach_policy
@@ -216,7 +216,7 @@ def build_places(
             classes=io.classes,
             evidence=EvidenceDone(
                 series=io.series,
-                text=io.text,
+                text=TextInput(name=io.text.name, width=io.text.width),
                 text_encoder=written,
                 rules=io.rules,
                 facts=facts,

@@ -143,7 +143,7 @@ def make_place_bundle(folder: Path, **changes: Any) -> Path:
         "outputs": [{"name": SCORES}],
         "classes": [item.model_dump(mode="json") for item in io.classes],
         "evidence": {
-            "series": series.model_dump(mode="json"), "text": io.text.model_dump(mode="json"),
+            "series": series.model_dump(mode="json"), "text": {"width": WIDTH},
             "rules": {"rows": ROWS}, "facts": FACTS, "simulated": True,
         },
         "precision": {"asked": ["fp32"], "done": "fp32"},
