@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,3 +144,22 @@ def test_shares_that_make_no_sense(shares: dict[str, float]) -> None:
 def test_sides_that_do_not_fit(change: dict[str, int]) -> None:
     with pytest.raises(InputError, match="a picture of"):
         CoastalNet(Sizes(**change))
+
+
+def test_its_graph_is_what_engines_fuse_and_opset_17_can_say(net: CoastalNet) -> None:
+    pytest.importorskip("onnx")
+    from edgekd.deploy.export.graph import unscaled_attention
+    from edgekd.deploy.export.onnx_export import traced
+
+    given = some(2)
+    proto = traced(net, given, list(given), "logits")
+    softmaxes = [node for node in proto.graph.node if node.op_type == "Softmax"]
+    assert len(softmaxes) == 6 and unscaled_attention(proto) == []
+    for node in proto.graph.node:  # the scale is found behind the mask
+        if node.op_type == "Add" and any("Softmax" in user.op_type for user in _users(proto, node)):
+            node.input[0], node.input[1] = node.input[1], node.input[1]
+    assert len(unscaled_attention(proto)) == 3
+
+
+def _users(proto: Any, node: Any) -> list[Any]:
+    return [item for item in proto.graph.node if node.output[0] in item.input]
