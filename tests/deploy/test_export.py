@@ -211,6 +211,10 @@ def test_scaling_after_the_product_is_refused(tmp_path: Path) -> None:
     good, bad = tmp_path / "good.onnx", tmp_path / "bad.onnx"
     export_onnx(tiny(attention(lambda q, k: (q * 0.35) @ k)), recipe_64(), good)
     assert good.is_file()
+    masked = tmp_path / "good.onnx"  # with tokens hidden, which is added behind the product
+    export_onnx(tiny(attention(lambda q, k: (q * 0.35) @ k + 9 * q[:, :, :1])), recipe_64(), masked)
+    with pytest.raises(GateError, match="must scale Q"):
+        export_onnx(tiny(attention(lambda q, k: q @ k + q[:, :, :1])), recipe_64(), bad)
     with pytest.raises(GateError, match=r"must scale Q before the product.*encoder/Softmax"):
         export_onnx(tiny(attention(lambda q, k: (q @ k) * 0.35)), recipe_64(), bad)
     with pytest.raises(GateError, match="must scale Q"):  # not at all

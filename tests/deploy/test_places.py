@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from edgekd.contracts import projection
 from edgekd.contracts.artifacts import canonical_json, sha256_bytes, sha256_file
@@ -163,27 +163,44 @@ def test_the_export_equals_torch_with_and_without_each_kind(
             assert np.abs(backend.infer(given)["logits"] - want).max() < 1e-4
 
 
-def spoiled(line: PlaceLine, name: str) -> Callable[[Any, Any, Path], Path]:
-    """An export in which one tensor of the weights is another."""
+def spoiled(line: PlaceLine, change: Callable[[onnx.GraphProto], None]) -> Any:
+    """An export that was changed."""
 
     def export(_model: Any, _recipe: Any, path: Path) -> Path:
         proto = onnx.load(line.export)
-        (item,) = [item for item in proto.graph.initializer if item.name == name]
-        values = numpy_helper.to_array(item)
-        more = np.random.default_rng(1).normal(0, 0.1, values.shape).astype(np.float32)
-        item.CopyFrom(numpy_helper.from_array(values + more, name))
+        change(proto.graph)
         onnx.save(proto, path)
         return path
 
     return export
 
 
-@pytest.mark.parametrize("name", ["nothing.image", "nothing.text", "text.bias"])
+def other_bias(graph: onnx.GraphProto) -> None:
+    (item,) = [item for item in graph.initializer if item.name == "text.bias"]
+    values = numpy_helper.to_array(item)
+    more = np.random.default_rng(1).normal(0, 0.1, values.shape).astype(np.float32)
+    item.CopyFrom(numpy_helper.from_array(values + more, item.name))
+
+
+def everything_is_there(graph: onnx.GraphProto) -> None:
+    """``present`` is not looked at."""
+    for node in graph.node:
+        for at, name in enumerate(node.input):
+            if name == "present":
+                node.input[at] = "present/all"
+    graph.node.insert(0, helper.make_node("Mul", ["present", "present/0"], ["present/none"]))
+    graph.node.insert(1, helper.make_node("Add", ["present/none", "present/1"], ["present/all"]))
+    for value in (0, 1):
+        graph.initializer.append(numpy_helper.from_array(np.float32(value), f"present/{value}"))
+
+
+@pytest.mark.parametrize("change", [other_bias, everything_is_there])
 def test_an_export_that_is_another_model_is_refused(
-    quick: None, place_line: PlaceLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+    quick: None, place_line: PlaceLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[onnx.GraphProto], None],
+) -> None:  # fmt: skip
     """Also where only places that lack a kind would notice."""
-    monkeypatch.setattr(places_export, "export_places", spoiled(place_line, name))
+    monkeypatch.setattr(places_export, "export_places", spoiled(place_line, change))
     with pytest.raises(GateError, match="gate onnx_vs_torch failed"):
         build(place_line, tmp_path / "b")
     assert list(tmp_path.iterdir()) == []

@@ -248,7 +248,10 @@ def check(proto: onnx.ModelProto, expected_io: list[tuple[str, list[str | int]]]
 
 
 def unscaled_attention(proto: onnx.ModelProto) -> list[str]:
-    """Names of softmax nodes whose product's first factor is not Q times a constant scalar."""
+    """Names of softmax nodes whose product's first factor is not Q times a constant scalar.
+
+    Between the product and softmax something may be added that hides tokens.
+    """
     scalars = {item.name for item in proto.graph.initializer if not any(s > 1 for s in item.dims)}
     producer = {name: node for node in proto.graph.node for name in node.output}
 
@@ -263,6 +266,10 @@ def unscaled_attention(proto: onnx.ModelProto) -> list[str]:
         if node.op_type != "Softmax":
             continue
         product = producer.get(node.input[0])
+        if product is not None and product.op_type == "Add":
+            added = [producer.get(name) for name in product.input]
+            products = [item for item in added if item is not None and item.op_type == "MatMul"]
+            product = products[0] if len(products) == 1 else None
         first = source(product.input[0]) if product is not None and product.input else None
         if (
             product is None
