@@ -132,16 +132,18 @@ def paired(
 def table(rows: Mapping[str, Mapping[str, Mapping[str, float]]], seeds: int) -> list[str]:
     """Lines for a person, in percent."""
     said = [
-        f"{'':28} accuracy      ECE   obey: before  after (winner)   accuracy after",
-        f"{str(seeds) + ' seeds':28} mean ± sd    mean          mean   mean             mean",
+        f"{'':28} accuracy     ECE | winner obeys: before  after | whole answer: before  after | "
+        "accuracy after",
     ]
     for name, values in rows.items():
         mean = {key: 100 * item["mean"] for key, item in values.items()}
         said.append(
             f"{name:28} {mean['accuracy']:5.1f} ±{100 * values['accuracy']['sd']:3.1f} "
-            f"{mean['ece']:6.1f} {mean['obey_before']:13.1f} {mean['obey_after']:6.1f} "
-            f"({mean['winners_obey_after']:5.1f}) {mean['accuracy_after']:15.1f}"
+            f"{mean['ece']:5.1f} | {mean['winners_obey_before']:20.1f} "
+            f"{mean['winners_obey_after']:6.1f} | {mean['obey_before']:20.1f} "
+            f"{mean['obey_after']:6.1f} | {mean['accuracy_after']:14.1f}"
         )
+    said.append(f"percent, mean over {seeds} seeds (± standard deviation)")
     return said
 
 

@@ -84,7 +84,7 @@ def measure(
         )  # fmt: skip
         done = export_text_encoder(opened.encoder, root, "fp32")
         writer = TextEncoder(root, done, threads=1)
-        with open_places(built.path, (), any_device=True) as session:
+        with open_places(built.path, any_device=True) as session:
             asked = {
                 "student": lambda at: session.answer([data.evidence(at)], limits),
                 **_ensemble(recipe, folder, opened, out, seed, root, writer),
