@@ -21,14 +21,15 @@ _TILE_MULTIPLE_PX = 256
 @click.option("--tile", "tile_px", type=int, default=1024, show_default=True,
               help="Tile side in px for the FLOPs of students.")  # fmt: skip
 @click.option("--under", default="", metavar="KEY", help="Of keys: only these, e.g. distill.mask.")
+@click.option("--places", is_flag=True, help="Of keys: those of recipes of kind: places.")
 @shared_options
-def command(kind: str | None, tile_px: int, under: str, as_json: bool) -> None:
+def command(kind: str | None, tile_px: int, under: str, places: bool, as_json: bool) -> None:
     """List students (with parameters and FLOPs), teachers, targets, recipes, a recipe's keys and
     more."""
-    if under and kind != "keys":
-        raise click.UsageError("--under belongs to: edgekd ls keys")
+    if (under or places) and kind != "keys":
+        raise click.UsageError("--under and --places belong to: edgekd ls keys")
     if kind == "keys":
-        found = _keys(under)
+        found = _keys(under, places)
         lines = [
             f"{item['key']}{' (' + item['default'] + ')' if item['default'] else ''}: "
             f"{item['meaning']}"
@@ -82,12 +83,13 @@ def command(kind: str | None, tile_px: int, under: str, as_json: bool) -> None:
     emit(listing, lines, as_json)
 
 
-def _keys(under: str) -> list[dict[str, str]]:
+def _keys(under: str, places: bool) -> list[dict[str, str]]:
     from edgekd.contracts.describe import keys_of
+    from edgekd.contracts.place_recipe import PlaceRecipe
     from edgekd.contracts.recipe import Recipe
     from edgekd.contracts.registry import nearest
 
-    found = [key._asdict() for key in keys_of(Recipe)]
+    found = [key._asdict() for key in keys_of(PlaceRecipe if places else Recipe)]
     found = [{"key": key.pop("name"), **key} for key in found]
     valid = [item["key"].replace("[]", "") for item in found]
     chosen = [

@@ -169,9 +169,10 @@ class ContrastSpec(Document):
 
 
 class MissingSpec(Document):
-    """Parts of the places that lose a kind of evidence while the student is trained, 0 to below 1.
+    """Parts of the places that lose a kind of evidence while the student is trained.
 
-    A place never loses all.
+    Attributes:
+        image, series, text: part that loses it, 0 to below 1; a place never loses all.
     """
 
     image: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.1
