@@ -21,15 +21,17 @@ _TILE_MULTIPLE_PX = 256
 @click.option("--tile", "tile_px", type=int, default=1024, show_default=True,
               help="Tile side in px for the FLOPs of students.")  # fmt: skip
 @click.option("--under", default="", metavar="KEY", help="Of keys: only these, e.g. distill.mask.")
-@click.option("--places", is_flag=True, help="Of keys: those of recipes of kind: places.")
+@click.option(
+    "--places", "of_places", is_flag=True, help="Of keys: those of recipes of kind: places."
+)
 @shared_options
-def command(kind: str | None, tile_px: int, under: str, places: bool, as_json: bool) -> None:
+def command(kind: str | None, tile_px: int, under: str, of_places: bool, as_json: bool) -> None:
     """List students (with parameters and FLOPs), teachers, targets, recipes, a recipe's keys and
     more."""
-    if (under or places) and kind != "keys":
+    if (under or of_places) and kind != "keys":
         raise click.UsageError("--under and --places belong to: edgekd ls keys")
     if kind == "keys":
-        found = _keys(under, places)
+        found = _keys(under, of_places)
         lines = [
             f"{item['key']}{' (' + item['default'] + ')' if item['default'] else ''}: "
             f"{item['meaning']}"

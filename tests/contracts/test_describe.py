@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from edgekd.cli.main import main
 from edgekd.contracts.describe import Key, keys_of
 from edgekd.contracts.place_recipe import PlaceRecipe
 from edgekd.contracts.recipe import Recipe
@@ -64,3 +65,11 @@ def test_what_recipes_write_is_listed(path: Path) -> None:
     # a stage's are those of distill.cross_modal, checked when a recipe is read
     lacking = {name for name in written(values) if name not in names}
     assert {name for name in lacking if "stage.cross_modal." not in name} == set()
+
+
+def test_keys_of_places_are_listed_by_their_own_word(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["ls", "keys", "--places", "--under", "distill.missing"]) == 0
+    out = capfd.readouterr().out
+    assert "distill.missing.image (0.1): part that loses it" in out and "mask" not in out
+    assert main(["ls", "targets", "--places"]) == 2
+    assert "--under and --places belong to" in capfd.readouterr().err
