@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import datetime
-import importlib
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,19 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekd.cli._common import emit, note, percent, progress_bar, table
+from edgekd.cli._common import CACHE_NAME, emit, note, percent, progress_bar, table
 
 if TYPE_CHECKING:
     from edgekd.contracts.evidence import Float32
-    from edgekd.contracts.manifest import Manifest
+    from edgekd.contracts.manifest import Manifest, TextEncoderDone
     from edgekd.contracts.place_recipe import PlaceRecipe
     from edgekd.contracts.place_set import PlaceSet
     from edgekd.contracts.policy import Policy
     from edgekd.deploy.places import WriteEncoder
     from edgekd.runtime.places import PlaceSession
+    from edgekd.train.places.text import TextEncoder
 
-#: folder of a run that keeps embeddings, as ``edgekd distill`` leaves it
-CACHE_NAME = "embeddings"
+#: texts of a set that an encoder's file is compared on
+_TRIED_TEXTS = 64
 #: places that are asked about at once by ``edgekd run``
 _BATCH = 32
 
@@ -83,11 +83,11 @@ def build(
     elif embeddings is not None:
         raise click.UsageError("--embeddings are those of a set, and there is none; give --data")
     if text_encoder != "none" or (places is not None and vectors is None):
-        found = _training_encoder(recipe, recipe_path.resolve().parent)
+        found = _training_encoder(recipe, recipe_path.resolve().parent, source)
         if places is not None and vectors is None:
             vectors = _embedded(places, found, source)
         if text_encoder != "none":
-            encoder = _writer(found, text_encoder)
+            encoder = _writer(found, text_encoder, places)
     out = output or default_folder(recipe, target)
     result = build_places(
         recipe, target, source, out, places, vectors,
@@ -115,26 +115,37 @@ def build(
              "--rules FILE")  # fmt: skip
 
 
-def _training_encoder(recipe: PlaceRecipe, folder: Path) -> Any:
-    """The encoder of texts that the recipe names, in torch."""
+def _training_encoder(recipe: PlaceRecipe, folder: Path, checkpoint: Path) -> TextEncoder:
+    """The encoder of texts that the recipe names, in torch, if a checkpoint learned with it."""
     from edgekd.contracts.optional import require
 
     require("torch", "train", "make embeddings of texts (or give them with --embeddings)")
-    return importlib.import_module("edgekd.train.places.run").text_encoder(recipe, folder)
+    from edgekd.train.places.checkpoint import check_same_text, load_places_checkpoint
+    from edgekd.train.places.run import text_encoder
 
-
-def _embedded(places: PlaceSet, encoder: Any, source: Path) -> Float32:
-    """Embeddings of a set's texts, kept where ``edgekd distill`` keeps them."""
-    cache = (source if source.is_dir() else source.parent) / CACHE_NAME
-    module = importlib.import_module("edgekd.train.places.text")
-    found: Float32 = module.embeddings_of([row.text for row in places.rows], encoder, cache)
+    learned = load_places_checkpoint(checkpoint).text
+    found = text_encoder(recipe, folder)
+    check_same_text({"name": found.name, "sha256": found.sha256}, learned, str(checkpoint))
     return found
 
 
-def _writer(encoder: Any, precision: str) -> WriteEncoder:
-    def write(folder: Path) -> Any:
-        module = importlib.import_module("edgekd.deploy.export.text_encoder")
-        return module.export_text_encoder(encoder, folder, precision)
+def _embedded(places: PlaceSet, encoder: TextEncoder, source: Path) -> Float32:
+    """Embeddings of a set's texts, kept where ``edgekd distill`` keeps them."""
+    from edgekd.train.places.text import embeddings_of
+
+    cache = (source if source.is_dir() else source.parent) / CACHE_NAME
+    return embeddings_of([row.text for row in places.rows], encoder, cache, note)
+
+
+def _writer(encoder: TextEncoder, precision: str, places: PlaceSet | None) -> WriteEncoder:
+    """What puts an encoder into a bundle, tried on the set's own texts where there is one."""
+    from edgekd.deploy.export.text_encoder import TRIAL_TEXTS, export_text_encoder
+
+    own = [] if places is None else list(dict.fromkeys(row.text for row in places.rows))
+    tried = own[:_TRIED_TEXTS] if len(own) > 1 else TRIAL_TEXTS
+
+    def write(folder: Path) -> TextEncoderDone:
+        return export_text_encoder(encoder, folder, precision, tried)  # type: ignore[arg-type]
 
     return write
 
@@ -190,7 +201,6 @@ def evaluate_checkpoint(
     from edgekd.contracts.place_evidence import read_embeddings
     from edgekd.contracts.place_set import load_places
     from edgekd.deploy.place_samples import open_reader
-    from edgekd.errors import InputError
     from edgekd.train.checkpoint import BEST_NAME, in_folder
     from edgekd.train.places.ask import asked_of_checkpoint
     from edgekd.train.places.checkpoint import load_places_checkpoint
@@ -201,14 +211,7 @@ def evaluate_checkpoint(
     if embeddings is not None:
         vectors = read_embeddings(embeddings, places, recipe.io.text)
     else:
-        encoder = _training_encoder(recipe, Path.cwd())
-        made = {"name": encoder.name, "sha256": encoder.sha256}
-        if checkpoint.text and checkpoint.text != made:
-            raise InputError(
-                f"{model} learned with the encoder {checkpoint.text}, and the recipe's is now "
-                f"{made}; give that encoder, or embeddings with --embeddings"
-            )
-        vectors = _embedded(places, encoder, model)
+        vectors = _embedded(places, _training_encoder(recipe, Path.cwd(), model), model)
     reader = open_reader(recipe, places, vectors)
     ask = asked_of_checkpoint(checkpoint, str(model))
     with progress_bar("eval", "place") as update:

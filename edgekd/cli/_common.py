@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 PathArgument = click.Path(path_type=Path)
+#: folder of a run of places that keeps embeddings and features, for whoever asks again
+CACHE_NAME = "cache"
 
 
 def shared_options(function: F) -> F:

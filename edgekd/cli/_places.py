@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.cli._common import emit, note, progress_bar, repeated, run_folder
+from edgekd.cli._common import CACHE_NAME, emit, note, progress_bar, repeated, run_folder
 
 if TYPE_CHECKING:
     from edgekd.contracts.place_recipe import PlaceRecipe
     from edgekd.train.places.run import OpenedPlaces
-
-#: folder of a run that keeps embeddings and features
-CACHE_NAME = "cache"
 
 
 def open_for(recipe: PlaceRecipe, recipe_path: Path, root: Path, cache: Path) -> OpenedPlaces:

@@ -89,7 +89,7 @@ def command(
                 f"{host} can be reached from other machines, and whoever reaches it could change "
                 f"the rules; give a token (--token-file, or {VARIABLE}), or serve on 127.0.0.1"
             )
-        from edgekd.runtime import places  # type: ignore[attr-defined, unused-ignore]
+        from edgekd.runtime import places
         from edgekd.serve.app import ROUTES, make_app
         from edgekd.serve.figures import Figures
         from edgekd.serve.gate import local_hosts

@@ -302,12 +302,9 @@ def _encoder(
     done: TextEncoderDone, recipe: PlaceRecipe, text: Mapping[str, str], source: str
 ) -> TextEncoderDone:
     """What was written, if it is the encoder that the student learned with."""
-    made = {"name": done.name, "sha256": done.sha256}
-    if text and text != made:
-        raise InputError(
-            f"the encoder of texts is {done.name} ({done.sha256[:12]}…), and {source} learned with "
-            f"{text.get('name')} ({text.get('sha256', '')[:12]}…); give that one"
-        )
+    from edgekd.train.places.checkpoint import check_same_text
+
+    check_same_text({"name": done.name, "sha256": done.sha256}, text, source)
     if done.width != recipe.io.text.width:
         raise InputError(
             f"the encoder of texts gives embeddings of {done.width}, and recipe '{recipe.name}' "

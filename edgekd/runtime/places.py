@@ -9,12 +9,11 @@ that an answer which breaks one is an error and never an answer.
 
 from __future__ import annotations
 
-import importlib
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -36,13 +35,15 @@ from edgekd.contracts.projection import OBEYED, Limits, past_bounds, project
 from edgekd.contracts.trust import Requirement, Signers, requirements
 from edgekd.errors import (
     BundleError,
-    EnvironmentLacksError,
     GateError,
     InputError,
 )
-from edgekd.runtime.backends.base import Backend
+from edgekd.runtime.backends.base import Backend, closed
 from edgekd.runtime.bundle import Bundle, open_bundle
 from edgekd.runtime.opening import open_backend, require_tensors
+
+if TYPE_CHECKING:
+    from edgekd.runtime.text import TextEncoder
 
 #: places of one call of the model
 BATCH: Final = 8
@@ -83,8 +84,9 @@ class PlaceSession:
             manifest.inputs[0], self.evidence.series, self.evidence.text
         )
         self._golden = bundle.file(manifest.golden.file)
-        self._lock = threading.Lock()
-        self._encoder: Any = None
+        self._lock, self._reading = threading.Lock(), threading.Lock()
+        self._encoder: TextEncoder | None = None
+        self._closed = False
 
     def answer(
         self, places: Sequence[Evidence], limits: Limits | Sequence[Limits] | None = None
@@ -152,18 +154,16 @@ class PlaceSession:
                 f"{self.path} has no text encoder, so texts cannot be asked about; build it with "
                 "one, or give embeddings"
             )
-        with self._lock:
+        from edgekd.runtime.text import TextEncoder
+
+        with self._reading:  # not the model's lock: answers go on while rules are put
+            if self._closed:
+                raise closed()
             if self._encoder is None:
-                try:
-                    module = importlib.import_module("edgekd.runtime.text")
-                except ModuleNotFoundError as err:
-                    raise EnvironmentLacksError(
-                        f"this edgekd cannot read texts ({err}); give embeddings"
-                    ) from err
-                self._encoder = module.TextEncoder(
+                self._encoder = TextEncoder(
                     self.path, done, self.manifest.target.threads, self.manifest.files
                 )
-            found: Float32 = np.asarray(self._encoder.embed(list(texts)), np.float32)
+            found = self._encoder.embed(list(texts))
         expected = (len(texts), self.evidence.text.width)
         if found.shape != expected:
             raise BundleError(
@@ -242,7 +242,10 @@ class PlaceSession:
         """Free the model; safe to call twice."""
         with self._lock:
             self.backend.close()
-            self._encoder = None
+        with self._reading:
+            self._closed = True
+            if self._encoder is not None:
+                self._encoder.close()
 
     def __enter__(self) -> PlaceSession:
         return self

@@ -424,7 +424,7 @@ def test_an_encoder_of_texts_is_packed_if_it_is_the_students(
     assert manifest.evidence is not None and manifest.evidence.text_encoder is not None
     recipe, made = place_recipe(), {"name": "made-up", "sha256": "1" * 64}
     other = encoder_of(sha256="2" * 64)(tmp_path)
-    with pytest.raises(InputError, match=r"is made-up \(2222.*learned with made-up \(1111"):
+    with pytest.raises(CheckpointError, match=r"is made-up \(2222.*learned with made-up \(1111"):
         module._encoder(other, recipe, made, "c.ckpt")
     with pytest.raises(InputError, match="gives embeddings of 9, and recipe .* takes 8"):
         module._encoder(encoder_of(width=9)(tmp_path), recipe, made, "c.ckpt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 
 import edgekd
-from edgekd.contracts.evidence import PROBABILITIES, SCORES, Evidence
+from edgekd.contracts.evidence import PROBABILITIES, SCORES, Evidence, Float32
+from edgekd.contracts.manifest import TextEncoderDone
 from edgekd.contracts.projection import OBEYED, past_bounds, project
 from edgekd.errors import BundleError, EdgeKDError, GateError, InputError, TrustError
 from edgekd.runtime.places import PlaceSession, no_limits, open_place_session, open_places
@@ -273,6 +275,37 @@ def test_maps_and_places_are_opened_by_their_own_doors(bundle: Path, tmp_path: P
 
 def test_texts_need_an_encoder(session: PlaceSession) -> None:
     with pytest.raises(InputError, match="has no text encoder"):
+        session.embed(["a"])
+
+
+class Reading:
+    """Stands for the encoder of texts; says when it was closed."""
+
+    def __init__(self, width: int) -> None:
+        self.open, self.width = True, width
+
+    def embed(self, texts: list[str]) -> Float32:
+        return np.zeros((len(texts), self.width), np.float32)
+
+    def close(self) -> None:
+        self.open = False
+
+
+def test_texts_are_read_while_the_model_works(bundle: Path) -> None:
+    """Rules may be put, which embeds their texts, while answers are given."""
+    with open_places(bundle) as session:
+        done = TextEncoderDone.model_construct(model="never opened")
+        session.evidence = session.evidence.model_copy(update={"text_encoder": done})
+        reading = Reading(session.evidence.text.width)
+        session._encoder = reading  # type: ignore[assignment]
+        found: list[int] = []
+        asking = threading.Thread(target=lambda: found.append(len(session.embed(["a", "b"]))))
+        with session._lock:  # as an answer holds it
+            asking.start()
+            asking.join(timeout=5)
+            assert found == [2]
+    assert not reading.open
+    with pytest.raises(EdgeKDError, match="closed"):
         session.embed(["a"])
 
 

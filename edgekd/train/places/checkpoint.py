@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,25 @@ def check_matches_places(checkpoint: PlaceCheckpoint, recipe: PlaceRecipe, sourc
                 f"{source} was trained with {key} {before}, the recipe '{recipe.name}' has "
                 f"{after}; give a checkpoint of this recipe, or make one with: {COMMAND}"
             )
+
+
+def check_same_text(made: Mapping[str, str], learned: Mapping[str, str], source: str) -> None:
+    """Raise unless embeddings come from the encoder that a student learned with.
+
+    Args:
+        made: ``name`` and ``sha256`` of the encoder.
+        learned: the same of the checkpoint; empty where embeddings were given to it.
+        source: of the checkpoint.
+
+    Raises:
+        CheckpointError: another encoder: its embeddings would be answered, and mean nothing.
+    """
+    if learned and dict(learned) != dict(made):
+        raise CheckpointError(
+            f"the encoder of texts is {made['name']} ({made['sha256'][:12]}…), and {source} "
+            f"learned with {learned.get('name')} ({learned.get('sha256', '')[:12]}…); take that "
+            "one, or give its embeddings with --embeddings"
+        )
 
 
 def _plain(recipe: PlaceRecipe, key: str) -> dict[str, Any]:

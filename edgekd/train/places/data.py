@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from edgekd.contracts.evidence import Evidence, EvidenceTensors, series_statistics
-from edgekd.contracts.imageio import Raster
+from edgekd.contracts.place_evidence import check_embeddings, check_fits, read_picture
 from edgekd.contracts.place_recipe import PlaceJitter, PlaceRecipe
-from edgekd.contracts.place_set import PlaceRow, PlaceSet, load_places
-from edgekd.contracts.windows import Window
-from edgekd.errors import DatasetError, ImageError, InputError
+from edgekd.contracts.place_set import PlaceSet, load_places
+from edgekd.errors import DatasetError
 from edgekd.train.places.checkpoint import with_statistics
 
 UInt8 = npt.NDArray[np.uint8]
@@ -50,13 +49,8 @@ class PlaceData:
     """
 
     def __init__(self, recipe: PlaceRecipe, places: PlaceSet, text: Float32) -> None:
-        check_fits(recipe, places)
-        if text.shape != (len(places.rows), recipe.io.text.width) or text.dtype != np.float32:
-            raise InputError(
-                f"embeddings are {text.dtype} {text.shape}, expected float32 "
-                f"({len(places.rows)}, {recipe.io.text.width})"
-            )
-        self.places, self.text = places, text
+        _check_fits(recipe, places)
+        self.places, self.text = places, check_embeddings(text, places, recipe.io.text)
         self.rows = {split: at for split in ("train", "val", "test") if (at := self._of(split))}
         if "train" not in self.rows:
             raise DatasetError(f"{places.root} has no place of split train")
@@ -108,46 +102,6 @@ class PlaceData:
         )
 
 
-def read_picture(row: PlaceRow, side_px: int) -> UInt8:
-    """A place's picture ``(side, side, 3)`` uint8.
-
-    Raises:
-        ImageError: it cannot be read, or is not of this side with three channels of 8 bits.
-    """
-    with Raster(row.image) as image:
-        if (image.height, image.width) != (side_px, side_px):
-            raise ImageError(
-                f"{row.image} has {image.height} x {image.width} px, expected {side_px} x {side_px}"
-            )
-        bands = image.choose_bands(None, 3)
-        if image.dtypes[bands[0] - 1] != "uint8":
-            raise ImageError(f"{row.image} has {image.dtypes[bands[0] - 1]} pixels, expected uint8")
-        found: UInt8 = np.ascontiguousarray(
-            image.read(Window(0, 0, side_px, side_px), bands), dtype=np.uint8
-        )
-    return found
-
-
-def check_fits(recipe: PlaceRecipe, places: PlaceSet) -> None:
-    """Raise unless a set has this recipe's classes, sizes and features.
-
-    Raises:
-        InputError: names what differs.
-    """
-    io, about = recipe.io, places.about
-    pairs: list[tuple[str, Any, Any]] = [
-        ("classes", [item.name for item in io.classes], places.classes),
-        ("pictures of side, px", io.image.tile_px, about.image_px),
-        ("days of a series", io.series.days, about.series.days),
-        ("features of a series", io.series.features, about.series.features),
-    ]
-    for what, asked, given in pairs:
-        if asked != given:
-            raise InputError(
-                f"recipe '{recipe.name}' and {places.root} differ in {what}: {asked} and {given}"
-            )
-
-
 def open_places_for(recipe: PlaceRecipe, root: Path) -> PlaceSet:
     """Read a set and hold it against a recipe.
 
@@ -155,8 +109,13 @@ def open_places_for(recipe: PlaceRecipe, root: Path) -> PlaceSet:
         InputError: it cannot be read, or does not fit.
     """
     places = load_places(root)
-    check_fits(recipe, places)
+    _check_fits(recipe, places)
     return places
+
+
+def _check_fits(recipe: PlaceRecipe, places: PlaceSet) -> None:
+    io = recipe.io
+    check_fits(f"recipe '{recipe.name}'", io.classes, io.image, io.series, places)
 
 
 def _digest(places: PlaceSet) -> str:

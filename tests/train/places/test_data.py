@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="days of a series: 30 and 35"):
         open_places_for(tiny_recipe(io=values["io"]), folder)
     places, text = load_tiny(folder)
-    with pytest.raises(InputError, match=r"embeddings are float32 \(39, 8\)"):
+    with pytest.raises(InputError, match=r"float32 \(39, 8\), expected float32 \(40, 8\)"):
         PlaceData(tiny_recipe(), places, text[1:])
 
 
