@@ -66,7 +66,7 @@ class Sizes(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Queries ``(N, Q, width)`` read tokens ``(N, T, width)``, with several heads."""
+    """Queries ``(N, Q, width)`` attend to tokens ``(N, T, width)``, with several heads."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -75,25 +75,29 @@ class Attention(nn.Module):
         self.both = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, queries: Tensor, tokens: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """``(N, Q, width)``; ``hidden (N, 1, 1, T)`` is added to the scores of the tokens."""
-        q, (k, v) = self._split(self.query(queries), 1)[0], self._split(self.both(tokens), 2)
+    def forward(self, own: Tensor) -> Tensor:
+        """``(N, Q, width)`` of queries that attend to each other."""
+        q, (k, v) = self._split(self.query(own), 1)[0], self._split(self.both(own), 2)
         # scaled before the product: TensorRT fuses no other spelling
         scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
-        weights = torch.softmax(scores if hidden is None else scores + hidden, dim=3)
-        read = (weights @ v).transpose(1, 2).flatten(2)
+        read = (torch.softmax(scores, dim=3) @ v).transpose(1, 2).flatten(2)
         found: Tensor = self.out(read)
         return found
 
-    def many(self, queries: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
-        """``(V, N, Q, width)`` of queries that read the same tokens ``(N, T, width)``, each with
-        another part hidden, ``(V, N, 1, 1, T)``; keys and values are made once."""
-        kinds, count = queries.shape[:2]
-        q = self._split(self.query(queries.flatten(0, 1)), 1)[0]
-        q = q.reshape(kinds, count, *q.shape[1:])
-        k, v = self._split(self.both(tokens), 2)
-        scores = (q * q.shape[4] ** -0.5) @ k.transpose(2, 3) + hidden
-        read = (torch.softmax(scores, dim=4) @ v).transpose(2, 3).flatten(3)
+    def read(self, queries: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
+        """``(N, Q, width)`` of a few queries and many tokens; ``hidden (N, 1, T)``, or ``(N, heads
+        Q, T)``, is added to the scores of the tokens.
+
+        Keys and values of the tokens are never made: their weights are applied to the queries and
+        to what these read, which is the same product in another order (the keys' bias adds the
+        same to all scores of a query, so softmax does not see it), and a fifth of the work.
+        """
+        q, width = self._split(self.query(queries), 1)[0], queries.shape[2]
+        keys, values = self.both.weight.reshape(2, self.heads, -1, width).unbind(0)
+        asked = (q @ keys).flatten(1, 2) * q.shape[3] ** -0.5  # (N, heads Q, width)
+        weights = torch.softmax(asked @ tokens.transpose(1, 2) + hidden, dim=2)
+        seen = (weights @ tokens).reshape(-1, self.heads, q.shape[2], width)
+        read = (seen @ values.transpose(1, 2)).transpose(1, 2).flatten(2) + self.both.bias[width:]
         found: Tensor = self.out(read)
         return found
 
@@ -115,20 +119,14 @@ class Reader(nn.Module):
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
-    def forward(self, latents: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
-        """``(N, L, width)``."""
-        return self._think(latents + self.across(self.norms[0](latents), tokens, hidden))
-
-    def many(self, latents: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
-        """``(V, N, L, width)``, see :meth:`Attention.many`."""
-        read = latents + self.across.many(self.norms[0](latents), tokens, hidden)
-        return self._think(read.flatten(0, 1)).reshape(read.shape)
-
-    def _think(self, latents: Tensor) -> Tensor:
-        own = self.norms[1](latents)
-        latents = latents + self.among(own, own)
-        found: Tensor = latents + self.mlp(self.norms[2](latents))
-        return found
+    def forward(self, latents: Tensor, tokens: Tensor, hidden: Tensor, sets: int = 1) -> Tensor:
+        """``(N, sets L, width)`` of so many sets of latents, which do not know each other."""
+        latents = latents + self.across.read(self.norms[0](latents), tokens, hidden)
+        count, _, width = latents.shape
+        latents = latents.reshape(count * sets, -1, width) if sets > 1 else latents
+        latents = latents + self.among(self.norms[1](latents))
+        latents = latents + self.mlp(self.norms[2](latents))
+        return latents.reshape(count, -1, width) if sets > 1 else latents
 
 
 def _hidden(tokens: Mapping[str, Tensor], present: Tensor) -> Tensor:
@@ -204,7 +202,7 @@ class CoastalNet(PlaceStudent):
     def answer(self, tokens: Mapping[str, Tensor], present: Tensor) -> Tensor:
         """Logits ``(N, classes)`` of tokens, of which ``present (N, 3)`` says what is there."""
         every = torch.cat([tokens[kind] for kind in KINDS], dim=1)
-        hidden = _hidden(tokens, present)[:, None, None]
+        hidden = _hidden(tokens, present)[:, None]
         latents: Tensor = self.latents  # of one place: the first reader's products spread it
         for reader in self.readers:
             latents = reader(latents, every, hidden)
@@ -214,11 +212,15 @@ class CoastalNet(PlaceStudent):
     def answers(self, tokens: Mapping[str, Tensor], presents: Tensor) -> Tensor:
         """Logits ``(V, N, classes)``; each reader looks at the tokens once for all V."""
         every = torch.cat([tokens[kind] for kind in KINDS], dim=1)
-        hidden = torch.stack([_hidden(tokens, present) for present in presents])[:, :, None, None]
-        latents = self.latents.expand(*presents.shape[:2], -1, -1)
+        sets, count = presents.shape[:2]
+        each, heads, alike = self.sizes.latents, self.sizes.heads, every.shape[1]
+        hidden = torch.stack([_hidden(tokens, present) for present in presents], dim=1)
+        hidden = hidden[:, None, :, None].expand(count, heads, sets, each, alike)
+        latents = self.latents.expand(count, -1, -1).repeat(1, sets, 1)
         for reader in self.readers:
-            latents = reader.many(latents, every, hidden)  # type: ignore[operator]
-        found: Tensor = self.head(self.norm(latents).mean(dim=2))
+            latents = reader(latents, every, hidden.reshape(count, -1, alike), sets)
+        latents = self.norm(latents).reshape(count, sets, each, -1).mean(dim=2)
+        found: Tensor = self.head(latents).transpose(0, 1)
         return found
 
     def embeddings(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
