@@ -114,6 +114,9 @@ def command(
                 version, asks = service.store.version, service.asks
                 now = watch.now()
                 made = "learned from a SIMULATED set, so its answers are no advice"
+                if not loopback:
+                    note("note: what goes over the network is not encrypted, the token neither; "
+                         "put a proxy with TLS before it, or use a tunnel")  # fmt: skip
                 emit(
                     {
                         "url": url, "bundle": asks.name, "simulated": asks.simulated,
@@ -131,9 +134,6 @@ def command(
                     ],
                     as_json,
                 )  # fmt: skip
-                if not loopback:
-                    note("note: what goes over the network is not encrypted, the token neither; "
-                         "put a proxy with TLS before it, or use a tunnel")  # fmt: skip
                 if not as_json:
                     who = ' -H "Authorization: Bearer $TOKEN"' if tokens else ""
                     put = (f"curl -T RULES.yaml -H 'Content-Type: application/yaml' -H 'X-Who: YOU'"

@@ -5,11 +5,15 @@ For scores ``z`` and rules ``A p <= b`` the answer is the information projection
     p* = argmin KL(p || softmax(z))   over   p >= 0, sum p = 1, A p <= b,
 
 whose solution is ``softmax(z - A^T w)`` with multipliers ``w >= 0`` that maximise the dual
-``-log sum exp(z - A^T w) - b^T w``: smooth, concave, as many unknowns as rules. A fixed number of
-Newton steps on that dual with a logarithmic barrier (Boyd and Vandenberghe 2004, 11.3) finds them.
+``-log sum exp(z - A^T w) - b^T w``: smooth, concave, as many unknowns as rules. Newton steps on
+that dual with a logarithmic barrier (Boyd and Vandenberghe 2004, 11.3) find them: a fixed number,
+which bounds the time, of which those that would move nothing any more are left out (some dozen are
+enough as a rule). What is found stays, so an answer does not depend on those beside it.
 The step length is the longest of ten halvings that is as good as the best, beginning where the
 scores move by no more than :data:`MOVED`: further out softmax is flat, and a Newton step means
-nothing. The system is scaled to a unit diagonal.
+nothing. A step's system has as many unknowns as classes, however many rules there are: the dual's
+curvature is ``S S^T`` with ``S = (A - A p 1^T) diag(sqrt(p))``, and a diagonal beside it, which the
+matrix inversion lemma (Woodbury) turns around. It is scaled to a unit diagonal.
 
 Steps are in double precision: rules that were relaxed leave a set of hardly any width, whose
 multipliers are large. Should they not suffice, the answer is drawn towards a point that is known
@@ -30,8 +34,10 @@ from edgekd.errors import InputError
 
 FloatArray = npt.NDArray[np.floating]
 
-#: Newton steps; ``benchmarks/policy_exact.py`` shows what they reach
+#: Newton steps at most; ``benchmarks/policy_exact.py`` shows what they reach, and how many it takes
 STEPS: Final = 48
+#: an answer is found where a step at the last barrier would move its scores apart by less
+STILL: Final = 1e-9
 #: a step is tried whole, halved, quartered, ...
 HALVINGS: Final = 10
 #: weight of the barrier: at first, at last, and what becomes of it after a good step
@@ -105,20 +111,20 @@ def project(
     b = b[:, :, None] + kind(SLACK)
     weight = np.ones((count, rows, 1), kind)
     barrier = np.full((count, 1, 1), BARRIER_FIRST, kind)
-    eye = np.eye(rows, dtype=kind)
+    eye = np.eye(z.shape[1], dtype=kind)
     ridge = kind(RIDGE) * eye
     halved = (kind(0.5) ** np.arange(HALVINGS)).astype(kind).reshape(1, 1, -1)
     for _ in range(STEPS):
         p = _softmax(z - at @ weight)
         past = a @ p
-        curvature = a @ (p * at) - past @ past.swapaxes(1, 2)
+        spread = (a - past) * np.sqrt(p).swapaxes(1, 2)
         room, pushed = b - past, barrier / weight
-        scale = np.sqrt(weight / np.maximum(room, pushed))
-        system = scale * curvature * scale.swapaxes(1, 2) + eye
+        loose, wish = weight / np.maximum(room, pushed), pushed - room
+        system = spread.swapaxes(1, 2) @ (loose * spread) + eye
         unit = 1 / np.sqrt((system * eye).sum(2, keepdims=True))
         system = unit * system * unit.swapaxes(1, 2) + ridge
-        both = scale * unit
-        way = both * _solve(system, both * (pushed - room), eye)
+        shared = unit * _solve(system, unit * (spread.swapaxes(1, 2) @ (loose * wish)), eye)
+        way = loose * (wish - spread @ shared)
         longest = np.minimum(
             kind(1),
             kind(TO_BOUND) / np.maximum((-way / weight).max(1, keepdims=True), kind(1e-9)),
@@ -136,6 +142,10 @@ def project(
         least = value.min(2, keepdims=True)
         good = value <= least + kind(SAME) * (1 + np.abs(least))
         length = np.where(good, lengths, kind(0)).max(2, keepdims=True)
+        found = (barrier <= kind(BARRIER_LAST)) & (length * apart < kind(STILL))
+        if found.all():
+            break
+        length = np.where(found, kind(0), length)
         weight = np.clip(weight + length * way, kind(WEIGHT_LEAST), kind(WEIGHT_MOST))
         fine = (length >= longest * kind(GOOD_PART)) & (longest > kind(GOOD_STEP))
         lower = np.maximum(barrier * kind(BARRIER_FALL), kind(BARRIER_LAST))

@@ -93,26 +93,25 @@ def _solution(
 
     Line by line :func:`edgekd.contracts.projection.project`.
     """
-    rows = rules.shape[1]
     at = rules.mT
     z = scores[:, :, None]
     z = z - torch.logsumexp(z, 1, keepdim=True)
     b = bounds[:, :, None] + fixed.SLACK
     weight = torch.ones_like(b)
     barrier = torch.full_like(b[:, :1], fixed.BARRIER_FIRST)
-    eye = torch.eye(rows, dtype=z.dtype, device=z.device)
+    eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
     halved = 0.5 ** torch.arange(fixed.HALVINGS, dtype=z.dtype, device=z.device)[None, None]
     for _ in range(fixed.STEPS):
         p = torch.softmax(z - at @ weight, 1)
         past = rules @ p
-        curvature = rules @ (p * at) - past @ past.mT
+        spread = (rules - past) * p.sqrt().mT
         room, pushed = b - past, barrier / weight
-        scale = (weight / torch.maximum(room, pushed)).sqrt()
-        system = scale * curvature * scale.mT + eye
+        loose, wish = weight / torch.maximum(room, pushed), pushed - room
+        system = spread.mT @ (loose * spread) + eye
         unit = 1 / (system * eye).sum(2, keepdim=True).sqrt()
         system = unit * system * unit.mT + fixed.RIDGE * eye
-        both = scale * unit
-        way = both * _solve(system, both * (pushed - room), eye)
+        shared = unit * _solve(system, unit * (spread.mT @ (loose * wish)), eye)
+        way = loose * (wish - spread @ shared)
         steepest = (-way / weight).amax(1, keepdim=True).clamp(min=1e-9)
         longest = (fixed.TO_BOUND / steepest).clamp(max=1)
         moved = at @ way
@@ -128,6 +127,10 @@ def _solution(
         least = value.amin(2, keepdim=True)
         good = value <= least + fixed.SAME * (1 + least.abs())
         length = torch.where(good, lengths, 0).amax(2, keepdim=True)
+        found = (barrier <= fixed.BARRIER_LAST) & (length * apart < fixed.STILL)
+        if bool(found.all()):
+            break
+        length = torch.where(found, 0, length)
         weight = (weight + length * way).clamp(fixed.WEIGHT_LEAST, fixed.WEIGHT_MOST)
         fine = (length >= longest * fixed.GOOD_PART) & (longest > fixed.GOOD_STEP)
         lower = (barrier * fixed.BARRIER_FALL).clamp(min=fixed.BARRIER_LAST)

@@ -7,12 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgekd.contracts import projection
 from edgekd.contracts.policy_rows import padded
 from edgekd.contracts.projection import OBEYED, Limits, past_bounds, project
 from edgekd.errors import InputError
 from tests.helpers.policies import exact, problem
 
 Z = np.log(np.array([[0.5, 0.3, 0.2]]))
+Z_TEN = np.linspace(-1, 1, 10)[None]
 INSIDE = np.array([0.1, 0.5, 0.4])
 
 
@@ -156,6 +158,44 @@ def test_it_obeys_whatever_becomes_of_the_steps(monkeypatch: pytest.MonkeyPatch)
     plain /= plain.sum(1, keepdims=True)
     drawn = past_bounds(plain, *filled[:2]) > 0
     assert drawn.mean() > 0.2 and past[drawn].min() > -1e-5, "as little as makes it obey"
+
+
+def surest(number: int) -> tuple[np.ndarray, Limits]:
+    """One of 600 problems whose scores are ten times as sure."""
+    random = np.random.default_rng(5)
+    scores, rules, bounds = [problem(random) for _ in range(number + 1)][number]
+    return 10 * scores, padded(rules, bounds, 17)
+
+
+@pytest.mark.parametrize("number", [457, 546])
+def test_steps_are_enough_for_scores_that_are_very_sure(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores, limits = surest(number)
+    found = project(scores[None], *limits)[0]
+    assert np.abs(found - exact(scores, *limits[:2])).max() < 1e-4
+    monkeypatch.setattr("edgekd.contracts.projection.STEPS", 26)
+    assert np.abs(project(scores[None], *limits)[0] - found).max() > 1e-3, "it needs more"
+
+
+def test_steps_end_where_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    solve = projection._solve
+    monkeypatch.setattr(projection, "_solve", lambda *a: (taken.append(1), solve(*a))[1])
+    project(Z, *limits_of([[1.0, 0, 0]], [0.2]))
+    easy = len(taken)
+    assert 9 <= easy <= 14, "the barrier alone takes nine"
+    taken.clear()
+    scores, limits = surest(546)
+    project(scores[None], *limits)
+    assert 30 < len(taken) < projection.STEPS
+
+
+def test_an_answer_does_not_depend_on_those_beside_it() -> None:
+    hard, limits = surest(546)
+    alone = project(Z_TEN, *limits)
+    beside = project(np.concatenate([Z_TEN, hard[None]]), *limits)
+    assert np.array_equal(beside[0], alone[0])
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import collections
+import json
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -55,6 +59,26 @@ def test_it_gives_what_numpy_gives() -> None:
     assert past_bounds(found, limits["rules"], limits["bounds"]).max() <= OBEYED
     (one,) = run.run(None, {"scores": scores[:1], **{k: v[:1] for k, v in limits.items()}})
     assert np.abs(one - found[:1]).max() <= 1e-6
+
+
+def test_the_loop_ends_where_nothing_moves(tmp_path: Path) -> None:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "profile")
+    run = ort.InferenceSession(
+        policy_model(10, 2).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    easy = padded([[1.0] + [0.0] * 9], [0.05], 2)._asdict()
+    run.run(
+        None, {"scores": np.zeros((1, 10), np.float32), **{k: v[None] for k, v in easy.items()}}
+    )
+    events = json.loads(Path(run.end_profiling()).read_text())
+    kinds = collections.Counter(
+        e["args"]["op_name"] for e in events if e["name"].endswith("kernel_time")
+    )
+    # one after the loop, one in each step
+    assert 9 <= kinds["Softmax"] - 1 <= 16
 
 
 def test_it_obeys_whatever_becomes_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:

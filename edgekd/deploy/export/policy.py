@@ -1,8 +1,9 @@
 """The projection of :mod:`edgekd.contracts.projection` as ONNX: rules and bounds are inputs.
 
 Opset 17; inputs and output are of single precision, the Newton steps of double. They are one
-``Loop`` with a fixed count, which keeps the file at some 20 kB; the number of rows is fixed, fewer
-rules are padded with rows of zeros.
+``Loop``, which keeps the file at some 20 kB and ends where no answer moves any more, at
+the latest after a fixed count; the number of rows is fixed, fewer rules are padded with rows of
+zeros.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def attach_policy(proto: onnx.ModelProto, rows: int, keep_scores: bool = False) 
         raise InputError(f"the model has a tensor called {taken[0]} already")
     classes, first = shape[1].dim_value, shape[0].dim_param or shape[0].dim_value
     write = _Writer()
-    write.project(scores.name, rows)
+    write.project(scores.name, classes, rows)
     graph.node.extend(write.nodes)
     graph.initializer.extend(write.constants)
     shapes = {RULES: [first, rows, classes], BOUNDS: [first, rows], INSIDE: [first, classes]}
@@ -130,7 +131,7 @@ class _Writer:
         top = self.most(x, 1)
         return self("Add", self("Log", self.total(self("Exp", self("Sub", x, top)), 1)), top)
 
-    def project(self, scores: str, rows: int) -> None:
+    def project(self, scores: str, classes: int, rows: int) -> None:
         """Line by line :func:`edgekd.contracts.projection.project`."""
         z, b, within = (
             self("Unsqueeze", self("Cast", name, to=TensorProto.DOUBLE), self.integers(2))
@@ -144,23 +145,21 @@ class _Writer:
         none = self("Mul", b, self.const(0))
         weight = self("Add", none, self.const(1))
         barrier = self("Add", self.most(none, 1), self.const(fixed.BARRIER_FIRST))
-        eye = np.eye(rows)
+        eye = np.eye(classes)
         outside, self.nodes = self.nodes, []
         weight_now, barrier_now = f"{_PREFIX}weight", f"{_PREFIX}barrier"
-        ends = self._step(z, a, at, b, self.turned(b), weight_now, barrier_now, eye)
-        going, still = f"{_PREFIX}going", f"{_PREFIX}still"
-        self.nodes.append(helper.make_node("Identity", [going], [still], name=still))
+        going, *ends = self._step(z, a, at, b, self.turned(b), weight_now, barrier_now, eye)
         shapes = {weight_now: ["N", rows, 1], barrier_now: ["N", 1, 1]}
         body = helper.make_graph(
             self.nodes,
             f"{_PREFIX}step",
             [
                 helper.make_tensor_value_info(f"{_PREFIX}number", TensorProto.INT64, []),
-                helper.make_tensor_value_info(going, TensorProto.BOOL, []),
+                helper.make_tensor_value_info(f"{_PREFIX}gone", TensorProto.BOOL, []),
                 *(_value(*item, TensorProto.DOUBLE) for item in shapes.items()),
             ],
             [
-                helper.make_tensor_value_info(still, TensorProto.BOOL, []),
+                helper.make_tensor_value_info(going, TensorProto.BOOL, []),
                 *(
                     _value(name, shape, TensorProto.DOUBLE)
                     for name, shape in zip(ends, shapes.values(), strict=True)
@@ -192,32 +191,31 @@ class _Writer:
     def _step(
         self, z: str, a: str, at: str, b: str, b_turned: str, weight: str, barrier: str,
         eye: np.ndarray[Any, np.dtype[np.float64]],
-    ) -> tuple[str, str]:  # fmt: skip
-        """One Newton step: names of the next multipliers and of the next barrier."""
+    ) -> tuple[str, str, str]:  # fmt: skip
+        """One Newton step: names of whether another is needed, of the next multipliers and of the
+        next barrier."""
         whole = self.const(eye)
         p = self("Softmax", self("Sub", z, self("MatMul", at, weight)), axis=1)
         past = self("MatMul", a, p)
-        curvature = self(
-            "Sub",
-            self("MatMul", a, self("Mul", p, at)),
-            self("MatMul", past, self.turned(past)),
-        )
+        spread = self("Mul", self("Sub", a, past), self.turned(self("Sqrt", p)))
+        spread_turned = self.turned(spread)
         room, pushed = self("Sub", b, past), self("Div", barrier, weight)
-        scale = self("Sqrt", self("Div", weight, self("Max", room, pushed)))
-        system = self("Add", self("Mul", self("Mul", scale, curvature), self.turned(scale)), whole)
+        loose = self("Div", weight, self("Max", room, pushed))
+        wish = self("Sub", pushed, room)
+        system = self("Add", self("MatMul", spread_turned, self("Mul", loose, spread)), whole)
         unit = self("Div", self.const(1), self("Sqrt", self.total(self("Mul", system, whole), 2)))
         system = self("Mul", self("Mul", unit, system), self.turned(unit))
         system = self("Add", system, self.const(fixed.RIDGE * eye))
-        both = self("Mul", scale, unit)
-        right = self("Mul", both, self("Sub", pushed, room))
-        way = self("Mul", both, self._solve(system, right, eye))
+        right = self("Mul", unit, self("MatMul", spread_turned, self("Mul", loose, wish)))
+        shared = self("Mul", unit, self._solve(system, right, eye))
+        way = self("Mul", loose, self("Sub", wish, self("MatMul", spread, shared)))
         steepest = self.most(self("Neg", self("Div", way, weight)), 1)
         steepest = self("Max", steepest, self.const(1e-9))
         longest = self("Min", self.const(1), self("Div", self.const(fixed.TO_BOUND), steepest))
         moved = self("MatMul", at, way)
         apart = self("Sub", self.most(moved, 1), self("ReduceMin", moved, axes=[1], keepdims=1))
-        apart = self("Max", apart, self.const(1e-9))
-        longest = self("Min", longest, self("Div", self.const(fixed.MOVED), apart))
+        wide = self("Max", apart, self.const(1e-9))
+        longest = self("Min", longest, self("Div", self.const(fixed.MOVED), wide))
         halved = (0.5 ** np.arange(fixed.HALVINGS)).reshape(1, 1, -1)
         lengths = self("Mul", longest, self.const(halved))
         tried = self("Add", weight, self("Mul", way, lengths))
@@ -228,6 +226,14 @@ class _Writer:
         margin = self("Mul", self.const(fixed.SAME), self("Add", self.const(1), self("Abs", least)))
         good = self("LessOrEqual", value, self("Add", least, margin))
         length = self.most(self("Where", good, lengths, self.const(0)), 2)
+        found = self(
+            "And",
+            self("LessOrEqual", barrier, self.const(fixed.BARRIER_LAST)),
+            self("Less", self("Mul", length, apart), self.const(fixed.STILL)),
+        )
+        open_ = self("Cast", self("Not", found), to=TensorProto.FLOAT)
+        going = self("Greater", self("ReduceMax", open_, keepdims=0), self.const(0, np.float32))
+        length = self("Where", found, self.const(0), length)
         weight = self("Add", weight, self("Mul", length, way))
         weight = self("Max", weight, self.const(fixed.WEIGHT_LEAST))
         weight = self("Min", weight, self.const(fixed.WEIGHT_MOST))
@@ -238,7 +244,7 @@ class _Writer:
         )
         lower = self("Mul", barrier, self.const(fixed.BARRIER_FALL))
         lower = self("Max", lower, self.const(fixed.BARRIER_LAST))
-        return weight, self("Where", fine, lower, barrier)
+        return going, weight, self("Where", fine, lower, barrier)
 
     def _solve(self, system: str, right: str, eye: np.ndarray[Any, np.dtype[np.float64]]) -> str:
         whole = self("Concat", system, right, axis=2)
