@@ -1,18 +1,21 @@
 """Milliseconds of an answer for ``coastal_gain.py``: the student's bundle against its teachers.
 
-Both run in ONNX Runtime in FP32 with one thread, and take turns, so that what else the machine does
-meets both. The student's answer is all that a bundle does: checks, tensors, the network, the rules,
-and that the answer obeys; the embedding of the text is there already, since it is made when rules
-change. The ensemble's is its networks alone, once with its encoder of texts (a text with every
-answer, as the teachers were taught), once without.
+All run with one thread and take turns, so that what else the machine does meets all. The student's
+answer is all that a bundle does with decoded evidence: checks, tensors, the network, the rules, and
+that the answer obeys; the embedding of the text is there already, since it is made when rules
+change. It is asked in FP32, and as ``edgekd build`` makes it. The ensemble's answer is its networks
+alone: in ONNX Runtime in FP32, and in PyTorch, as they were trained; each once with the encoder of
+texts (a text with every answer, as the teachers were taught), once without.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from edgekd.contracts.evidence import Answers, Evidence
 from edgekd.contracts.place_recipe import PlaceRecipe
 from edgekd.contracts.projection import Limits
 from edgekd.deploy.export.onnx_export import traced
 from edgekd.deploy.export.text_encoder import export_text_encoder
 from edgekd.deploy.places import build_places
 from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
-from edgekd.runtime.places import open_places
+from edgekd.runtime.places import PlaceSession, open_places
 from edgekd.runtime.text import TextEncoder
 from edgekd.train.places.networks import KindTeacher, build_kind_teacher
 from edgekd.train.places.predict import seen
@@ -68,45 +72,67 @@ def measure(
         limits: rules of the answers.
 
     Returns:
-        ``student_ms``, ``ensemble_ms``, ``ensemble_without_text_encoder_ms`` (medians), ``times``
-        and ``lines``.
+        ``milliseconds`` (medians) and their ``ratios``, ``times`` (both in ONNX Runtime, FP32, the
+        ensemble with its encoder of texts), what the student ``as_built`` is, and ``lines``.
     """
     data = opened.data
     rows = data.rows["test"][:_TURNS]
+    known = {at: data.evidence(at) for at in rows}  # pictures are decoded before
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
-        plain = recipe.model_copy(
-            update={"precision": recipe.precision.model_copy(update={"allowed": ["fp32"]})}
-        )
-        built = build_places(
-            plain, "x86-cpu", out / f"seed_{seed}" / "distilled", root / "bundle",
-            data.places, data.text,
-        )  # fmt: skip
         done = export_text_encoder(opened.encoder, root, "fp32")
         writer = TextEncoder(root, done, threads=1)
-        with open_places(built.path, any_device=True) as session:
-            asked = {
-                "student": lambda at: session.answer([data.evidence(at)], limits),
-                **_ensemble(recipe, folder, opened, out, seed, root, writer),
-            }
+        with contextlib.ExitStack() as stack:
+            asked: dict[str, Callable[[int], Any]] = {}
+            made = {}
+            for name, allowed in (("fp32", ["fp32"]), ("as built", recipe.precision.allowed)):
+                plain = recipe.model_copy(
+                    update={"precision": recipe.precision.model_copy(update={"allowed": allowed})}
+                )
+                built = build_places(
+                    plain, "x86-cpu", out / f"seed_{seed}" / "distilled", root / name,
+                    data.places, data.text,
+                )  # fmt: skip
+                session = stack.enter_context(open_places(built.path, any_device=True))
+                made[name] = session.manifest.precision.done
+                asked[f"student {name}"] = functools.partial(_answer, session, known, limits)
+            asked |= _ensemble(recipe, folder, opened, out, seed, root, writer)
             found = _in_turns(asked, rows)
-    times = found["ensemble"] / found["student"]
-    bare = found["ensemble, text known"] / found["student"]
+    ratios = {
+        f"{ours}, {theirs}": found[theirs] / found[ours]
+        for ours in found
+        for theirs in found
+        if ours.startswith("student") and theirs.startswith("ensemble")
+    }
     return {
-        "student_ms": found["student"],
-        "ensemble_ms": found["ensemble"],
-        "ensemble_without_text_encoder_ms": found["ensemble, text known"],
-        "times": times,
-        "times_without_text_encoder": bare,
+        "milliseconds": found,
+        "ratios": ratios,
+        "times": ratios["student fp32, ensemble onnx"],
+        "as_built": made["as built"],
         "threads": 1,
         "turns": len(rows),
         "lines": [
-            f"an answer, ONNX Runtime, FP32, one thread, medians of {len(rows)} in turns: student "
-            f"{found['student']:.1f} ms with rules, ensemble {found['ensemble']:.1f} ms "
-            f"({times:.1f} times), without its encoder of texts "
-            f"{found['ensemble, text known']:.1f} ms ({bare:.1f} times)"
+            f"an answer, one thread, medians of {len(rows)} in turns; the student's are with "
+            "rules, its text is embedded when rules change:",
+            *(
+                f"  {name:32} {value:7.1f} ms"
+                + "".join(
+                    f"  {value / found[ours]:5.1f} x {ours}"
+                    for ours in asked
+                    if ours.startswith("student") and not name.startswith("student")
+                )
+                for name, value in found.items()
+            ),
+            f"  student as built is {made['as built']}",
         ],
     }
+
+
+def _answer(
+    session: PlaceSession, known: Mapping[int, Evidence], limits: Limits, at: int
+) -> Answers:
+    return session.answer([known[at]], limits)
 
 
 def _ensemble(
@@ -134,20 +160,41 @@ def _ensemble(
         file = root / f"{entry.sees}.onnx"
         file.write_bytes(proto.SerializeToString())
         nets[entry.sees] = (teacher, OnnxRuntimeBackend(file, threads=1))
+    given = {
+        (kind, at): np.ascontiguousarray(np.float32(seen(nets[kind][0], data, [at])))
+        for kind in ("image", "series")
+        for at in data.rows["test"][:_TURNS]
+    }
 
-    def ask(at: int, text: Array) -> Array:
-        scores = []
-        for kind, (teacher, backend) in nets.items():
-            given = text if kind == "text" else np.float32(seen(teacher, data, [at]))
-            scores.append(backend.infer({"evidence": np.ascontiguousarray(given)})["logits"])
-        high = [np.exp(values - values.max()) for values in scores]
-        found: Array = np.mean([values / values.sum() for values in high], axis=0)
-        return found
+    def onnx(at: int, text: Array) -> Array:
+        return _mean(
+            backend.infer({"evidence": text if kind == "text" else given[kind, at]})["logits"]
+            for kind, (_, backend) in nets.items()
+        )
+
+    @torch.inference_mode()
+    def as_trained(at: int, text: Array) -> Array:
+        return _mean(
+            teacher(torch.from_numpy(text if kind == "text" else given[kind, at])).numpy()
+            for kind, (teacher, _) in nets.items()
+        )
+
+    def said(at: int) -> list[str]:
+        return [data.places.rows[at].text]
 
     return {
-        "ensemble": lambda at: ask(at, writer.embed([data.places.rows[at].text])),
-        "ensemble, text known": lambda at: ask(at, data.text[[at]]),
+        "ensemble onnx": lambda at: onnx(at, writer.embed(said(at))),
+        "ensemble onnx, text known": lambda at: onnx(at, data.text[[at]]),
+        "ensemble torch": lambda at: as_trained(at, opened.encoder.embed(said(at))),
+        "ensemble torch, text known": lambda at: as_trained(at, data.text[[at]]),
     }
+
+
+def _mean(scores: Iterable[Array]) -> Array:
+    """The mean of the probabilities."""
+    high = [np.exp(values - values.max()) for values in scores]
+    found: Array = np.mean([values / values.sum() for values in high], axis=0)
+    return found
 
 
 def _in_turns(asked: dict[str, Callable[[int], Any]], rows: list[int]) -> dict[str, float]:

@@ -25,6 +25,7 @@ import _coastal_table as tables
 import click
 import numpy as np
 from _coastal_pieces import ARMS, Piece, make
+from _coastal_plot import draw
 from _records import here
 
 from edgekd.contracts.artifacts import publish_file, write_json
@@ -149,7 +150,9 @@ def main(
         write_json(folder / "coastal_gain.json", record)
         with publish_file(folder / "coastal_gain.txt") as part:
             part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        say(f"written: {os.path.relpath(folder)}/coastal_gain.json")
+        ensembles = {seed: str(item["ensemble_is"]) for seed, item in found.items()}
+        draw(folder / "coastal_gain.png", every, pieces, ensembles, labels["test"])
+        say(f"written: {os.path.relpath(folder)}/coastal_gain.json, .txt, .png")
     held = (verdict["within_points"], verdict["all_obey"], verdict["fast_enough"] is not False)
     sys.exit(0 if all(held) else 1)
 
