@@ -87,7 +87,7 @@ def measure(
             plain, "x86-cpu", out / f"seed_{seed}" / "distilled", root / "bundle",
             data.places, data.text,
         )  # fmt: skip
-        with open_places(built.path, any_device=True) as session:
+        with open_places(built.path, threads=1) as session:
             asked: dict[str, Callable[[int], Any]] = {
                 "student": lambda at: session.answer([known[at]], limits),
                 **_ensemble(recipe, folder, opened, out, seed, root, writer),

@@ -279,7 +279,7 @@ def main(
         process = subprocess.Popen(
             [sys.executable, "-m", *module, str(bundle), "--port", "0", "--json", "--store",
              str(folder / "store"), "--rules", str(folder / "rules.yaml"), "--waiting",
-             str(waiting), "--any-device"],
+             str(waiting), "--threads", "1", "--any-device"],
             stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         try:

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--max-body", "body_mib", type=click.FloatRange(0.01, 256), default=4.0,
               show_default=True, help="Of a request for answers, MiB.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(0, 256), metavar="N",
+              help="Cores for an answer, 0: all; default: what the target says.")  # fmt: skip
 @click.option("--any-device", is_flag=True, help="Serve a bundle of another architecture.")
 @signer_option
 @shared_options
@@ -68,6 +70,7 @@ def command(
     waiting: int,
     answer_s: float,
     body_mib: float,
+    threads: int | None,
     any_device: bool,
     signer: list[Path] | None,
     as_json: bool,
@@ -104,7 +107,7 @@ def command(
         )  # fmt: skip
         watch = PowerWatch(power, each=figures.power)
         folder = store or bundle.resolve().with_name(f"{bundle.resolve().name}-rules")
-        with places.open_places(bundle, signers=signer, any_device=any_device) as model:
+        with places.open_places(bundle, signer, any_device, threads) as model:
             service = Service(model, folder, figures, bounds, watch, time_zone)
             begun = _begin(service.store, rules)
             app = make_app(service, tokens, local_hosts(allow_host) if loopback else None)

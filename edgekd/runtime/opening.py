@@ -16,7 +16,12 @@ DTYPE = "float32"
 
 
 def open_backend(
-    opened: Bundle, any_device: bool, streams: int, provider: str | Sequence[str] | None
+    opened: Bundle,
+    any_device: bool,
+    streams: int,
+    provider: str | Sequence[str] | None,
+    threads: int | None = None,
+    spin: bool = True,
 ) -> tuple[Backend, str]:
     """What runs a bundle here, and the file of the bundle that it runs.
 
@@ -27,6 +32,8 @@ def open_backend(
         any_device: load a bundle of another architecture.
         streams: model calls at once, at most; 0 leaves it to the backend.
         provider: of ONNX Runtime; None is the CPU's.
+        threads: of ONNX Runtime; None is what the target says.
+        spin: see :class:`edgekd.runtime.backends.onnxrt.OnnxRuntimeBackend`.
 
     Raises:
         BundleError: it does not fit this machine, or a file is not the sealed one.
@@ -80,10 +87,11 @@ def open_backend(
     return (
         OnnxRuntimeBackend(
             opened.file(model),
-            threads=manifest.target.threads,
+            threads=manifest.target.threads if threads is None else threads,
             streams=streams,
             provider=CPU if provider is None else provider,
             optimize=not foreign,
+            spin=spin,
         ),
         model,
     )

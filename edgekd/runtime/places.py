@@ -260,7 +260,10 @@ class PlaceSession:
 
 
 def open_places(
-    bundle: str | Path, signers: Signers | None = None, any_device: bool = False
+    bundle: str | Path,
+    signers: Signers | None = None,
+    any_device: bool = False,
+    threads: int | None = None,
 ) -> PlaceSession:
     """Open a bundle that answers for places: check it, load the model, and return a session.
 
@@ -269,6 +272,8 @@ def open_places(
         signers: public key file, or several: one of them must have signed the bundle; the
             environment variable ``EDGEKD_SIGNER`` demands the same beside.
         any_device: load a bundle of another architecture, to look at it.
+        threads: cores for an answer, 0 for all; None is what the bundle's target says. They sleep
+            between answers, which come now and then.
 
     Raises:
         InputError: a bundle that makes maps, or a key file that cannot be used.
@@ -276,17 +281,20 @@ def open_places(
         TrustError: not signed, by another key, or changed since (a kind of BundleError).
         EnvironmentLacksError: the backend's library, or the one for signatures, is not installed.
     """
-    return open_place_session(bundle, requirements(signers), any_device)
+    return open_place_session(bundle, requirements(signers), any_device, threads)
 
 
 def open_place_session(
-    bundle: str | Path, required: Iterable[Requirement], any_device: bool = False
+    bundle: str | Path,
+    required: Iterable[Requirement],
+    any_device: bool = False,
+    threads: int | None = None,
 ) -> PlaceSession:
     """As :func:`open_places`, with the signers already read; the environment adds none."""
     opened = open_bundle(Path(bundle), required)
     manifest = opened.manifest
     evidence = manifest.of_places(opened.path)
-    backend, _ = open_backend(opened, any_device, 1, None)
+    backend, _ = open_backend(opened, any_device, 1, None, threads, spin=False)
     try:
         _check_tensors(opened.path, manifest, evidence, backend)
         return PlaceSession(opened, backend)

@@ -136,7 +136,9 @@ def scores_of(tensors: dict[str, Any]) -> Float32:
 def fake_module() -> ModuleType:
     """In place of ``edgekd.runtime.places``."""
 
-    def open_places(bundle: Path, signers: object = None, any_device: bool = False) -> FakePlaces:
+    def open_places(
+        bundle: Path, signers: object = None, any_device: bool = False, threads: int | None = None
+    ) -> FakePlaces:
         file = bundle / "fake.json"
         return FakePlaces(**(json.loads(file.read_text()) if file.exists() else {}))
 

@@ -309,6 +309,15 @@ def test_texts_are_read_while_the_model_works(bundle: Path) -> None:
         session.embed(["a"])
 
 
+def test_threads_are_as_asked_and_sleep_between_answers(bundle: Path) -> None:
+    """Threads that spin cost more between answers than in them."""
+    with open_places(bundle, threads=3) as session:
+        assert session.backend.details["threads"] == "3"
+        options = session.backend._session.get_session_options()  # type: ignore[attr-defined]
+        assert options.intra_op_num_threads == 3
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
 def test_a_closed_session_says_so(bundle: Path, some: list[Evidence]) -> None:
     session = open_places(bundle)
     session.close()

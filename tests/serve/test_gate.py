@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from edgekd.contracts.evidence import Evidence
 from edgekd.errors import InputError
+from edgekd.runtime.places import no_limits
 from edgekd.serve.gate import OPEN, Gate, Lane, local_hosts
 from edgekd.serve.service import Bounds
 from edgekd.serve.tokens import Tokens, read_tokens
@@ -230,7 +232,7 @@ def test_overload_is_503_with_a_time_and_nothing_falls_over(tmp_path: Path) -> N
                 assert 1 <= int(item.headers["retry-after"]) <= 60
                 assert "all there is room for" in Problem.model_validate(item.json()).error
         said = " ".join(item.text for item in found)
-        assert "requests are in hand" in said and "one request is in the model and" in said
+        assert "requests are in hand" in said and "requests are in the model or wait for it" in said
         assert served.predict(*ASKED["places"]).status_code == 200, "and then as before"
         assert not any(lane.taken for lane in served.app._lanes.values())
 
@@ -326,10 +328,50 @@ def test_a_worker_answers_one_at_a_time_and_then_ends() -> None:
         worker.submit([place], None)
 
 
-def model_series() -> Any:
-    import numpy as np
+def test_those_that_wait_are_answered_together_each_with_its_own() -> None:
+    model = FakePlaces(delay_s=0.3)
+    worker = Worker(model, waiting=20)
+    free = no_limits(4, 4)
 
-    return np.array(series(), np.float32)
+    def ask(count: int, level_m: float) -> Any:
+        return worker.submit([Evidence(series=model_series(level_m))] * count, [free] * count)
+
+    first = ask(1, 0.0)
+    while model.asked == 0:
+        time.sleep(0.005)
+    sizes = [(1, 0.1), (2, 0.2), (1, 0.3), (5, 0.4), (1, 0.5)]
+    futures = [ask(*size) for size in sizes]
+    found = [item.result(10).answers for item in futures]
+    assert model.asked == 3, "alone, then 1 + 2 + 1 + 5 places, then the last one"
+    for (count, level_m), answers in zip(sizes, found, strict=True):
+        alone = ask(1, level_m).result(10).answers
+        for key in ("scores", "before", "probabilities"):
+            mine = getattr(answers, key)
+            assert mine.shape == (count, 4) and np.allclose(mine, getattr(alone, key), atol=1e-6)
+    assert not np.allclose(found[0].scores, first.result(10).answers.scores, atol=1e-3)
+    worker.close()
+
+
+def test_what_is_wrong_with_one_request_is_not_told_to_those_beside_it() -> None:
+    model = FakePlaces(delay_s=0.2)
+    worker = Worker(model, waiting=20)
+    free, good = no_limits(4, 4), Evidence(series=model_series(0.1))
+    first = worker.submit([good], [free])
+    while model.asked == 0:
+        time.sleep(0.005)
+    bad = Evidence(series=np.zeros((3, 2), np.float32))
+    futures = [worker.submit([item], [free]) for item in (good, bad, good)]
+    with pytest.raises(InputError):
+        futures[1].result(10)
+    for item in (first, futures[0], futures[2]):
+        assert item.result(10).answers.scores.shape == (1, 4)
+    without = [worker.submit([good], limits) for limits in (None, [free], None)]
+    assert [item.result(10).answers.scores.shape for item in without] == [(1, 4)] * 3
+    worker.close()
+
+
+def model_series(level_m: float = 0.0) -> Any:
+    return np.array(series(level_m), np.float32)
 
 
 def test_the_gate_passes_nothing_but_http() -> None:

