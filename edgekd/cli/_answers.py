@@ -273,7 +273,7 @@ def run(
     if output.suffix != ".csv":
         raise OutputError(f"answers for places are a .csv file, received {output}")
     places = load_places(source)
-    policy = _policy(rules, places)
+    policy = policy_of(rules, places)
     with open_places(bundle, signer, any_device) as session, publish_file(output) as part:
         manifest, evidence = session.manifest, session.evidence
         check_fits(str(bundle), manifest.classes, manifest.inputs[0], evidence.series, places)
@@ -345,7 +345,7 @@ def run(
     )
 
 
-def _policy(rules: str | None, places: PlaceSet) -> Policy | None:
+def policy_of(rules: str | None, places: PlaceSet | None) -> Policy | None:
     """The rules that were asked for: a file, the set's own, or none."""
     from edgekd.contracts.place_evidence import set_rules
     from edgekd.contracts.policy import load_policy
@@ -358,7 +358,7 @@ def _policy(rules: str | None, places: PlaceSet) -> Policy | None:
         )
     if rules == "none":
         return None
-    if rules == "set":
+    if rules == "set" and places is not None:
         found = set_rules(places)
         if found is None:
             raise InputError(f"{places.root} has no rules of its own; give --rules FILE or none")
