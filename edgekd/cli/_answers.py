@@ -272,7 +272,7 @@ def run(
 
     if output.suffix != ".csv":
         raise OutputError(f"answers for places are a .csv file, received {output}")
-    places = load_places(source)
+    places = load_places(source, labels=False)
     policy = policy_of(rules, places)
     with open_places(bundle, signer, any_device) as session, publish_file(output) as part:
         manifest, evidence = session.manifest, session.evidence
@@ -448,7 +448,7 @@ def validate_set(path: Path) -> dict[str, Any]:
     from edgekd.contracts.place_evidence import read_picture, rules_of_zones, set_rules
     from edgekd.contracts.place_set import load_places
 
-    places = load_places(path)
+    places = load_places(path, labels=False)
     for row in places.rows:
         read_picture(row, places.about.image_px)
     data = set_lines(places)
@@ -478,10 +478,13 @@ def set_lines(places: PlaceSet) -> list[str]:
     classes = dict.fromkeys(places.classes, 0)
     for row in places.rows:
         splits[row.split] += 1
-        classes[places.classes[row.label]] += 1
+        if row.label is not None:
+            classes[places.classes[row.label]] += 1
+    unlabelled = len(places.rows) - sum(classes.values())
     simulated = ["SIMULATED, not measured"] if places.about.simulated else []
     return [
         *simulated,
         "places: " + ", ".join(f"{name} {count}" for name, count in splits.items()),
         "labels: " + ", ".join(f"{name} {count}" for name, count in classes.items()),
+        *([f"without a label: {unlabelled}; edgekd run and bench take them"] if unlabelled else []),
     ]

@@ -45,7 +45,7 @@ class PlacesTyped:
         from edgekd.report.places import PlaceSubject, of_set, stored_or_random
         from edgekd.runtime.places import open_places
 
-        places = None if self.data is None else load_places(self.data)
+        places = None if self.data is None else load_places(self.data, labels=False)
         rules = self._rules(places)
         sessions = [stack.enter_context(open_places(path, signer, any_device)) for path in bundles]
         if places is None:

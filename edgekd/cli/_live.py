@@ -24,7 +24,7 @@ _WORDS: dict[Kind, str] = {
     "engine": "bare engine",
     "scene": "end to end",
     "streams": "bare engine, several calls at once",
-    "no_rules": "bare engine without the rules",
+    "rules": "bare engine with rules and without",
     "other": "other bundle",
 }
 _BARS = "▁▂▃▄▅▆▇█"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from typing import Annotated
 
 import pydantic
@@ -44,10 +46,9 @@ class AnswersWindow(Document):
             graph; holding the answer against its rules, and the rest.
         total, picture, tensors, model, check: figures of these.
         answers_per_s: 1 / mean of the whole.
-        without_rules_s: calls of the bare engine without rules, in turns with those that have them;
-            empty where no rules were in force.
-        without_rules: figures of these.
-        rules_s: what the rules cost: median of the bare engine's calls with them less that without.
+        with_rules_s, without_rules_s: calls of the bare engine on the same place, one behind the
+            other, so that whatever else the machine does falls on both; empty without rules.
+        rules_s: what the rules cost: median of the differences of these pairs.
     """
 
     places: int = pydantic.Field(ge=1)
@@ -65,8 +66,8 @@ class AnswersWindow(Document):
     model: LatencySummary
     check: LatencySummary
     answers_per_s: float
+    with_rules_s: list[Seconds] = []
     without_rules_s: list[Seconds] = []
-    without_rules: LatencySummary | None = None
     rules_s: float | None = None
 
     def parts_s(self) -> dict[str, list[float]]:
@@ -79,21 +80,20 @@ class AnswersWindow(Document):
         if len({len(values) for values in parts.values()}) != 1:
             raise ValueError("parts of the answers differ in number")
         given = parts | {"total": totals_s(parts)}
-        if self.without_rules_s:
-            given["without_rules"] = self.without_rules_s
-        elif self.without_rules is not None:
-            raise ValueError("without_rules has no calls")
         for name, values in given.items():
             summary = getattr(self, name)
-            if summary is None:
-                raise ValueError(f"{name} is absent")
             for key, value in LatencySummary.of(values):
                 if not nearly(value, getattr(summary, key)):
                     raise ValueError(f"{name}.{key} does not follow from the latencies")
         if not nearly(self.answers_per_s, 1 / self.total.mean_s):
             raise ValueError("answers_per_s does not follow from the latencies")
-        if (self.rules is None) != (self.without_rules is None):
-            raise ValueError("rules and calls without rules do not go together")
+        if len(self.with_rules_s) != len(self.without_rules_s):
+            raise ValueError("calls with rules and without differ in number")
+        cost_s = rules_cost_s(self.with_rules_s, self.without_rules_s)
+        if (self.rules is None) != (cost_s is None) or (cost_s is None) != (self.rules_s is None):
+            raise ValueError("rules, and calls with and without them, do not go together")
+        if not nearly(cost_s or 0, self.rules_s or 0):
+            raise ValueError("rules_s does not follow from the latencies")
         return self
 
 
@@ -102,6 +102,7 @@ def totals_s(parts: dict[str, list[float]]) -> list[float]:
     return [sum(values) for values in zip(*(parts[name] for name in PARTS), strict=True)]
 
 
-def rules_cost_s(engine: LatencySummary, without: LatencySummary | None) -> float | None:
-    """What rules add to a call, s; None without rules."""
-    return None if without is None else engine.p50_s - without.p50_s
+def rules_cost_s(with_s: Sequence[float], without_s: Sequence[float]) -> float | None:
+    """What rules add to a call, s; None where no pairs of calls were made."""
+    pairs = zip(with_s, without_s, strict=True)
+    return statistics.median(a - b for a, b in pairs) if with_s else None

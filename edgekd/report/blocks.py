@@ -162,7 +162,6 @@ class EngineBlocks:
 
     Args:
         tiles: what it is fed in turn, each of ``pixels``.
-        kind: of the phases.
 
     Attributes:
         origin_s: begin of the first call, monotonic clock, s.
@@ -174,9 +173,8 @@ class EngineBlocks:
         tiles: Sequence[Any],
         pixels: int,
         observer: Observer | None = None,
-        kind: Kind = "engine",
     ) -> None:
-        self._session, self._tiles, self._pixels, self._kind = session, tiles, pixels, kind
+        self._session, self._tiles, self._pixels = session, tiles, pixels
         self._starts: list[float] = []
         self._latencies: list[float] = []
         self._block_n: list[int] = []
@@ -213,19 +211,14 @@ class EngineBlocks:
         self._duration_s += end - begin
         self._block_n.append(len(self._latencies) - done)
         window = Phase(
-            kind=self._kind, start_s=behind[1], end_s=end, tiles=counted,
+            kind="engine", start_s=behind[1], end_s=end, tiles=counted,
             pixels=counted * self._pixels,
         )  # fmt: skip
         return [*guard_phase(begin, behind[1]), window]
 
-    @property
-    def latencies_s(self) -> list[float]:
-        """Of each call."""
-        return rounded(self._latencies)
-
     def window(self) -> EngineWindow:
         """The record's part."""
-        latencies = self.latencies_s
+        latencies = rounded(self._latencies)
         summary = LatencySummary.of(latencies)
         return EngineWindow(
             tiles=len(self._tiles),

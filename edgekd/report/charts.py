@@ -100,7 +100,7 @@ def scatters(
     records: Sequence[BenchmarkRecord], names: Sequence[str]
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """(title, chart) of tiles/s against J/tile: one for each scope and status of power, since those
-    may not be compared, and for each size of tile. Then who is in none of them, and why."""
+    may not be compared, and for each size of tile; answers apart. Then who is in none, and why."""
     groups: dict[tuple[str, str, str, str], list[int]] = {}
     left_out = []
     for index, record in enumerate(records):
@@ -114,7 +114,7 @@ def scatters(
     for (scope, status, part, work), held in groups.items():
         mark = f" ({status})" if status != "measured" else ""
         of = f"the {scope}" if part == WHOLE else part
-        what = f"power of {of}{mark}, tiles of {tile_px} px"
+        what = f"power of {of}{mark}, {work}"
         if len(held) == 1:
             left_out.append(f"{names[held[0]]}: {what}, alone of its kind")
             continue

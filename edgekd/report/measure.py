@@ -391,7 +391,7 @@ class _Bench:
             engine=window,
             engine_streams=streams,
             scene=scene,
-            answers=subject.answers(window.summary),
+            answers=subject.answers(),
             ratio=Ratio(
                 definition=subject.definition,
                 end_to_end_over_engine=ratio,

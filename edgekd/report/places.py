@@ -30,7 +30,7 @@ from edgekd.contracts.policy_rows import ZoneRules
 from edgekd.contracts.projection import Limits
 from edgekd.errors import InputError
 from edgekd.report.answers import PARTS, AnswersWindow, RulesUsed, rules_cost_s, totals_s
-from edgekd.report.blocks import EngineBlocks, Pace, Run, RunBlocks
+from edgekd.report.blocks import Pace, Run, RunBlocks
 from edgekd.report.latency import LatencySummary, rounded
 from edgekd.report.power import Phase
 from edgekd.report.record import InputUsed
@@ -304,22 +304,28 @@ class PlaceSubject(Subject):
         self._work = AnswerBlocks(session, asked)
         super().__init__(session, feeds, asked.used, self._work)
         self._asked, self._places = asked, session
-        self._free: EngineBlocks | None = None
-        if asked.rules is not None:
-            self._free = EngineBlocks(session, free, side**2, kind="no_rules")
+        self._pairs = list(zip(feeds, free, strict=True)) if asked.rules is not None else []
+        self._with_s: list[float] = []
+        self._without_s: list[float] = []
 
     def beside(self, pace: Pace) -> list[Phase]:
-        """The bare engine without rules, where some are in force: what they cost."""
-        if self._free is None:
+        """The bare engine with rules and without in turn, where some are in force."""
+        if not self._pairs:
             return []
-        return self._free.block(replace(pace, guard_s=0.0))
+        begin, done = time.monotonic(), len(self._with_s)
+        while time.monotonic() - begin < pace.block_s or len(self._with_s) - done < pace.least:
+            pair = self._pairs[len(self._with_s) % len(self._pairs)]
+            for feed, times in zip(pair, (self._with_s, self._without_s), strict=True):
+                start = time.monotonic()
+                self._places.infer(feed)
+                times.append(time.monotonic() - start)
+        return [Phase(kind="rules", start_s=begin, end_s=time.monotonic())]
 
-    def answers(self, engine: LatencySummary) -> AnswersWindow:
+    def answers(self) -> AnswersWindow:
         """See :class:`~edgekd.report.subjects.Subject`."""
         parts = {name: rounded(values) for name, values in self._work.parts.items()}
         total = LatencySummary.of(totals_s(parts))
-        free_s = [] if self._free is None else self._free.latencies_s
-        free = LatencySummary.of(free_s) if free_s else None
+        pairs = rounded(self._with_s), rounded(self._without_s)
         asked = self._asked
         return AnswersWindow.model_validate(
             {
@@ -330,9 +336,9 @@ class PlaceSubject(Subject):
                 "rules": asked.rules,
                 "total": total,
                 "answers_per_s": 1 / total.mean_s,
-                "without_rules_s": free_s,
-                "without_rules": free,
-                "rules_s": rules_cost_s(engine, free),
+                "with_rules_s": pairs[0],
+                "without_rules_s": pairs[1],
+                "rules_s": rules_cost_s(*pairs),
                 **{f"{name}_s": values for name, values in parts.items()},
                 **{name: LatencySummary.of(values) for name, values in parts.items()},
             }

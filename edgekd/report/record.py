@@ -18,7 +18,7 @@ from edgekd.contracts.artifacts import read_json, write_json
 from edgekd.contracts.calibration import Sha256
 from edgekd.contracts.schema import Document
 from edgekd.errors import InputError
-from edgekd.report.answers import AnswersWindow, rules_cost_s
+from edgekd.report.answers import AnswersWindow
 from edgekd.report.latency import LatencySummary, nearly
 from edgekd.report.power import PowerPending, PowerRecord, close
 from edgekd.report.system import Bench, SystemRecord, figures_of, make_system
@@ -416,12 +416,6 @@ class BenchmarkRecord(Document):
         expected = self.scene.unique_mpx_per_s / streams.mpx_per_s if streams else None
         if (at_once is None) != (expected is None) or not nearly(at_once or 0, expected or 0):
             raise ValueError("end_to_end_over_streams does not follow from the windows")
-        if self.answers is not None:
-            cost_s = rules_cost_s(self.engine.summary, self.answers.without_rules)
-            if (cost_s is None) != (self.answers.rules_s is None) or not nearly(
-                cost_s or 0, self.answers.rules_s or 0
-            ):
-                raise ValueError("answers.rules_s does not follow from the latencies")
         if self.system is not None:
             again = make_system(self.system.declared, Bench.of_record(self))
             if not close(figures_of(self.system), figures_of(again)):

@@ -295,7 +295,7 @@ def report_data(records: Sequence[BenchmarkRecord]) -> dict[str, Any]:
 def _data(record: BenchmarkRecord, label: str) -> dict[str, Any]:
     power = record.power.model_dump(mode="json", exclude={"trace", "phases"})
     scene = record.scene.model_dump(mode="json", exclude={"runs"})
-    raw = {"without_rules_s", *(f"{name}_s" for name in PARTS)}
+    raw = {"with_rules_s", "without_rules_s", *(f"{name}_s" for name in PARTS)}
     answers = None if record.answers is None else record.answers.model_dump(
         mode="json", exclude=raw
     )  # fmt: skip

@@ -18,7 +18,6 @@ from edgekd.runtime.session import Session
 
 if TYPE_CHECKING:
     from edgekd.report.answers import AnswersWindow
-    from edgekd.report.latency import LatencySummary
     from edgekd.runtime.places import PlaceSession
 
 
@@ -63,8 +62,8 @@ class Subject:
         """The record's part on several calls at once."""
         return None
 
-    def answers(self, engine: LatencySummary) -> AnswersWindow | None:
-        """The record's part on answers; ``engine`` are the calls of the bare engine."""
+    def answers(self) -> AnswersWindow | None:
+        """The record's part on answers."""
         return None
 
     def identity(self) -> BundleIdentity:

@@ -30,7 +30,7 @@ PHASES = {
     "guard": ("guard", "guard, not counted"),
     "engine": ("engine", "bare engine"),
     "streams": ("at once", "bare engine, several calls at once"),
-    "no_rules": ("no rules", "bare engine without the rules"),
+    "rules": ("rules", "bare engine with rules and without, call by call"),
     "scene": ("end to end", "end to end"),
     "other": ("other bundle", "other bundle in turns"),
 }

@@ -34,7 +34,7 @@ def test_the_view_shows_phase_power_temperature_and_speed() -> None:
         view.called(0.02)
     text = shown(view)
     for words in ("bare engine", "of about 12 s", "8.00 W", "51.5 °C (tj)", "20.00 ms per call",
-                  "50.00 tiles/s"):  # fmt: skip
+                  "50.00 calls/s"):  # fmt: skip
         assert words in text, text
     assert max(len(line) for line in text.splitlines()) <= 72
     assert "▁" in text and "█" in text
