@@ -461,7 +461,7 @@ def validate_set(path: Path) -> dict[str, Any]:
         for zone, item in made.items():
             data += [f"zone {zone}: {len(item.rows)} rules in force on {today}", *item.relaxed]
     elif policy is not None:
-        data.append("its rules were read and not made: scipy is not installed (extra sensors)")
+        data.append("its rules were read and not made: scipy is not installed (extra places)")
     simulated = ", SIMULATED" if places.about.simulated else ""
     return {
         "kind": "set of places",
