@@ -309,9 +309,8 @@ def _work_rows(name: str, work: WorkPower, unit: str) -> list[tuple[str, str]]:
         (f"{name}: energy per {unit}, J", interval(work.gross_j_per_tile)),
     ]
     named = [(f"net of idle, per {unit}, J", work.net_j_per_tile)]
-    if (
-        unit == "tile"
-    ):  # pixels are what a map is made of; of a place they are one evidence of three
+    of_maps = unit == "tile"  # a map is made of pixels; a place is no number of them
+    if of_maps:
         named += [
             ("energy per Mpx, J", work.gross_j_per_mpx),
             ("net of idle, per Mpx, J", work.net_j_per_mpx),

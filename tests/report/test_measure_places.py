@@ -125,12 +125,13 @@ def test_places_of_a_set_under_its_rules(session: PlaceSession, data: Path, tmp_
     assert [path.name[:4] for path in given.pictures] == ["test"] * 12
     by_name = {row.image: row for row in places.rows}
     vectors = embeddings(places)
-    for path, rest in zip(given.pictures, given.rest, strict=True):
+    every = of_set(session, places, "all", data / "texts.npy", rules)
+    assert len(every.pictures) == module.PLACES and every.pictures[-1] == places.rows[-1].image
+    for path, rest in zip(every.pictures, every.rest, strict=True):
         row = by_name[path]
         assert rest.text is not None and (rest.text == vectors[places.rows.index(row)]).all()
-        assert rest.series is places.series[row.series] or np.array_equal(
-            rest.series, places.series[row.series], equal_nan=True
-        )
+        assert rest.series is not None
+        assert np.array_equal(rest.series, places.series[row.series], equal_nan=True)
     (record,) = measure_subjects([partial(PlaceSubject, session, given)], SHORT)
     answers = record.answers
     assert answers is not None and answers.rules is not None
