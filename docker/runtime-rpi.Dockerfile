@@ -3,7 +3,7 @@
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
-ARG EXTRAS=onnxrt,geo,trust,serve
+ARG EXTRAS=onnxrt,geo,trust,places,serve
 ARG PIP_ARGS=""
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
@@ -30,8 +30,9 @@ RUN apt-get update \
 COPY --from=build /opt/edgekd /opt/edgekd
 # From 1.29 on ONNX Runtime's Linux wheels tell Microsoft about models and runs unless this is set.
 ENV PATH=/opt/edgekd/bin:${PATH} LANG=C.UTF-8 HOME=/tmp PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
-# Not ONNX Runtime: it does not import where a board is emulated, and images are built there, too.
-RUN python -c "import cv2, numpy, pyogrio, rasterio, shapely, edgekd.runtime.session"
+# Maps, and bundles of places: edgekd run, watch, bench, and edgekd serve (docker/README.md: a token, a
+# volume for rules, a port). Not ONNX Runtime: it does not import where a board is emulated, and images are built there, too.
+RUN python -c "import cv2, numpy, pyogrio, rasterio, scipy.optimize, shapely, tokenizers, edgekd.runtime.session, edgekd.serve.app"
 WORKDIR /work
 USER 10001:10001
 ENTRYPOINT ["edgekd"]

@@ -272,8 +272,8 @@ def run(
 
     if output.suffix != ".csv":
         raise OutputError(f"answers for places are a .csv file, received {output}")
-    places = load_places(source)
-    policy = _policy(rules, places)
+    places = load_places(source, labels=False)
+    policy = policy_of(rules, places)
     with open_places(bundle, signer, any_device) as session, publish_file(output) as part:
         manifest, evidence = session.manifest, session.evidence
         check_fits(str(bundle), manifest.classes, manifest.inputs[0], evidence.series, places)
@@ -345,7 +345,7 @@ def run(
     )
 
 
-def _policy(rules: str | None, places: PlaceSet) -> Policy | None:
+def policy_of(rules: str | None, places: PlaceSet | None) -> Policy | None:
     """The rules that were asked for: a file, the set's own, or none."""
     from edgekd.contracts.place_evidence import set_rules
     from edgekd.contracts.policy import load_policy
@@ -358,7 +358,7 @@ def _policy(rules: str | None, places: PlaceSet) -> Policy | None:
         )
     if rules == "none":
         return None
-    if rules == "set":
+    if rules == "set" and places is not None:
         found = set_rules(places)
         if found is None:
             raise InputError(f"{places.root} has no rules of its own; give --rules FILE or none")
@@ -448,7 +448,7 @@ def validate_set(path: Path) -> dict[str, Any]:
     from edgekd.contracts.place_evidence import read_picture, rules_of_zones, set_rules
     from edgekd.contracts.place_set import load_places
 
-    places = load_places(path)
+    places = load_places(path, labels=False)
     for row in places.rows:
         read_picture(row, places.about.image_px)
     data = set_lines(places)
@@ -461,7 +461,7 @@ def validate_set(path: Path) -> dict[str, Any]:
         for zone, item in made.items():
             data += [f"zone {zone}: {len(item.rows)} rules in force on {today}", *item.relaxed]
     elif policy is not None:
-        data.append("its rules were read and not made: scipy is not installed (extra sensors)")
+        data.append("its rules were read and not made: scipy is not installed (extra places)")
     simulated = ", SIMULATED" if places.about.simulated else ""
     return {
         "kind": "set of places",
@@ -478,10 +478,13 @@ def set_lines(places: PlaceSet) -> list[str]:
     classes = dict.fromkeys(places.classes, 0)
     for row in places.rows:
         splits[row.split] += 1
-        classes[places.classes[row.label]] += 1
+        if row.label is not None:
+            classes[places.classes[row.label]] += 1
+    unlabelled = len(places.rows) - sum(classes.values())
     simulated = ["SIMULATED, not measured"] if places.about.simulated else []
     return [
         *simulated,
         "places: " + ", ".join(f"{name} {count}" for name, count in splits.items()),
         "labels: " + ", ".join(f"{name} {count}" for name, count in classes.items()),
+        *([f"without a label: {unlabelled}; edgekd run and bench take them"] if unlabelled else []),
     ]

@@ -371,3 +371,18 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 def percent(value: float | None) -> str:
     """``0.5432`` -> ``54.3 %``; None -> ``-``."""
     return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def typed(context: click.Context) -> set[str]:
+    """Options that were typed, by their names in the function."""
+    source = click.core.ParameterSource.COMMANDLINE
+    return {name for name in context.params if context.get_parameter_source(name) is source}
+
+
+def refuse_others(names: set[str], why: str) -> None:
+    """Raise InputError where options were typed that mean nothing here."""
+    from edgekd.errors import InputError
+
+    if names:
+        said = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
+        raise InputError(f"{said} cannot be used here: {why}; leave it out")

@@ -24,6 +24,7 @@ _WORDS: dict[Kind, str] = {
     "engine": "bare engine",
     "scene": "end to end",
     "streams": "bare engine, several calls at once",
+    "rules": "bare engine with rules and without",
     "other": "other bundle",
 }
 _BARS = "▁▂▃▄▅▆▇█"
@@ -124,7 +125,7 @@ class LiveView:
             table.add_row("hottest zone", f"{last.temperatures_c[zone]:.1f} °C ({zone})")
         if self._calls:
             latency = statistics.median(list(self._calls))
-            table.add_row("engine", f"{1e3 * latency:.2f} ms per tile, {1 / latency:.2f} tiles/s")
+            table.add_row("engine", f"{1e3 * latency:.2f} ms per call, {1 / latency:.2f} calls/s")
         return Panel(table, title=self._title, border_style="cyan")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,20 +14,26 @@ import click
 
 from edgekd.cli._common import (
     PathArgument,
+    day_option,
+    embeddings_option,
     emit,
     note,
     parse_bands,
     provider_option,
+    refuse_others,
     shared_options,
     signer_option,
     table,
+    typed,
 )
 
 if TYPE_CHECKING:
+    from edgekd.cli._bench_places import PlacesTyped
     from edgekd.cli._live import LiveView
     from edgekd.report.measure import Sensor
     from edgekd.report.plan import Plan
     from edgekd.report.record import BenchmarkRecord
+    from edgekd.report.subjects import Subject
     from edgekd.telemetry.trace import Trace
 
 #: of a steady window, s: without power, and with it
@@ -71,11 +79,23 @@ _SECONDS, _SECONDS_WITH_POWER = 10.0, 30.0
               "their report.")  # fmt: skip
 @click.option("--trace", type=PathArgument, metavar="CSV|PARQUET",
               help="Samples of power with all rails, and where each phase begins.")  # fmt: skip
+@click.option("--data", type=PathArgument, metavar="SET",
+              help="Of a bundle of places: ask about this set's places; default: those that the "
+              "bundle stores.")  # fmt: skip
+@click.option("--split", default="all", show_default=True,
+              help="Of --data: train, val, test or all.")  # fmt: skip
+@click.option("--rules", metavar="FILE|set|none", default="none", show_default=True,
+              help="Of a bundle of places: the rules that answers obey; set: those of "
+              "--data.")  # fmt: skip
+@day_option
+@embeddings_option
 @provider_option
 @click.option("--any-device", is_flag=True, help="Measure a bundle of another architecture.")
 @signer_option
 @shared_options
+@click.pass_context
 def command(
+    context: click.Context,
     bundle: Path,
     source: Path | None,
     bands: list[int] | None,
@@ -90,6 +110,11 @@ def command(
     overlap: int | None,
     output: Path | None,
     trace: Path | None,
+    data: Path | None,
+    split: str,
+    rules: str,
+    day: str | None,
+    embeddings: Path | None,
     provider: list[str] | None,
     any_device: bool,
     signer: list[Path] | None,
@@ -101,12 +126,14 @@ def command(
     lags of the sensor, idle again; joules per tile come from the same run as the tiles per second.
     Without INPUT the pixels are noise, and the record says so. Ends with 1 when a validity check
     fails; the record is written all the same and says why.
+
+    Of a bundle that answers for places, end to end is one answer after the other, from a picture in
+    a file on; texts are embedded beforehand.
     """
     from edgekd.contracts.artifacts import publish_file
     from edgekd.errors import InputError, OutputError
-    from edgekd.report.measure import measure_in_turns
+    from edgekd.report.measure import measure_subjects
     from edgekd.report.plan import External, Plan
-    from edgekd.runtime.session import load
     from edgekd.telemetry.align import PULSE
     from edgekd.telemetry.power import PowerUnavailable, choose_sensor
     from edgekd.telemetry.trace import check_suffix, write_trace
@@ -128,15 +155,18 @@ def command(
         check_suffix(trace)
         if sweep is not None or isinstance(sensor, PowerUnavailable | External):
             raise InputError("--trace needs a power sensor, and one measurement; leave it out")
-    for path in [bundle] if interleave is None else [bundle, interleave]:
-        _require_maps(path, signer)
-    asked = _Asked(bundle, source, bands, plan, interleave, output, provider or [], any_device)
+    asked = _Asked(
+        bundle, source, bands, plan, interleave, output, provider or [], any_device, signer
+    )
+    asked = replace(
+        asked, places=_places(asked, typed(context), data, split, rules, day, embeddings)
+    )
     if sweep is not None or interleave is not None:
         _require_folder(output)
     elif output is not None and output.suffix != ".json":
         raise OutputError(f"a record ends in .json, received {output}")
     if sweep is not None:
-        _sweep(asked, sensor, provider, any_device, signer, as_json)
+        _sweep(asked, sensor, as_json)
         return
     traces: list[Trace] = []
     with contextlib.ExitStack() as outer:
@@ -146,16 +176,11 @@ def command(
             kept.touch()
         with contextlib.ExitStack() as stack:
             parts = asked.open(stack)
-            sessions = [
-                stack.enter_context(
-                    load(path, any_device=any_device, provider=provider, signer=signer)
-                )
-                for path in asked.bundles
-            ]
+            subjects = asked.subjects(stack)
             view = stack.enter_context(_view("bench", sensor))
-            records = measure_in_turns(
-                sessions, source, bands, plan, sensor=sensor, observer=view,
-                command=asked.command(), traces=traces,
+            records = measure_subjects(
+                subjects, plan, sensor=sensor, observer=view, command=asked.command(),
+                traces=traces,
             )  # fmt: skip
             for part, record in zip(parts, records, strict=False):
                 _write(part, record)
@@ -167,15 +192,39 @@ def command(
         _tell_several(dict(zip("AB", records, strict=True)), {}, asked, as_json)
 
 
-def _require_maps(bundle: Path, signer: list[Path] | None) -> None:
+#: options of maps, and of places
+_OF_MAPS, _OF_PLACES = (
+    {"bands", "overlap", "provider"},
+    {"data", "split", "rules", "day", "embeddings"},
+)
+
+
+def _places(
+    asked: _Asked, names: set[str], data: Path | None, split: str, rules: str, day: str | None,
+    embeddings: Path | None,
+) -> PlacesTyped | None:  # fmt: skip
+    """What was typed of places; None where the bundles make maps."""
     from edgekd.cli._answers import answers_for_places
+    from edgekd.cli._bench_places import typed_places
     from edgekd.errors import InputError
 
-    if answers_for_places(bundle, signer):
+    kinds = {path: answers_for_places(path, asked.signer) for path in asked.bundles}
+    if len(set(kinds.values())) > 1:
         raise InputError(
-            f"{bundle} answers for places, and a record of this version is about tiles and scenes, "
-            "so it cannot be measured yet; edgekd eval tells how good its answers are"
+            "one of the bundles makes maps and the other answers for places; tiles and answers are "
+            "not compared, so measure them one by one"
         )
+    if not any(kinds.values()):
+        refuse_others(names & _OF_PLACES, f"{asked.bundle} makes maps")
+        return None
+    refuse_others(names & _OF_MAPS, f"{asked.bundle} answers for places")
+    if asked.source is not None:
+        raise InputError(
+            f"{asked.bundle} answers for places, and takes no scene: leave {asked.source} out, or "
+            "give a set of places with --data"
+        )
+    found: PlacesTyped = typed_places(data, split, rules, day, embeddings)
+    return found
 
 
 def _without_folder(power: str) -> str:
@@ -197,6 +246,8 @@ class _Asked:
     output: Path | None
     providers: list[str]
     any_device: bool
+    signer: list[Path] | None
+    places: PlacesTyped | None = None
 
     @property
     def bundles(self) -> list[Path]:
@@ -216,11 +267,30 @@ class _Asked:
             part.touch()
         return parts
 
+    def subjects(self, stack: contextlib.ExitStack) -> list[Callable[[], Subject]]:
+        """Opened bundles with what they are fed; all is closed with the stack."""
+        from edgekd.report.subjects import TileSubject
+        from edgekd.runtime.session import load
+
+        if self.places is not None:
+            return self.places.subjects(self.bundles, self.signer, self.any_device, stack)
+        found: list[Callable[[], Subject]] = []
+        for path in self.bundles:
+            session = stack.enter_context(
+                load(path, any_device=self.any_device, provider=self.providers or None,
+                     signer=self.signer)
+            )  # fmt: skip
+            found.append(
+                partial(TileSubject, session, self.source, self.bands, self.plan.overlap_px)
+            )
+        return found
+
     def command(self, sweep: bool = False) -> str:
         """How to do this again; names without their folders, since a record is shown to others."""
         plan = self.plan
         words = ["edgekd", "bench", self.bundle.name]
         words += [] if self.source is None else [self.source.name]
+        words += [] if self.places is None else self.places.words()
         words += ["--power", plan.power, "--seconds", f"{plan.duration_s:g}"]
         words += ["--idle", f"{plan.idle_s:g}", "--warmup", f"{plan.warmup_s:g}"]
         words += ["--repeats", str(plan.repeats), "--interval", f"{plan.interval_s:g}"]
@@ -291,30 +361,23 @@ def _tell(record: BenchmarkRecord, asked: _Asked, as_json: bool) -> None:
         )
 
 
-def _sweep(
-    asked: _Asked,
-    sensor: Sensor,
-    provider: list[str] | None,
-    any_device: bool,
-    signer: list[Path] | None,
-    as_json: bool,
-) -> None:
+def _sweep(asked: _Asked, sensor: Sensor, as_json: bool) -> None:
     from edgekd.contracts.artifacts import publish_file
-    from edgekd.report.measure import measure
+    from edgekd.report.measure import measure_subjects
     from edgekd.report.sweep import sweep_modes
-    from edgekd.runtime.session import load
     from edgekd.telemetry.modes import Mode
 
     assert asked.output is not None
     folder = asked.output
-    with load(asked.bundle, any_device=any_device, provider=provider, signer=signer) as session:
+    with contextlib.ExitStack() as stack:
+        subjects = asked.subjects(stack)
 
         def one(mode: Mode) -> BenchmarkRecord:
             with _view(f"bench {mode.name}", sensor) as view:
-                record = measure(
-                    session, asked.source, asked.bands, asked.plan, sensor=sensor, observer=view,
+                record = measure_subjects(
+                    subjects, asked.plan, sensor=sensor, observer=view,
                     command=asked.command(sweep=True),
-                )  # fmt: skip
+                )[0]  # fmt: skip
             with publish_file(folder / f"{_file_name(mode.name)}.json") as part:
                 _write(part, record)
             return record

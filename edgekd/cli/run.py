@@ -16,11 +16,13 @@ from edgekd.cli._common import (
     note,
     percent,
     progress_bar,
+    refuse_others,
     scene_options,
     shared_options,
     signer_option,
     stop_on_signals,
     table,
+    typed,
 )
 
 if TYPE_CHECKING:
@@ -107,10 +109,10 @@ def command(
     from edgekd.cli import _answers
 
     mine = ("rules", "zone_column", "day", "split", "embeddings")
-    typed = _typed(context)
+    given = typed(context)
     if _answers.answers_for_places(bundle, signer):
         known = {*mine, "bundle", "scene", "output", "any_device", "signer", "as_json", "debug"}
-        _refuse_others(typed - known, f"{bundle} answers for places")
+        refuse_others(given - known, f"{bundle} answers for places")
         import datetime
 
         when = _answers.day_of(day) or datetime.date.today()
@@ -119,7 +121,7 @@ def command(
             as_json,
         )  # fmt: skip
         return
-    _refuse_others(typed & set(mine), f"{bundle} makes maps")
+    refuse_others(given & set(mine), f"{bundle} makes maps")
     from edgekd.contracts.memory import separate_large_memory
     from edgekd.errors import CancelledError, InputError
     from edgekd.runtime.polygons import Outline
@@ -181,20 +183,6 @@ def command(
     emit(result.plain() | logged, [*_lines(result), *told], as_json)
     if not as_json:
         note(f"next: edgekd bench {bundle} {scene}" + (" --any-device" if any_device else ""))
-
-
-def _typed(context: click.Context) -> set[str]:
-    """Options that were typed, by their names in the function."""
-    source = click.core.ParameterSource.COMMANDLINE
-    return {name for name in context.params if context.get_parameter_source(name) is source}
-
-
-def _refuse_others(names: set[str], why: str) -> None:
-    from edgekd.errors import InputError
-
-    if names:
-        said = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
-        raise InputError(f"{said} cannot be used here: {why}; leave it out")
 
 
 def _recording(

@@ -26,6 +26,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "deploy": ("torch", "onnx", "onnxscript", "onnxruntime", "rasterio"),
     "onnxrt": ("onnxruntime",),
     "text": ("onnxruntime", "tokenizers"),
+    "places": ("onnxruntime", "tokenizers", "rasterio", "scipy"),
     "sensors": ("scipy", "spectral"),
     "geo": ("rasterio", "shapely", "pyogrio"),
     "trt": ("tensorrt", "pycuda"),
@@ -33,7 +34,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "jetson": ("jtop",),
     "nvml": ("pynvml",),
     "parquet": ("pyarrow",),
-    "serve": ("fastapi", "uvicorn", "prometheus_client", "scipy", "tzdata"),
+    "serve": ("fastapi", "uvicorn", "prometheus_client", "rasterio", "scipy", "tzdata"),
     "trust": ("cryptography",),
 }
 

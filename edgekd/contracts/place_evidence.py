@@ -56,14 +56,19 @@ def read_picture(row: PlaceRow, side_px: int) -> UInt8:
     Raises:
         ImageError: it cannot be read, or is not of this side with three channels of 8 bits.
     """
-    with Raster(row.image) as image:
+    return read_picture_file(row.image, side_px)
+
+
+def read_picture_file(path: Path, side_px: int) -> UInt8:
+    """A picture ``(side, side, 3)`` uint8; see :func:`read_picture`."""
+    with Raster(path) as image:
         if (image.height, image.width) != (side_px, side_px):
             raise ImageError(
-                f"{row.image} has {image.height} x {image.width} px, expected {side_px} x {side_px}"
+                f"{path} has {image.height} x {image.width} px, expected {side_px} x {side_px}"
             )
         bands = image.choose_bands(None, 3)
         if image.dtypes[bands[0] - 1] != "uint8":
-            raise ImageError(f"{row.image} has {image.dtypes[bands[0] - 1]} pixels, expected uint8")
+            raise ImageError(f"{path} has {image.dtypes[bands[0] - 1]} pixels, expected uint8")
         found: UInt8 = np.ascontiguousarray(
             image.read(Window(0, 0, side_px, side_px), bands), dtype=np.uint8
         )

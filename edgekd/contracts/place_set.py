@@ -26,6 +26,8 @@ from edgekd.errors import InputError
 SET_FILE = "places.yaml"
 SPLITS = ("train", "val", "test")
 COLUMNS = ("name", "split", "group", "zone", "label", "image", "series", "text")
+#: the column that places without a known truth lack
+LABEL = "label"
 _MOST_ROWS, _MOST_TEXT = 1_000_000, 100_000
 
 
@@ -102,7 +104,8 @@ class PlaceRow:
         split: train, val or test.
         group: what must not be on both sides of a split: a coast, a town.
         zone: of the rules.
-        label: number of the class.
+        label: number of the class; None where nobody knows, which only a set that is read
+            without labels may have.
         image: path of its picture.
         series: number in ``series.npz``.
         text: what the place's papers say.
@@ -112,7 +115,7 @@ class PlaceRow:
     split: str
     group: str
     zone: str
-    label: int
+    label: int | None
     image: Path
     series: int
     text: str
@@ -159,15 +162,17 @@ class PlaceSet:
         return found
 
 
-def load_places(root: Path) -> PlaceSet:
+def load_places(root: Path, labels: bool = True) -> PlaceSet:
     """Read a set and check that its parts fit; pictures are only looked for.
 
     Args:
         root: the folder, or its ``places.yaml``.
+        labels: whether every place must have one; otherwise the column may be empty or absent.
 
     Raises:
-        InputError: a file that is missing or outside the folder, a row that does not fit, a group
-            in two splits, or a zone that the set's rules do not have.
+        InputError: a file that is missing or outside the folder, a row that does not fit or lacks
+            a label that is needed, a group in two splits, or a zone that the set's rules do not
+            have.
     """
     file = root if root.is_file() else root / SET_FILE
     if not file.is_file():
@@ -182,7 +187,7 @@ def load_places(root: Path) -> PlaceSet:
                 "folder: put the file there and name it by its path in it"
             )
     series = _series(file.parent / about.series.file, about.series)
-    rows = _rows(file.parent, about, len(series))
+    rows = _rows(file.parent, about, len(series), labels)
     _no_leak(rows, file)
     if about.rules is not None:
         _zones_known(rows, file.parent / about.rules)
@@ -221,7 +226,7 @@ def _series(path: Path, shape: SeriesShape) -> npt.NDArray[np.float32]:
     return values
 
 
-def _rows(root: Path, about: PlaceSetFile, series: int) -> list[PlaceRow]:
+def _rows(root: Path, about: PlaceSetFile, series: int, labels: bool) -> list[PlaceRow]:
     path = root / about.table
     names = [item.name for item in about.classes]
     found: list[PlaceRow] = []
@@ -229,14 +234,18 @@ def _rows(root: Path, about: PlaceSetFile, series: int) -> list[PlaceRow]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
+            columns = tuple(reader.fieldnames or ())
+            unlabelled = columns == tuple(name for name in COLUMNS if name != LABEL)
+            if columns != COLUMNS and not unlabelled:
                 raise InputError(
-                    f"{path} has the columns {', '.join(reader.fieldnames or ['none'])}, expected "
-                    f"{', '.join(COLUMNS)}"
+                    f"{path} has the columns {', '.join(columns or ['none'])}, expected "
+                    f"{', '.join(COLUMNS)} ({LABEL} may be absent where answers are all that is "
+                    "wanted)"
                 )
             for row in reader:
                 line = reader.line_num
-                found.append(_row(root, f"{path}, line {line}", row, names, series))
+                where = f"{path}, line {line}"
+                found.append(_row(root, where, row, len(columns), names, series, labels))
                 if found[-1].name in seen:
                     raise InputError(
                         f"{path}, line {line}: place {found[-1].name} stands in line "
@@ -252,15 +261,25 @@ def _rows(root: Path, about: PlaceSetFile, series: int) -> list[PlaceRow]:
     return found
 
 
-def _row(root: Path, where: str, row: dict[str, Any], classes: list[str], series: int) -> PlaceRow:
+def _row(
+    root: Path, where: str, row: dict[str, Any], columns: int, classes: list[str], series: int,
+    labels: bool,
+) -> PlaceRow:  # fmt: skip
     if None in row or None in row.values():
-        raise InputError(f"{where}: expected {len(COLUMNS)} values")
+        raise InputError(f"{where}: expected {columns} values")
+    said = row.get(LABEL, "")
+    label = classes.index(said) if said in classes else None
+    if labels and not said.strip():
+        raise InputError(
+            f"{where}: place {row['name']} has no {LABEL}, and learning and counting mistakes need "
+            f"one (valid: {', '.join(classes)}); edgekd run answers for places without"
+        )
     if row["split"] not in SPLITS:
         raise InputError(f"{where}: split is '{row['split']}', expected {', '.join(SPLITS)}")
-    if row["label"] not in classes:
+    if said.strip() and label is None:
         raise InputError(
-            f"{where}: label '{row['label']}' is no class of the set"
-            f"{nearest(row['label'], classes)} (valid: {', '.join(classes)})"
+            f"{where}: label '{said}' is no class of the set"
+            f"{nearest(said, classes)} (valid: {', '.join(classes)})"
         )
     number = row["series"]
     digits = number.isascii() and number.isdigit() and len(number) <= 9
@@ -279,8 +298,8 @@ def _row(root: Path, where: str, row: dict[str, Any], classes: list[str], series
     if not _inside(row["image"]) or not image.is_file():
         raise InputError(f"{where}: there is no picture {row['image']} in {root}")
     return PlaceRow(
-        row["name"], row["split"], row["group"], row["zone"], classes.index(row["label"]), image,
-        int(row["series"]), row["text"],
+        row["name"], row["split"], row["group"], row["zone"], label, image, int(row["series"]),
+        row["text"],
     )  # fmt: skip
 
 

@@ -143,7 +143,7 @@ def padded(rules: npt.ArrayLike, bounds: npt.ArrayLike, rows: int) -> Limits:
         InputError: too many rows, or such that nothing can meet.
         EnvironmentLacksError: scipy is not installed.
     """
-    require("scipy", "sensors", "compile rules")
+    require("scipy", "places", "compile rules")
     a, b = np.asarray(rules, dtype=np.float64), np.asarray(bounds, dtype=np.float64)
     if a.ndim != 2 or b.shape != a.shape[:1] or len(a) > rows:
         raise InputError(f"rules {a.shape} and bounds {b.shape} do not fit {rows} rows")

@@ -10,19 +10,18 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from edgekd.contracts.imageio import UInt8Array
-from edgekd.report.inputs import FloatArray
+from edgekd.report.latency import LatencySummary, rounded
 from edgekd.report.power import Kind, Phase
 from edgekd.report.record import (
     Disturbance,
     EngineWindow,
-    LatencySummary,
     SceneRun,
     SceneWindow,
     StreamsWindow,
@@ -64,6 +63,13 @@ class Pace:
     guard_s: float = 0.0
 
 
+class Engine(Protocol):
+    """What is called: a session; ``feed`` is whatever its model takes."""
+
+    def infer(self, feed: Any, /) -> Any:
+        """Call the model once and wait for the result."""
+
+
 class Observer(Protocol):
     """Is told how a measurement goes."""
 
@@ -97,8 +103,8 @@ class Silent:
 
 
 def warm_up(
-    session: Session,
-    tiles: list[FloatArray],
+    session: Engine,
+    tiles: Sequence[Any],
     warmup_s: float,
     flat: Flat | None = None,
     flat_s: float = 0.0,
@@ -147,21 +153,28 @@ def warm_up(
         detail=f"{verdict} after {total_s:.1f} s and {len(latencies)} calls: the medians of the "
         f"last two quarters ({quarter} calls each) differ by {100 * change:+.1f} %; allowed are "
         f"{100 * STEADY_BOUND:.0f} %" + (f"; {seen}" if seen else ""),
-        latencies_s=_rounded(latencies),
+        latencies_s=rounded(latencies),
     )
 
 
 class EngineBlocks:
     """Collects the calls of the bare engine.
 
+    Args:
+        tiles: what it is fed in turn, each of ``pixels``.
+
     Attributes:
         origin_s: begin of the first call, monotonic clock, s.
     """
 
     def __init__(
-        self, session: Session, tiles: list[FloatArray], observer: Observer | None = None
+        self,
+        session: Engine,
+        tiles: Sequence[Any],
+        pixels: int,
+        observer: Observer | None = None,
     ) -> None:
-        self._session, self._tiles = session, tiles
+        self._session, self._tiles, self._pixels = session, tiles, pixels
         self._starts: list[float] = []
         self._latencies: list[float] = []
         self._block_n: list[int] = []
@@ -197,23 +210,25 @@ class EngineBlocks:
                 break
         self._duration_s += end - begin
         self._block_n.append(len(self._latencies) - done)
-        pixels = counted * tile.shape[-1] * tile.shape[-2]
-        window = Phase(kind="engine", start_s=behind[1], end_s=end, tiles=counted, pixels=pixels)
+        window = Phase(
+            kind="engine", start_s=behind[1], end_s=end, tiles=counted,
+            pixels=counted * self._pixels,
+        )  # fmt: skip
         return [*guard_phase(begin, behind[1]), window]
 
-    def window(self, tile_px: int) -> EngineWindow:
+    def window(self) -> EngineWindow:
         """The record's part."""
-        latencies = _rounded(self._latencies)
+        latencies = rounded(self._latencies)
         summary = LatencySummary.of(latencies)
         return EngineWindow(
             tiles=len(self._tiles),
             duration_s=self._duration_s,
             block_n=self._block_n,
-            starts_s=_rounded(self._starts),
+            starts_s=rounded(self._starts),
             latencies_s=latencies,
             summary=summary,
             tiles_per_s=1 / summary.mean_s,
-            mpx_per_s=tile_px**2 / 1e6 / summary.mean_s,
+            mpx_per_s=self._pixels / 1e6 / summary.mean_s,
         )
 
 
@@ -227,7 +242,7 @@ def guard_phase(start_s: float, end_s: float) -> list[Phase]:
 class StreamBlocks:
     """Counts calls of the bare engine, several at once."""
 
-    def __init__(self, session: Session, tiles: list[FloatArray], streams: int) -> None:
+    def __init__(self, session: Session, tiles: Sequence[Any], streams: int) -> None:
         self._session, self._tiles, self._streams = session, tiles, streams
         self._calls = 0
         self._duration_s = 0.0
@@ -273,7 +288,14 @@ class StreamBlocks:
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
+    """One run over the input.
+
+    Attributes:
+        start_s: monotonic clock; total_s: of the whole run, infer_s: of the model's calls.
+        pixels, area_m2: with data; windows, skipped: with data and without; streams: calls at once.
+    """
+
     start_s: float
     total_s: float
     infer_s: float
@@ -284,38 +306,37 @@ class _Run:
     streams: int
 
 
-class SceneBlocks:
-    """Runs over the whole input: reading, tiling, blending, writing.
+class RunBlocks:
+    """Runs over the whole input.
 
     Args:
-        source: image or scene; None for ``image``.
-        image: ``(H, W, C)`` uint8 in memory, where there is no file.
-        bands, overlap_px: see :func:`edgekd.report.measure.measure`.
+        fills: whether runs fill the time of a block where no power is measured, too.
+
+    Attributes:
+        what: a run does, in words.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        source: Path | None,
-        image: UInt8Array | None,
-        bands: list[int] | None,
-        overlap_px: int | None,
-    ) -> None:
-        self._session, self._source, self._image = session, source, image
-        self._bands, self._overlap_px = bands, overlap_px
-        self._runs: list[_Run] = []
+    what: str
+
+    def __init__(self, fills: bool = False) -> None:
+        self._fills = fills
+        self._runs: list[Run] = []
+
+    def run(self) -> Run:
+        """Once over the input."""
+        raise NotImplementedError
 
     def block(self, pace: Pace) -> list[Phase]:
-        """One run; with a guard, runs until those that began behind it fill the time of the pace.
-        A run that is long beside the guard counts from its begin.
+        """One run; with a guard, or where runs fill, runs until those that began behind it fill
+        the time of the pace. A run that is long beside the guard counts from its begin.
 
         Returns:
             Guard and window, monotonic clock; all runs count for throughput.
         """
         begin = time.monotonic()
-        counted: list[_Run] = []
-        while not counted or (pace.guard_s and _span(counted) < pace.block_s):
-            run = self._run()
+        counted: list[Run] = []
+        while not counted or ((pace.guard_s or self._fills) and _span(counted) < pace.block_s):
+            run = self.run()
             self._runs.append(run)
             late = run.start_s - begin >= pace.guard_s
             if late or run.total_s >= LONG_SCENE * pace.guard_s:
@@ -329,38 +350,14 @@ class SceneBlocks:
         )  # fmt: skip
         return [*guard_phase(begin, counted[0].start_s), window]
 
-    def _run(self) -> _Run:
-        session = self._session
-        start = time.monotonic()
-        if self._source is None:
-            assert self._image is not None
-            stats = session.run(self._image, self._overlap_px).stats
-            total_s = time.monotonic() - start
-            pixels = int(self._image.shape[0] * self._image.shape[1])
-            return _Run(start, total_s, stats.infer_s, pixels, None, stats.run, stats.skipped,
-                        stats.streams)  # fmt: skip
-        with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as folder:
-            output = Path(folder) / "map.tif"
-            start = time.monotonic()
-            done = session.run_scene(self._source, output, self._bands, self._overlap_px)
-            total_s = time.monotonic() - start
-        area = None if done.class_area_m2 is None else sum(done.class_area_m2.values())
-        return _Run(start, total_s, done.infer_s, done.pixels_valid, area, done.windows_run,
-                    done.windows_skipped, done.streams)  # fmt: skip
-
     def window(self, overlap_px: int, origin_s: float) -> SceneWindow:
         """The record's part; ``origin_s`` is where the record's clock begins."""
         first = self._runs[0]
         total_s = statistics.median(run.total_s for run in self._runs)
         all_s = sum(run.total_s for run in self._runs) * first.streams
         share = sum(run.infer_s for run in self._runs) / all_s
-        what = (
-            "Session.run on the image in memory: windows, model, blending"
-            if self._source is None
-            else "Session.run_scene: open, read, windows, model, blending, write a GeoTIFF"
-        )
         return SceneWindow(
-            what=what,
+            what=self.what,
             runs=[
                 SceneRun(start_s=run.start_s - origin_s, total_s=run.total_s, infer_s=run.infer_s)
                 for run in self._runs
@@ -378,7 +375,54 @@ class SceneBlocks:
         )
 
 
-def _span(runs: list[_Run]) -> float:
+class SceneBlocks(RunBlocks):
+    """Runs over the whole input: reading, tiling, blending, writing.
+
+    Args:
+        source: image or scene; None for ``image``.
+        image: ``(H, W, C)`` uint8 in memory, where there is no file.
+        bands, overlap_px: see :func:`edgekd.report.measure.measure`.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        source: Path | None,
+        image: UInt8Array | None,
+        bands: list[int] | None,
+        overlap_px: int | None,
+    ) -> None:
+        super().__init__()
+        self._session, self._source, self._image = session, source, image
+        self._bands, self._overlap_px = bands, overlap_px
+        self.what = (
+            "Session.run on the image in memory: windows, model, blending"
+            if source is None
+            else "Session.run_scene: open, read, windows, model, blending, write a GeoTIFF"
+        )
+
+    def run(self) -> Run:
+        """See :class:`RunBlocks`."""
+        session = self._session
+        start = time.monotonic()
+        if self._source is None:
+            assert self._image is not None
+            stats = session.run(self._image, self._overlap_px).stats
+            total_s = time.monotonic() - start
+            pixels = int(self._image.shape[0] * self._image.shape[1])
+            return Run(start, total_s, stats.infer_s, pixels, None, stats.run, stats.skipped,
+                        stats.streams)  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix="edgekd-bench-") as folder:
+            output = Path(folder) / "map.tif"
+            start = time.monotonic()
+            done = session.run_scene(self._source, output, self._bands, self._overlap_px)
+            total_s = time.monotonic() - start
+        area = None if done.class_area_m2 is None else sum(done.class_area_m2.values())
+        return Run(start, total_s, done.infer_s, done.pixels_valid, area, done.windows_run,
+                    done.windows_skipped, done.streams)  # fmt: skip
+
+
+def _span(runs: list[Run]) -> float:
     return runs[-1].start_s + runs[-1].total_s - runs[0].start_s
 
 
@@ -429,8 +473,3 @@ class Watch:
             frequency_mhz=self._clock_mhz,
             absent=absent,
         )
-
-
-def _rounded(values: list[float]) -> list[float]:
-    """To 0.1 µs, far below what a call takes; keeps a record of 10,000 calls small."""
-    return [round(value, 7) for value in values]

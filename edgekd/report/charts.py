@@ -59,8 +59,8 @@ def histogram(record: BenchmarkRecord) -> str:
     return plot.html() + plot.x_axis(f"latency, ms{note}", 5)
 
 
-def energy(power: PowerRecord, valid: bool = True) -> str:
-    """Joules per tile with their intervals: gross and net, bare engine and end to end."""
+def energy(power: PowerRecord, valid: bool = True, unit: str = "tile") -> str:
+    """Joules per tile or answer with their intervals: gross and net, bare engine and end to end."""
     rows = []
     for kind, name, work in (
         ("engine", "bare engine", power.engine),
@@ -76,7 +76,7 @@ def energy(power: PowerRecord, valid: bool = True) -> str:
     ends = padded([0.0, *(value.high for *_, value in rows), *(value.low for *_, value in rows)],
                   1e-9, zero=True)  # fmt: skip
     plot = Plot(Scale(*ends, WIDTH), Scale(0, len(rows), height, True),
-                f"energy per tile{power_mark(power)}, J", "rows")  # fmt: skip
+                f"energy per {unit}{power_mark(power)}, J", "rows")  # fmt: skip
     plot.x_grid(5)
     for index, (kind, name, what, value) in enumerate(rows):
         y = len(rows) - index - 0.68
@@ -93,37 +93,40 @@ def energy(power: PowerRecord, valid: bool = True) -> str:
             plot.text(value.high, y, words, "beside strong", 0)
         else:
             plot.text(value.low, y, words, "beside end strong", 0)
-    return plot.html() + plot.x_axis(f"J per tile{power_mark(power)}", 5)
+    return plot.html() + plot.x_axis(f"J per {unit}{power_mark(power)}", 5)
 
 
 def scatters(
     records: Sequence[BenchmarkRecord], names: Sequence[str]
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """(title, chart) of tiles/s against J/tile: one for each scope and status of power, since those
-    may not be compared, and for each size of tile. Then who is in none of them, and why."""
-    groups: dict[tuple[str, str, str, int], list[int]] = {}
+    may not be compared, and for each size of tile; answers apart. Then who is in none, and why."""
+    groups: dict[tuple[str, str, str, str], list[int]] = {}
     left_out = []
     for index, record in enumerate(records):
         group = group_of(record)
         if group is None:
             left_out.append(f"{names[index]}: no power")
         else:
-            groups.setdefault((*group, record.bundle.tile_px), []).append(index)
+            work = "answers" if record.answers else f"tiles of {record.bundle.tile_px} px"
+            groups.setdefault((*group, work), []).append(index)
     found = []
-    for (scope, status, part, tile_px), held in groups.items():
+    for (scope, status, part, work), held in groups.items():
         mark = f" ({status})" if status != "measured" else ""
         of = f"the {scope}" if part == WHOLE else part
-        what = f"power of {of}{mark}, tiles of {tile_px} px"
+        what = f"power of {of}{mark}, {work}"
         if len(held) == 1:
             left_out.append(f"{names[held[0]]}: {what}, alone of its kind")
             continue
         chart = _scatter([records[i] for i in held], [names[i] for i in held], mark)
-        found.append((f"Energy per tile{mark} against throughput: {what}", chart))
+        unit = records[held[0]].unit
+        found.append((f"Energy per {unit}{mark} against throughput: {what}", chart))
     return found, left_out
 
 
 def _scatter(records: Sequence[BenchmarkRecord], names: Sequence[str], mark: str) -> str:
     points, keys = [], []
+    unit = records[0].unit
     numbered = max(map(len, names)) > _LONG_LABEL
     for number, (record, name) in enumerate(zip(records, names, strict=True), 1):
         assert isinstance(record.power, PowerRecord) and record.power.engine is not None
@@ -141,7 +144,7 @@ def _scatter(records: Sequence[BenchmarkRecord], names: Sequence[str], mark: str
     energies = [value for p in points for value in (p[1].value, p[1].low, p[1].high)]
     x, y = (padded(values, 0.3 * max(values)) for values in (rates, energies))
     plot = Plot(Scale(*x, WIDTH), Scale(*y, _SCATTER_PX, True),
-                f"energy per tile{mark} against throughput", "scatter")  # fmt: skip
+                f"energy per {unit}{mark} against throughput", "scatter")  # fmt: skip
     plot.y_ticks(5)
     plot.x_grid()
     _equal_power(plot, [(p[0], p[1].value) for p in points], mark)
@@ -154,8 +157,8 @@ def _scatter(records: Sequence[BenchmarkRecord], names: Sequence[str], mark: str
     for (rate, joules, *_, text, _), (end, down) in zip(points, placed, strict=True):
         plot.text(rate, joules.value, text, "beside end" if end else "beside", -down)
     return (
-        f'<div class="ytitle">J per tile{mark}</div>{plot.html()}'
-        f"{plot.x_axis('tiles/s, bare engine')}{_keys(keys) if numbered else ''}"
+        f'<div class="ytitle">J per {unit}{mark}</div>{plot.html()}'
+        f"{plot.x_axis(f'{unit}s/s, bare engine')}{_keys(keys) if numbered else ''}"
     )
 
 

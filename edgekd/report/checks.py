@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgekd.report.latency import percentile
 from edgekd.report.power import PowerRecord, WorkPower, window_faults
 from edgekd.report.record import (
     Asked,
@@ -26,7 +27,6 @@ from edgekd.report.record import (
     Power,
     SceneWindow,
     WarmUp,
-    percentile,
 )
 from edgekd.telemetry.energy import GUARD_LAGS, energy_j
 from edgekd.telemetry.power import PowerUnavailable
@@ -60,6 +60,7 @@ class Evidence:
         machine: what may have held it back; None where nobody looked.
         target, target_arch: what the bundle was built for.
         arch: of this machine.
+        unit: what a call gives, in a word.
     """
 
     asked: Asked
@@ -73,6 +74,7 @@ class Evidence:
     target: str
     target_arch: str
     arch: str
+    unit: str = "tile"
 
 
 def _verdict(name: str, passed: bool, detail: str) -> Check:
@@ -86,8 +88,8 @@ def enough_samples(e: Evidence) -> Check:
     return _verdict(
         "enough_samples",
         passed,
-        f"{n} tiles in {e.engine.duration_s:.1f} s and {runs} runs over the input; needed are "
-        f"{MIN_TILES} tiles, {e.asked.duration_s:g} s and {MIN_SCENE_RUNS} runs",
+        f"{n} {e.unit}s in {e.engine.duration_s:.1f} s and {runs} runs over the input; needed are "
+        f"{MIN_TILES} {e.unit}s, {e.asked.duration_s:g} s and {MIN_SCENE_RUNS} runs",
     )
 
 
@@ -374,5 +376,6 @@ def judge(record: BenchmarkRecord) -> list[Check]:
         target=record.bundle.target,
         target_arch=record.bundle.target_arch,
         arch=record.environment.arch,
+        unit=record.unit,
     )
     return run_checks(evidence) + check_power(record.power, record.asked)

@@ -27,7 +27,7 @@ import numpy as np
 
 from edgekd.report.power import Figure, PowerRecord, part_of
 from edgekd.report.record import BenchmarkRecord
-from edgekd.report.words import device_name, power_mark
+from edgekd.report.words import device_name, power_mark, rules_words
 from edgekd.telemetry.energy import Estimate, half_of_repeats
 
 Verdict = Literal["real", "not distinguishable", "not compared"]
@@ -156,6 +156,8 @@ QUANTITIES = (
 def compare(first: BenchmarkRecord, other: BenchmarkRecord) -> list[Difference]:
     """Differences of the bare engine, a quantity each."""
     same_tile = first.bundle.tile_px == other.bundle.tile_px
+    if "answer" in (first.unit, other.unit):
+        same_tile = True  # an answer is one whatever the size of its picture
     wanted = [item for item in QUANTITIES if item.per_tile in (None, same_tile)]
     return [_difference(item, first, other) for item in wanted]
 
@@ -163,17 +165,19 @@ def compare(first: BenchmarkRecord, other: BenchmarkRecord) -> list[Difference]:
 def _difference(item: Quantity, first: BenchmarkRecord, other: BenchmarkRecord) -> Difference:
     a, b = item.of(first), item.of(other)
     marks = {power_mark(first.power), power_mark(other.power)} if item.power else {""}
-    name = item.name + "".join(sorted(marks))
+    word = first.unit if first.unit == other.unit else "tile or answer"
+    unit = item.unit.replace("tiles", f"{word}s")
+    name = item.name.replace("tile", word) + "".join(sorted(marks))
     why = _not_comparable(item, first, other)
     if not why:
         named = (("the first", a), ("this one", b))
         why = "; ".join(f"{which}: {text}" for which, text in named if isinstance(text, str))
     if why or isinstance(a, str) or isinstance(b, str):
         one, two = (None if isinstance(x, str) else x for x in (a, b))
-        return Difference(name, item.unit, one, two, None, "not compared", why)
+        return Difference(name, unit, one, two, None, "not compared", why)
     change = b.minus(a)
     real = change.low > 0 or change.high < 0
-    return Difference(name, item.unit, a, b, change, "real" if real else "not distinguishable")
+    return Difference(name, unit, a, b, change, "real" if real else "not distinguishable")
 
 
 def _not_comparable(item: Quantity, first: BenchmarkRecord, other: BenchmarkRecord) -> str:
@@ -181,6 +185,8 @@ def _not_comparable(item: Quantity, first: BenchmarkRecord, other: BenchmarkReco
     for which, record in (("the first record", first), ("this record", other)):
         if not record.valid:
             return f"{which} is NOT VALID"
+    if first.unit != other.unit:
+        return f"the first is of {first.unit}s, this one of {other.unit}s"
     a, b = first.power, other.power
     if not item.power or not isinstance(a, PowerRecord) or not isinstance(b, PowerRecord):
         return ""
@@ -202,6 +208,11 @@ def caution(first: BenchmarkRecord, other: BenchmarkRecord) -> str:
     a_turns, b_turns = first.turns, other.turns
     if not a_turns or not b_turns or a_turns.measurement != b_turns.measurement:
         found.append("not measured in turns, so what changed in between is part of the difference")
+    if first.answers is not None and other.answers is not None:
+        if rules_words(first.answers) != rules_words(other.answers):
+            found.append("not under the same rules, and rules cost time")
+        if first.input != other.input:
+            found.append("not asked about the same places")
     a, b = first.power, other.power
     sensors = [(device_name(first), a.sensor.name)] if isinstance(a, PowerRecord) else []
     if isinstance(b, PowerRecord) and sensors not in ([], [(device_name(other), b.sensor.name)]):

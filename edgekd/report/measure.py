@@ -14,26 +14,21 @@ import math
 import statistics
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from edgekd.contracts.imageio import UInt8Array
-from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.system import declared_system
-from edgekd.contracts.windows import axis_starts
 from edgekd.errors import EnvironmentLacksError
 from edgekd.report.blocks import (
     EngineBlocks,
     Observer,
     Pace,
-    SceneBlocks,
     Silent,
-    StreamBlocks,
     Watch,
     warm_up,
 )
 from edgekd.report.checks import MIN_TILES, Evidence, check_power, run_checks
-from edgekd.report.inputs import FloatArray, file_tiles, synthetic_image, synthetic_tiles
 from edgekd.report.plan import DEFAULT_PLAN, External, Plan, flatness, require_length, turn_order
 from edgekd.report.power import (
     Phase,
@@ -43,18 +38,16 @@ from edgekd.report.power import (
     round_phases,
 )
 from edgekd.report.record import (
-    RATIO_DEFINITION,
     Asked,
     BenchmarkRecord,
-    BundleIdentity,
     Clock,
     Golden,
-    InputUsed,
     Machine,
     Ratio,
     Turns,
     WarmUp,
 )
+from edgekd.report.subjects import Subject, TileSubject
 from edgekd.report.system import Bench, make_system
 from edgekd.runtime.session import Session
 from edgekd.telemetry.energy import guard_s
@@ -120,7 +113,33 @@ def measure_in_turns(
         ImageError: the input cannot be read or does not fit a model.
         EnvironmentLacksError: a sensor that was found is gone.
     """
-    plan.require(len(sessions))
+    overlap_px = plan.overlap_px
+    return measure_subjects(
+        [partial(TileSubject, session, source, bands, overlap_px) for session in sessions],
+        plan, sensor=sensor, observer=observer, command=command, traces=traces, root=root,
+    )  # fmt: skip
+
+
+def measure_subjects(
+    make: Sequence[Callable[[], Subject]],
+    plan: Plan = DEFAULT_PLAN,
+    *,
+    sensor: Sensor = NOT_ASKED,
+    observer: Observer | None = None,
+    command: str | None = None,
+    traces: list[Trace] | None = None,
+    root: Path = Path("/"),
+) -> list[BenchmarkRecord]:
+    """Measure whatever can be, in turns: ABBA.
+
+    Args:
+        make: makes the subjects; called when the plan was looked at.
+        plan, sensor, observer, command, traces, root: see :func:`measure_in_turns`.
+
+    Raises:
+        InputError, EnvironmentLacksError: see :func:`measure_in_turns`.
+    """
+    plan.require(len(make))
     watcher = observer or Silent()
     powered = not isinstance(sensor, PowerUnavailable)
     guard = 0.0
@@ -128,10 +147,10 @@ def measure_in_turns(
         guard = sensor.guard_s
     elif not isinstance(sensor, PowerUnavailable):
         guard = guard_s(sensor.info)
-        require_length(sensor, plan.least_s(guard, len(sessions)))
+        require_length(sensor, plan.least_s(guard, len(make)))
     environment = read_environment(root)
     pace = Pace(plan.duration_s / plan.repeats, -(-MIN_TILES // plan.repeats), guard)
-    steps = len(sessions) * (2 * plan.repeats + 1) + (2 if powered else 0)
+    steps = len(make) * (2 * plan.repeats + 1) + (2 if powered else 0)
     done = 0
 
     def step() -> None:
@@ -140,7 +159,7 @@ def measure_in_turns(
         watcher.step(done, steps)
 
     watcher.step(0, steps)
-    benches = [_Bench(session, source, bands, plan, watcher, root) for session in sessions]
+    benches = [_Bench(item(), watcher, root) for item in make]
     ends: list[Phase] = []
     with _sampling(sensor, plan, watcher) as samples, StateWatch(root) as states:
         if powered:
@@ -180,8 +199,8 @@ def measure_in_turns(
                 order="".join(letters[item] for turn in order for item in turn),
                 letter=letters[place],
                 others={
-                    letters[item]: f"{other.session.manifest.name}, model "
-                    f"{other.session.manifest.files[other.session.model]}"
+                    letters[item]: f"{other.subject.manifest.name}, model "
+                    f"{other.subject.manifest.files[other.subject.session.model]}"
                     for item, other in enumerate(benches)
                     if item != place
                 },
@@ -240,7 +259,7 @@ def _pulse(plan: Plan, bench: _Bench, observer: Observer) -> list[Phase]:
         observer.phase("pulse", busy_s)
         begin = time.monotonic()
         while time.monotonic() - begin < busy_s:
-            bench.session.infer(bench.tiles[0])
+            bench.subject.session.infer(bench.subject.feeds[0])
         phases.append(Phase(kind="pulse", start_s=begin, end_s=time.monotonic()))
         time.sleep(quiet_s)
     return phases
@@ -250,74 +269,45 @@ class _Bench:
     """One bundle in a measurement.
 
     Attributes:
-        session: loaded.
-        tiles: normalised, that the bare engine sees in turn.
+        subject: bundle and work.
         phases: of its work, monotonic clock.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        source: Path | None,
-        bands: list[int] | None,
-        plan: Plan,
-        observer: Observer,
-        root: Path,
-    ) -> None:
-        geometry = session.geometry(plan.overlap_px)
-        # refuses an impossible overlap now and not after the first block
-        axis_starts(geometry.tile_px, geometry.tile_px, geometry.overlap_px, geometry.stride_px)
-        recipe = session.manifest.provenance.recipe
-        self._declared = declared_system(
-            recipe, f"the recipe inside bundle {session.manifest.name}"
-        )
-        self.session, self._root, self._observer = session, root, observer
+    def __init__(self, subject: Subject, observer: Observer, root: Path) -> None:
+        manifest = subject.manifest
+        recipe = manifest.provenance.recipe
+        self._declared = declared_system(recipe, f"the recipe inside bundle {manifest.name}")
+        self.subject, self._root, self._observer = subject, root, observer
         self.phases: list[Phase] = []
-        self._overlap_px, self._tile_px = geometry.overlap_px, geometry.tile_px
-        normalize = Normalizer(session.manifest.inputs[0])
-        image: UInt8Array | None = None
-        self._used: InputUsed
-        self.tiles: list[FloatArray]
-        if source is None:
-            image = synthetic_image(2 * geometry.tile_px, session.channels)
-            self.tiles, self._used = synthetic_tiles(image, geometry.tile_px, normalize)
-        else:
-            self.tiles, self._used = file_tiles(Path(source), bands, geometry.tile_px, normalize)
-        self._golden_error = session.golden_error()
-        self._scene = SceneBlocks(session, source, image, bands, plan.overlap_px)
+        self._golden_error = subject.session.golden_error()
         self._watch = Watch(root)
 
     def warm(self, plan: Plan, samples: Samples | None) -> None:
         """Warm up; what counts begins behind it."""
         begin = time.monotonic()
         flat = None if samples is None else flatness(samples, begin, plan.flat_s)
+        session, feeds = self.subject.session, self.subject.feeds
         self._warm_up: WarmUp = warm_up(
-            self.session, self.tiles, plan.warmup_s, flat, 0.0 if flat is None else plan.flat_s,
+            session, feeds, plan.warmup_s, flat, 0.0 if flat is None else plan.flat_s,
             self._observer,
         )  # fmt: skip
         self.phases.append(Phase(kind="warm_up", start_s=begin, end_s=time.monotonic()))
-        self._engine = EngineBlocks(self.session, self.tiles, self._observer)
-        streams = self.session.streams_for(
-            self._used.height_px, self._used.width_px, plan.overlap_px
-        )
-        self._streams = StreamBlocks(self.session, self.tiles, streams) if streams > 1 else None
+        self._engine = EngineBlocks(session, feeds, self.subject.tile_px**2, self._observer)
+        self.subject.start()
 
     def engine_turn(self, pace: Pace, observer: Observer) -> None:
-        """A block of the bare engine, then one of several calls at once."""
+        """A block of the bare engine, then one of what is set beside it."""
         observer.phase("engine", pace.guard_s + pace.block_s)
         self._watch.begin()
         self.phases += self._engine.block(pace)
-        if self._streams is not None:
-            begin = time.monotonic()
-            self._streams.block(pace.block_s)
-            self.phases.append(Phase(kind="streams", start_s=begin, end_s=time.monotonic()))
+        self.phases += self.subject.beside(pace)
         self._watch.end()
 
     def scene_turn(self, pace: Pace, observer: Observer) -> None:
         """A block of runs over the input."""
         observer.phase("scene")
         self._watch.begin()
-        self.phases += self._scene.block(pace)
+        self.phases += self.subject.runs.block(pace)
         self._watch.end(clock=False)
 
     @property
@@ -347,10 +337,11 @@ class _Bench:
         powered: bool,
     ) -> BenchmarkRecord:
         """Judge what was measured."""
-        manifest = self.session.manifest
-        window = self._engine.window(self._tile_px)
-        streams = None if self._streams is None else self._streams.window(self._tile_px)
-        scene = self._scene.window(self._overlap_px, self.origin_s)
+        subject = self.subject
+        manifest, tile_px = subject.manifest, subject.tile_px
+        window = self._engine.window()
+        streams = subject.streams()
+        scene = subject.runs.window(subject.overlap_px, self.origin_s)
         disturbance = self._watch.disturbance(environment.load_1min).model_copy(
             update={"gpu_mhz": self._gpu_mhz(states)}
         )
@@ -379,10 +370,11 @@ class _Bench:
                 target=manifest.target.name,
                 target_arch=manifest.target.arch,
                 arch=environment.arch,
+                unit=subject.unit,
             )
         )
         checks += check_power(power, asked)
-        redundancy = scene.windows_run * self._tile_px**2 / scene.pixels_unique
+        redundancy = scene.windows_run * tile_px**2 / scene.pixels_unique
         ratio = scene.unique_mpx_per_s / window.mpx_per_s
         at_once = scene.unique_mpx_per_s / streams.mpx_per_s if streams else None
         valid = all(check.status != "fail" for check in checks)
@@ -392,15 +384,16 @@ class _Bench:
         return BenchmarkRecord(
             created_utc=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             asked=asked,
-            bundle=_identity(self.session),
+            bundle=subject.identity(),
             environment=environment,
-            input=self._used,
+            input=subject.used,
             warm_up=self._warm_up,
             engine=window,
             engine_streams=streams,
             scene=scene,
+            answers=subject.answers(),
             ratio=Ratio(
-                definition=RATIO_DEFINITION,
+                definition=subject.definition,
                 end_to_end_over_engine=ratio,
                 end_to_end_over_streams=at_once,
                 redundancy=redundancy,
@@ -463,29 +456,3 @@ def _power(
             sensors={samples.info.name: made},
         )
     return made
-
-
-def _identity(session: Session) -> BundleIdentity:
-    manifest = session.manifest
-    stride = manifest.outputs[0].stride_px
-    assert stride is not None
-    return BundleIdentity(
-        name=manifest.name,
-        title=manifest.title,
-        model_sha256=manifest.files[session.model],
-        recipe_sha256=manifest.provenance.recipe_sha256,
-        checkpoint_sha256=manifest.provenance.checkpoint_sha256,
-        data_name=manifest.provenance.data_name,
-        student=str(manifest.provenance.student.get("name", "unnamed")),
-        precision=session.precision,
-        precision_asked=manifest.precision.asked,
-        target=manifest.target.name,
-        target_arch=manifest.target.arch,
-        backend=session.backend.details,
-        tile_px=manifest.inputs[0].tile_px,
-        stride_px=stride,
-        overlap_px=session.tiling.overlap_px,
-        classes=[item.name for item in manifest.classes],
-        gates={gate.name: gate.passed for gate in manifest.gates},
-        built_utc=manifest.provenance.created_utc,
-    )

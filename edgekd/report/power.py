@@ -32,7 +32,7 @@ from edgekd.telemetry.sampler import Samples
 from edgekd.telemetry.sensors._base import Reading, Scope, SensorInfo, Status
 
 FloatArray = npt.NDArray[np.float64]
-Kind = Literal["idle", "pulse", "warm_up", "guard", "engine", "streams", "scene", "other"]
+Kind = Literal["idle", "pulse", "warm_up", "guard", "engine", "streams", "rules", "scene", "other"]
 Work = Literal["engine", "scene"]
 
 #: samples of a window below which it gives no figure; faults begin far above
@@ -63,10 +63,11 @@ class Phase(Document):
     """A stretch of the measurement, on the clock of the record.
 
     Attributes:
-        kind: ``streams`` is the bare engine with several calls at once, ``other`` work of the
-            bundle that is measured in turns with this one.
+        kind: ``streams`` is the bare engine with several calls at once, ``rules`` that of a
+            bundle of places with its rules and without, call by call, ``other`` work of the bundle
+            that is measured in turns with this one.
         start_s, end_s: s.
-        tiles: that left the model.
+        tiles: that left the model; of a bundle of places, answers.
         pixels: unique pixels with data that were mapped; of the bare engine those of its tiles.
         area_m2: of those pixels; null where the input has no size on the ground.
     """
@@ -134,7 +135,8 @@ class Idle(Document):
 
 
 class WorkPower(Document):
-    """Power and energy of one kind of work, over all its windows together.
+    """Power and energy of one kind of work, over all its windows together. Of a bundle of places a
+    tile is an answer.
 
     Attributes:
         windows, seconds: how many, and their time, s.

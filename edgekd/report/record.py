@@ -8,9 +8,7 @@ hand is refused. What the samples do not tell (which sensor, which machine) is t
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +18,8 @@ from edgekd.contracts.artifacts import read_json, write_json
 from edgekd.contracts.calibration import Sha256
 from edgekd.contracts.schema import Document
 from edgekd.errors import InputError
+from edgekd.report.answers import AnswersWindow
+from edgekd.report.latency import LatencySummary, nearly
 from edgekd.report.power import PowerPending, PowerRecord, close
 from edgekd.report.system import Bench, SystemRecord, figures_of, make_system
 from edgekd.telemetry.environment import Environment
@@ -45,56 +45,14 @@ RATIO_DEFINITION = (
 )
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Nearest-rank percentile: the smallest value with at least ``percent`` % at or below it.
-
-    The result is always one of the values (nothing is interpolated), so the 99th percentile of
-    fewer than 100 values is the largest. It is ``sorted(values)[ceil(percent / 100 * n) - 1]``.
-
-    Args:
-        values: at least one.
-        percent: 0 < percent <= 100.
-
-    Raises:
-        ValueError: no values, or a percent outside the range.
-    """
-    if not values or not 0 < percent <= 100:
-        raise ValueError(f"expected values and 0 < percent <= 100, received {percent}")
-    # percent * n first: 0.07 * 100 is 7.000000000000001 and would move the rank by one
-    return sorted(values)[max(math.ceil(percent * len(values) / 100), 1) - 1]
-
-
-class LatencySummary(Document):
-    """Figures of a list of latencies, s; percentiles by nearest rank (:func:`percentile`)."""
-
-    n: int
-    mean_s: float
-    p50_s: float
-    p90_s: float
-    p99_s: float
-    min_s: float
-    max_s: float
-
-    @classmethod
-    def of(cls, latencies_s: Sequence[float]) -> LatencySummary:
-        """Summarise at least one latency."""
-        return cls(
-            n=len(latencies_s),
-            mean_s=statistics.fmean(latencies_s),
-            p50_s=percentile(latencies_s, 50),
-            p90_s=percentile(latencies_s, 90),
-            p99_s=percentile(latencies_s, 99),
-            min_s=min(latencies_s),
-            max_s=max(latencies_s),
-        )
-
-
 class BundleIdentity(Document):
     """Which bundle was measured, copied from its manifest.
 
     Attributes:
         precision, precision_asked: what the model computes in, and what the recipe allowed.
         backend: what really ran: library, version, provider, threads.
+        tile_px: side of a tile, or of a place's picture.
+        stride_px: of the output; null where there is one answer for a picture.
         gates: checks that the build made, name -> passed.
     """
 
@@ -111,7 +69,7 @@ class BundleIdentity(Document):
     target_arch: str
     backend: dict[str, str]
     tile_px: int
-    stride_px: int
+    stride_px: int | None
     overlap_px: int
     classes: list[str]
     gates: dict[str, bool]
@@ -122,13 +80,15 @@ class InputUsed(Document):
     """What was fed.
 
     Attributes:
-        kind: ``file``, or ``synthetic`` for uniform noise from a fixed seed.
-        name: file name without its folder.
-        bands: 1-based bands that were read; null for synthetic pixels.
-        sha256: of the file; null for synthetic pixels.
+        kind: ``file``, or ``synthetic`` for uniform noise from a fixed seed; of a bundle of places
+            ``set``, ``golden`` (places that the bundle stores) or ``synthetic``.
+        name: file name without its folder, or what the places are.
+        width_px, height_px: of the file, or of each place's picture.
+        bands: 1-based bands that were read; null for synthetic pixels and for places.
+        sha256: of the file, the set's table or the stored places; null for synthetic pixels.
     """
 
-    kind: Literal["file", "synthetic"]
+    kind: Literal["file", "synthetic", "set", "golden"]
     name: str
     width_px: int
     height_px: int
@@ -180,9 +140,9 @@ class EngineWindow(Document):
             raise ValueError("starts, latencies and blocks differ in number")
         expected = LatencySummary.of(self.latencies_s)
         for name, value in expected:
-            if not _close(value, getattr(self.summary, name)):
+            if not nearly(value, getattr(self.summary, name)):
                 raise ValueError(f"summary.{name} does not follow from the latencies")
-        if not _close(self.tiles_per_s, 1 / expected.mean_s):
+        if not nearly(self.tiles_per_s, 1 / expected.mean_s):
             raise ValueError("tiles_per_s does not follow from the latencies")
         return self
 
@@ -253,9 +213,9 @@ class SceneWindow(Document):
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> SceneWindow:
         total_s = statistics.median(run.total_s for run in self.runs)
-        if not _close(total_s, self.total_s):
+        if not nearly(total_s, self.total_s):
             raise ValueError("total_s is not the median of the runs")
-        if not _close(self.pixels_unique / 1e6 / total_s, self.unique_mpx_per_s):
+        if not nearly(self.pixels_unique / 1e6 / total_s, self.unique_mpx_per_s):
             raise ValueError("unique_mpx_per_s does not follow from the runs")
         return self
 
@@ -389,7 +349,12 @@ Power = Annotated[
 class BenchmarkRecord(Document):
     """One measurement.
 
+    Of a bundle of places a tile is a place and its answer, everywhere in the record:
+    ``tiles_per_s`` are answers per second, ``gross_j_per_tile`` joules per answer, and a run of the
+    scene window is one over all places of the measurement, one at a time.
+
     Attributes:
+        answers: of a bundle of places, answers end to end and their parts; null for maps.
         created_utc: ISO 8601, when the measurement ended.
         peak_rss_mib: largest resident memory of the process, from its start to the end.
         power: figures with their samples, or why there are none; never a number in their place.
@@ -414,6 +379,7 @@ class BenchmarkRecord(Document):
     engine: EngineWindow
     engine_streams: StreamsWindow | None
     scene: SceneWindow
+    answers: AnswersWindow | None = None
     ratio: Ratio
     disturbance: Disturbance
     golden: Golden
@@ -434,21 +400,21 @@ class BenchmarkRecord(Document):
         if self.valid != all(check.status != "fail" for check in self.checks):
             raise ValueError("valid does not follow from the checks")
         tile_mpx = self.bundle.tile_px**2 / 1e6
-        if not _close(self.engine.mpx_per_s, self.engine.tiles_per_s * tile_mpx):
+        if not nearly(self.engine.mpx_per_s, self.engine.tiles_per_s * tile_mpx):
             raise ValueError("engine.mpx_per_s does not follow from the latencies")
-        if not _close(self.scene.tiles_per_s, self.scene.windows_run / self.scene.total_s):
+        if not nearly(self.scene.tiles_per_s, self.scene.windows_run / self.scene.total_s):
             raise ValueError("scene.tiles_per_s does not follow from the runs")
         streams = self.engine_streams
         if (1 if streams is None else streams.streams) != self.scene.streams:
             raise ValueError("the bare engine was measured with another number of streams")
-        if streams and not _close(streams.mpx_per_s, streams.tiles_per_s * tile_mpx):
+        if streams and not nearly(streams.mpx_per_s, streams.tiles_per_s * tile_mpx):
             raise ValueError("engine_streams.mpx_per_s does not follow from tiles_per_s")
         ratio = self.scene.unique_mpx_per_s / self.engine.mpx_per_s
-        if not _close(ratio, self.ratio.end_to_end_over_engine):
+        if not nearly(ratio, self.ratio.end_to_end_over_engine):
             raise ValueError("the ratio does not follow from the windows")
         at_once = self.ratio.end_to_end_over_streams
         expected = self.scene.unique_mpx_per_s / streams.mpx_per_s if streams else None
-        if (at_once is None) != (expected is None) or not _close(at_once or 0, expected or 0):
+        if (at_once is None) != (expected is None) or not nearly(at_once or 0, expected or 0):
             raise ValueError("end_to_end_over_streams does not follow from the windows")
         if self.system is not None:
             again = make_system(self.system.declared, Bench.of_record(self))
@@ -468,6 +434,11 @@ class BenchmarkRecord(Document):
                     f"{check.status!r}"
                 )
 
+    @property
+    def unit(self) -> str:
+        """What one call of the model gives, in a word."""
+        return "tile" if self.answers is None else "answer"
+
     def plain(self) -> dict[str, Any]:
         """JSON-ready values with the keys as written in the file."""
         return self.model_dump(mode="json", by_alias=True)
@@ -475,10 +446,6 @@ class BenchmarkRecord(Document):
     def failed(self) -> list[Check]:
         """Checks that failed: why the record is not valid."""
         return [check for check in self.checks if check.status == "fail"]
-
-
-def _close(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def write_record(record: BenchmarkRecord, path: Path) -> None:

@@ -115,7 +115,8 @@ def _view(record: BenchmarkRecord, label: str, markup: Callable[[str], str]) -> 
         "timeline": markup(timeline(record)),
         "histogram": markup(charts.histogram(record)),
         "calls": record.engine.summary.n,
-        "energy": markup(charts.energy(power, record.valid))
+        "unit": record.unit,
+        "energy": markup(charts.energy(power, record.valid, record.unit))
         if isinstance(power, PowerRecord)
         else "",
         "energy_table": sections.energy_table(record),
@@ -143,7 +144,8 @@ def _view(record: BenchmarkRecord, label: str, markup: Callable[[str], str]) -> 
 
 def _cards(record: BenchmarkRecord) -> list[Card]:
     """The few figures that matter."""
-    engine, scene, power = record.engine, record.scene, record.power
+    engine, scene, power, unit = record.engine, record.scene, record.power, record.unit
+    answers = record.answers
     found = []
     if isinstance(power, PowerRecord):
         mark = power_mark(power)
@@ -152,15 +154,27 @@ def _cards(record: BenchmarkRecord) -> list[Card]:
             below = [f"net of idle {interval(net)}"] if net else []
             if power.scene is not None:
                 below.append(f"end to end {interval(power.scene.gross_j_per_tile)}")
-            found.append(_card(f"energy per tile{mark}", power.engine.gross_j_per_tile, "J/tile",
-                               below, "lead"))  # fmt: skip
+            found.append(_card(f"energy per {unit}{mark}", power.engine.gross_j_per_tile,
+                               f"J/{unit}", below, "lead"))  # fmt: skip
             idle = [f"idle {interval(power.idle.mean_w)} W"] if power.idle else []
             found.append(_card(f"power{mark}", power.engine.mean_w, "W",
                                [f"of the {power.sensor.scope}", *idle]))  # fmt: skip
         else:
             why = power.without["engine"]
-            found.append(Card(f"energy per tile{mark}", "unavailable", "", "", [why], "word"))
-    found += [
+            found.append(Card(f"energy per {unit}{mark}", "unavailable", "", "", [why], "word"))
+    if answers is not None:
+        whole, model = answers.total, answers.model
+        found += [
+            Card("end to end", figure(answers.answers_per_s), "", "answers/s",
+                 ["one place at a time", f"bare engine {figure(engine.tiles_per_s)} answers/s"]),
+            Card("one answer", milliseconds(whole.p50_s), "", "ms",
+                 [f"p90 {milliseconds(whole.p90_s)}, p99 {milliseconds(whole.p99_s)} ms",
+                  f"of it network and projection {milliseconds(model.p50_s)} ms"]),
+            Card("rules", "none" if answers.rules is None else answers.rules.name, "", "",
+                 [] if answers.rules_s is None
+                 else [f"cost {1e3 * answers.rules_s:+.3g} ms in the engine"], "word"),
+        ]  # fmt: skip
+    found += [] if answers is not None else [
         Card("throughput", figure(engine.tiles_per_s), "", "tiles/s",
              ["bare engine", f"{figure(engine.mpx_per_s)} Mpx/s of tiles"]),
         Card("end to end", figure(scene.unique_mpx_per_s), "", "Mpx/s",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekd.report.advice import next_steps, ordered
+from edgekd.report.answers import PARTS
 from edgekd.report.charts import change_words
 from edgekd.report.compare import (
     Difference,
@@ -18,7 +19,15 @@ from edgekd.report.compare import (
 )
 from edgekd.report.power import PowerRecord
 from edgekd.report.record import BenchmarkRecord
-from edgekd.report.words import device_name, figure, interval, milliseconds, per_joule, power_mark
+from edgekd.report.words import (
+    device_name,
+    figure,
+    interval,
+    milliseconds,
+    per_joule,
+    power_mark,
+    rules_words,
+)
 from edgekd.telemetry.state import State
 
 Table = tuple[list[str], list[list[str]]]
@@ -75,16 +84,21 @@ def not_of_this_run(record: BenchmarkRecord) -> str:
 
 def side_by_side(records: Sequence[BenchmarkRecord]) -> Table:
     """One row per record; nothing is averaged, and nothing of another scope looks alike."""
+    units = {record.unit for record in records}
+    unit, many = ("answer", "answers") if units == {"answer"} else ("tile", "tiles")
+    if len(units) > 1:
+        unit, many = "tile or answer", "tiles or answers"
     head = [
-        "record", "valid", "p50, ms", "p99, ms", "tiles/s",
-        "power, W", "J/tile", "tiles/J", "end to end, Mpx/s", "end to end, J/Mpx", "peak, MiB",
-        "power of", "device",
+        "record", "valid", "p50, ms", "p99, ms", f"{many}/s",
+        "power, W", f"J/{unit}", f"{many}/J", "end to end, answers/s", "end to end, p50, ms",
+        "end to end, p99, ms", "end to end, J/answer", "end to end, Mpx/s", "end to end, J/Mpx",
+        "peak, MiB", "power of", "device",
     ]  # fmt: skip
     one_device = len({device_name(record) for record in records}) == 1
     rows = []
     for name, record in zip(labels(records), records, strict=True):
         power = record.power
-        watts = joules = per_j = per_mpx = "–"
+        watts = joules = per_j = per_mpx = per_answer = "–"
         rate = record.engine.tiles_per_s
         of = "unavailable"
         if isinstance(power, PowerRecord):
@@ -95,13 +109,21 @@ def side_by_side(records: Sequence[BenchmarkRecord]) -> Table:
                 watts = interval(power.engine.mean_w) + mark
                 joules = interval(power.engine.gross_j_per_tile) + mark
                 per_j = per_joule(power.engine) + mark
-            if power.scene is not None and power.scene.gross_j_per_mpx is not None:
+            if power.scene is not None and record.answers is not None:
+                per_answer = interval(power.scene.gross_j_per_tile) + mark
+            elif power.scene is not None and power.scene.gross_j_per_mpx is not None:
                 per_mpx = interval(power.scene.gross_j_per_mpx) + mark
+        answers = record.answers
+        ends = ["–"] * 3
+        if answers is not None:
+            total = answers.total
+            ends = [figure(answers.answers_per_s), *map(milliseconds, (total.p50_s, total.p99_s))]
+        mpx = figure(record.scene.unique_mpx_per_s) if answers is None else "–"
         rows.append([
             name, "yes" if record.valid else "NOT VALID",
             milliseconds(record.engine.summary.p50_s),
             milliseconds(record.engine.summary.p99_s), figure(rate), watts,
-            joules, per_j, figure(record.scene.unique_mpx_per_s), per_mpx,
+            joules, per_j, *ends, per_answer, mpx, per_mpx,
             f"{record.peak_rss_mib:.0f}", of, "–" if one_device else device_name(record),
         ])  # fmt: skip
     return _without_empty(head, rows)
@@ -112,7 +134,8 @@ def common(records: Sequence[BenchmarkRecord]) -> str:
     parts = (
         lambda r: f"bundle {r.bundle.name}",
         lambda r: r.bundle.precision,
-        lambda r: f"tiles of {r.bundle.tile_px} px",
+        lambda r: f"{'pictures' if r.answers else 'tiles'} of {r.bundle.tile_px} px",
+        lambda r: f"rules {rules_words(r.answers)}" if r.answers else "",
         lambda r: f"power mode {power_mode(r)}" if power_mode(r) else "",
         device_name,
     )  # fmt: skip
@@ -149,12 +172,16 @@ def difference_table(found: Sequence[Comparison]) -> Table:
 
 
 def energy_table(record: BenchmarkRecord) -> Table | None:
-    """Gross and net energy per tile, Mpx and km²; None without power."""
+    """Gross and net energy per tile, Mpx and km², or per answer; None without power."""
     power = record.power
     if not isinstance(power, PowerRecord):
         return None
     mark = power_mark(power)
-    head = [f"energy{mark}", "J per tile", "J per Mpx", "J per km²", "mean power, W", "tiles per J"]
+    unit = record.unit
+    head = [
+        f"energy{mark}", f"J per {unit}", "J per Mpx", "J per km²", "mean power, W",
+        f"{unit}s per J",
+    ]  # fmt: skip
     rows = []
     for name, work in (("bare engine", power.engine), ("end to end", power.scene)):
         if work is None:
@@ -169,6 +196,8 @@ def energy_table(record: BenchmarkRecord) -> Table | None:
         ):  # fmt: skip
             if any(value is not None for value in values):
                 shown = ["–" if value is None else interval(value) for value in values]
+                if record.answers is not None:
+                    shown[1:] = ["–", "–"]  # a place is no number of pixels
                 rows.append([f"{name}{mark}, {what}", *shown, *rest])
     return _without_empty(head, rows)
 
@@ -187,6 +216,7 @@ def reproduce_rows(record: BenchmarkRecord) -> list[tuple[str, str]]:
         ("checkpoint sha256", bundle.checkpoint_sha256),
         ("input", f"{used.name}, {used.width_px} x {used.height_px} px"),
         ("input sha256", used.sha256 or "none: synthetic pixels from a fixed seed"),
+        *([] if record.answers is None else [("rules", rules_words(record.answers))]),
         ("asked", _asked(record)),
         ("machine", device_name(record) + (f", power mode {mode}" if mode else "")),
         ("system", ", ".join(text for text in system if text)),
@@ -265,6 +295,10 @@ def report_data(records: Sequence[BenchmarkRecord]) -> dict[str, Any]:
 def _data(record: BenchmarkRecord, label: str) -> dict[str, Any]:
     power = record.power.model_dump(mode="json", exclude={"trace", "phases"})
     scene = record.scene.model_dump(mode="json", exclude={"runs"})
+    raw = {"with_rules_s", "without_rules_s", *(f"{name}_s" for name in PARTS)}
+    answers = None if record.answers is None else record.answers.model_dump(
+        mode="json", exclude=raw
+    )  # fmt: skip
     return {
         "label": label,
         "heading": heading(record),
@@ -276,6 +310,7 @@ def _data(record: BenchmarkRecord, label: str) -> dict[str, Any]:
         "precision": record.bundle.precision,
         "model_sha256": record.bundle.model_sha256,
         "failed": [check.name for check in record.failed()],
+        "unit": record.unit,
         "engine_p50_s": record.engine.summary.p50_s,
         "engine_tiles_per_s": record.engine.tiles_per_s,
         "unique_mpx_per_s": record.scene.unique_mpx_per_s,
@@ -288,6 +323,7 @@ def _data(record: BenchmarkRecord, label: str) -> dict[str, Any]:
             "latency": record.engine.summary.model_dump(mode="json"),
             "mpx_per_s": record.engine.mpx_per_s,
             "scene": scene,
+            "answers": answers,
             "ratio": record.ratio.model_dump(mode="json"),
             "power": power,
         },

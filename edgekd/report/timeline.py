@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgekd.report.compare import block_edges
+from edgekd.report.latency import LatencySummary
 from edgekd.report.plot import WIDTH as PLOT_WIDTH
 from edgekd.report.plot import FloatArray, Plot, Scale, padded
 from edgekd.report.power import Phase, PowerRecord
-from edgekd.report.record import BenchmarkRecord, LatencySummary
+from edgekd.report.record import BenchmarkRecord
 from edgekd.report.words import figure, interval, power_mark
 from edgekd.telemetry.energy import LONGEST_GAP, energy_j
 
@@ -29,6 +30,7 @@ PHASES = {
     "guard": ("guard", "guard, not counted"),
     "engine": ("engine", "bare engine"),
     "streams": ("at once", "bare engine, several calls at once"),
+    "rules": ("rules", "bare engine with rules and without, call by call"),
     "scene": ("end to end", "end to end"),
     "other": ("other bundle", "other bundle in turns"),
 }
@@ -252,7 +254,8 @@ def _throughput(
         ("bar engine", f"bare engine {figure(record.engine.tiles_per_s)}"),
         ("bar scene", f"end to end {figure(scene.tiles_per_s)} (each run)"),
     ]
-    return _Panel("Throughput, tiles/s", "", legend, plot, "throughput, tiles/s", shown)
+    rate_of = f"throughput, {record.unit}s/s"
+    return _Panel(rate_of.capitalize(), "", legend, plot, rate_of, shown)
 
 
 def _latency(
@@ -291,7 +294,8 @@ def _latency(
         (last >= 0) & (grid < starts[last] + values[last] / 1e3), values[last], math.nan
     )
     legend = [("dash ink", f"median {figure(p50)} ms")]
-    return _Panel("Latency per tile, ms", note, legend, plot, "latency, ms", shown)
+    title = "Latency per tile, ms" if record.answers is None else "Latency of the bare engine, ms"
+    return _Panel(title, note, legend, plot, "latency, ms", shown)
 
 
 def _lane(time: _Time, phases: Sequence[Phase]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from edgekd.report.answers import AnswersWindow
+from edgekd.report.latency import LatencySummary
 from edgekd.report.power import Figure, PowerPending, PowerRecord, WorkPower
 from edgekd.report.record import BenchmarkRecord
 from edgekd.telemetry.power import PowerUnavailable
@@ -72,39 +74,19 @@ def result_rows(record: BenchmarkRecord) -> list[tuple[str, str]]:
     """Figures of a record as (name with unit, value)."""
     from edgekd.report.system_view import system_rows
 
-    engine, scene, summary = record.engine, record.scene, record.engine.summary
-    p99 = milliseconds(summary.p99_s)
-    if summary.n < 100:
-        p99 += f" (largest of {summary.n})"
-    extremes = f"{milliseconds(summary.min_s)} to {milliseconds(summary.max_s)}"
-    runs = ", ".join(f"{run.total_s:.3g}" for run in scene.runs)
+    engine, summary = record.engine, record.engine.summary
+    mpx = ("bare engine: Mpx/s of tiles", figure(engine.mpx_per_s))
     return [
-        ("bare engine: latency p50, ms", milliseconds(summary.p50_s)),
-        ("bare engine: latency p90, ms", milliseconds(summary.p90_s)),
-        ("bare engine: latency p99, ms", p99),
-        ("bare engine: latency mean, ms", milliseconds(summary.mean_s)),
-        ("bare engine: latency min to max, ms", extremes),
-        ("bare engine: tiles/s", figure(engine.tiles_per_s)),
-        ("bare engine: Mpx/s of tiles", figure(engine.mpx_per_s)),
+        *latency_rows("bare engine: latency", summary),
+        (f"bare engine: {record.unit}s/s", figure(engine.tiles_per_s)),
+        *([mpx] if record.answers is None else []),
         ("bare engine: calls, window", f"{summary.n} in {engine.duration_s:.1f} s"),
         *_streams_rows(record),
-        ("end to end: Mpx/s of the input", figure(scene.unique_mpx_per_s)),
-        ("end to end: tiles/s", figure(scene.tiles_per_s)),
-        ("end to end: s per run", f"{runs} (median {scene.total_s:.3g})"),
-        ("end to end: model calls at once", str(scene.streams)),
-        ("end to end: share of time in the engine", percent(scene.engine_share)),
-        ("end to end: what a run does", scene.what),
+        *(_scene_rows(record) if record.answers is None else answer_rows(record.answers)),
+        ("end to end: share of time in the engine", percent(record.scene.engine_share)),
+        ("end to end: what a run does", record.scene.what),
         ("end to end over bare engine", figure(record.ratio.end_to_end_over_engine)),
-        *(
-            []
-            if record.ratio.end_to_end_over_streams is None
-            else [(
-                f"end to end over bare engine, {scene.streams} calls at once",
-                figure(record.ratio.end_to_end_over_streams),
-            )]
-        ),
-        ("redundancy by overlap and border", figure(record.ratio.redundancy)),
-        ("tiles end to end over bare engine", figure(record.ratio.tiles_over_engine)),
+        *(_ratio_rows(record) if record.answers is None else []),
         ("peak memory of the process, MiB", f"{record.peak_rss_mib:.0f}"),
         *power_rows(record),
         *system_rows(record),
@@ -116,6 +98,94 @@ def result_rows(record: BenchmarkRecord) -> list[tuple[str, str]]:
         ("warm-up", record.warm_up.detail),
         ("input", _input(record)),
     ]  # fmt: skip
+
+
+def latency_rows(name: str, summary: LatencySummary) -> list[tuple[str, str]]:
+    """Percentiles, mean and extremes."""
+    p99 = milliseconds(summary.p99_s)
+    if summary.n < 100:
+        p99 += f" (largest of {summary.n})"
+    extremes = f"{milliseconds(summary.min_s)} to {milliseconds(summary.max_s)}"
+    return [
+        (f"{name} p50, ms", milliseconds(summary.p50_s)),
+        (f"{name} p90, ms", milliseconds(summary.p90_s)),
+        (f"{name} p99, ms", p99),
+        (f"{name} mean, ms", milliseconds(summary.mean_s)),
+        (f"{name} min to max, ms", extremes),
+    ]
+
+
+#: part of an answer -> what it is called
+PARTS = {
+    "picture": "picture read and decoded",
+    "tensors": "inputs made",
+    "model": "network and projection",
+    "check": "held against the rules",
+}
+
+
+def answer_rows(answers: AnswersWindow) -> list[tuple[str, str]]:
+    """Answers end to end, and their parts."""
+    parts = []
+    for part, called in PARTS.items():
+        each: LatencySummary = getattr(answers, part)
+        three = ", ".join(milliseconds(x) for x in (each.p50_s, each.p90_s, each.p99_s))
+        parts.append((f"end to end: {called}, p50, p90, p99, ms", three))
+    return [
+        *latency_rows("end to end: one answer", answers.total),
+        ("end to end: answers/s", figure(answers.answers_per_s)),
+        ("end to end: answers", f"{answers.total.n} for {answers.places} places in turn"),
+        *parts,
+        ("rules in force", rules_words(answers)),
+        *(
+            []
+            if answers.rules_s is None
+            else [
+                (
+                    "what the rules cost, median of pairs of calls, ms",
+                    f"{1e3 * answers.rules_s:+.3g}",
+                )
+            ]
+        ),
+        ("evidence", answers.evidence),
+        ("texts", answers.text),
+        *(
+            [("SIMULATED", "the evidence or what was learned was computed, not measured")]
+            if answers.simulated
+            else []
+        ),
+    ]
+
+
+def rules_words(answers: AnswersWindow) -> str:
+    """Rules in force, or that there were none."""
+    rules = answers.rules
+    if rules is None:
+        return "none"
+    zones = ", ".join(f"{count} in {zone}" for zone, count in rules.rows.items())
+    return f"{rules.name} ({rules.sha256[:12]}…) on {rules.day}: {zones}"
+
+
+def _scene_rows(record: BenchmarkRecord) -> list[tuple[str, str]]:
+    scene = record.scene
+    runs = ", ".join(f"{run.total_s:.3g}" for run in scene.runs)
+    return [
+        ("end to end: Mpx/s of the input", figure(scene.unique_mpx_per_s)),
+        ("end to end: tiles/s", figure(scene.tiles_per_s)),
+        ("end to end: s per run", f"{runs} (median {scene.total_s:.3g})"),
+        ("end to end: model calls at once", str(scene.streams)),
+    ]
+
+
+def _ratio_rows(record: BenchmarkRecord) -> list[tuple[str, str]]:
+    ratio = record.ratio
+    at_once = ratio.end_to_end_over_streams
+    name = f"end to end over bare engine, {record.scene.streams} calls at once"
+    return [
+        *([] if at_once is None else [(name, figure(at_once))]),
+        ("redundancy by overlap and border", figure(ratio.redundancy)),
+        ("tiles end to end over bare engine", figure(ratio.tiles_over_engine)),
+    ]
 
 
 def check_rows(record: BenchmarkRecord) -> list[list[str]]:
@@ -153,7 +223,9 @@ def bundle_rows(record: BenchmarkRecord) -> list[tuple[str, str]]:
         ("precision", f"{bundle.precision} (allowed: {asked})"),
         ("target", f"{bundle.target} ({bundle.target_arch})"),
         ("what ran", ", ".join(f"{key} {value}" for key, value in bundle.backend.items())),
-        ("tile, px", f"{bundle.tile_px} (overlap {bundle.overlap_px}, stride {bundle.stride_px})"),
+        ("tile, px", f"{bundle.tile_px} (overlap {bundle.overlap_px}, stride {bundle.stride_px})")
+        if record.answers is None
+        else ("picture, px", str(bundle.tile_px)),
         ("classes", ", ".join(bundle.classes)),
         ("gates of the build", gates or "none recorded"),
         ("tuned on", bundle.data_name),
@@ -225,26 +297,28 @@ def power_rows(record: BenchmarkRecord) -> list[tuple[str, str]]:
             why = power.without["engine" if name == "bare engine" else "scene"]
             rows.append((f"power{mark}: {name}", f"unavailable: {why}"))
         else:
-            rows += _work_rows(f"{name}{mark}", work)
+            rows += _work_rows(f"{name}{mark}", work, record.unit)
     return [*rows, (f"power{mark}: sensor", sensor_words(power))]
 
 
-def _work_rows(name: str, work: WorkPower) -> list[tuple[str, str]]:
+def _work_rows(name: str, work: WorkPower, unit: str) -> list[tuple[str, str]]:
     spread = f"p50 {work.p50_w:.4g}, p95 {work.p95_w:.4g}, max {work.max_w:.4g}"
     rows = [
         (f"{name}: power, W", f"{interval(work.mean_w)}; {spread}"),
-        (f"{name}: tiles/s in the windows of power", figure(work.tiles_per_s)),
-        (f"{name}: energy per tile, J", interval(work.gross_j_per_tile)),
+        (f"{name}: {unit}s/s in the windows of power", figure(work.tiles_per_s)),
+        (f"{name}: energy per {unit}, J", interval(work.gross_j_per_tile)),
     ]
-    named = (
-        ("net of idle, per tile, J", work.net_j_per_tile),
-        ("energy per Mpx, J", work.gross_j_per_mpx),
-        ("net of idle, per Mpx, J", work.net_j_per_mpx),
-        ("energy per km², J", work.gross_j_per_km2),
-        ("net of idle, per km², J", work.net_j_per_km2),
-    )
+    named = [(f"net of idle, per {unit}, J", work.net_j_per_tile)]
+    of_maps = unit == "tile"  # a map is made of pixels; a place is no number of them
+    if of_maps:
+        named += [
+            ("energy per Mpx, J", work.gross_j_per_mpx),
+            ("net of idle, per Mpx, J", work.net_j_per_mpx),
+            ("energy per km², J", work.gross_j_per_km2),
+            ("net of idle, per km², J", work.net_j_per_km2),
+        ]
     rows += [(f"{name}: {what}", interval(value)) for what, value in named if value is not None]
-    rows.append((f"{name}: tiles per J", per_joule(work)))
+    rows.append((f"{name}: {unit}s per J", per_joule(work)))
     return rows
 
 

@@ -10,7 +10,9 @@ that an answer which breaks one is an error and never an answer.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -53,6 +55,19 @@ PROJECTED: Final = 1e-5
 _SUM: Final = 1e-4
 
 
+@dataclass
+class Spent:
+    """Where the time of answers went, added up; s on the monotonic clock.
+
+    Attributes:
+        tensors_s: evidence and rules into the inputs of the engine.
+        model_s: network and projection, which are one graph.
+    """
+
+    tensors_s: float = 0.0
+    model_s: float = 0.0
+
+
 class PlaceSession:
     """A bundle that is loaded and checked; made by :func:`open_places`.
 
@@ -66,12 +81,16 @@ class PlaceSession:
         rows: rules that there is room for.
         simulated: whether the student learned from a simulated set; whoever shows an answer says
             so.
-        backend: what runs.
+        backend: what runs; ``model``: the file that it was opened from, computed in
+            ``precision``.
         signer: id of the key that signed the bundle; None where no signer was asked for.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, model: str | None = None) -> None:
         manifest = bundle.manifest
+        self.model = model or manifest.model
+        graphs = {item.file: item.precision for item in manifest.portable if item.typing == "graph"}
+        self.precision = graphs.get(self.model, manifest.precision.done) or "undecided"
         self.path, self.manifest = bundle.path, manifest
         self.manifest_sha256 = sha256_bytes(bundle.content)
         self.evidence: EvidenceDone = manifest.of_places(bundle.path)
@@ -89,13 +108,17 @@ class PlaceSession:
         self._closed = False
 
     def answer(
-        self, places: Sequence[Evidence], limits: Limits | Sequence[Limits] | None = None
+        self,
+        places: Sequence[Evidence],
+        limits: Limits | Sequence[Limits] | None = None,
+        spent: Spent | None = None,
     ) -> Answers:
         """What the model says of places, as the rules allow.
 
         Args:
             places: what is known of each, one at least.
             limits: rules of all of them, or of each; None is no rules.
+            spent: the time of this call is added to it.
 
         Returns:
             Finite answers; each obeys its rules to within
@@ -105,13 +128,19 @@ class PlaceSession:
             InputError: evidence or rules that do not fit.
             GateError: the model's scores are not finite, or an answer breaks a rule.
         """
+        took = Spent() if spent is None else spent
+        begin = time.monotonic()
         given = _limits(limits, len(places), self.rows, len(self.classes))
         scores, probabilities = [], []
         for first in range(0, len(places), BATCH):
             part = slice(first, first + BATCH)
             tensors = self._tensors(places[part]) | {k: v[part] for k, v in given.items()}
-            with self._lock:
-                found = self.backend.infer(tensors)
+            ready = time.monotonic()
+            found = self.infer(tensors)
+            done = time.monotonic()
+            took.tensors_s += ready - begin
+            took.model_s += done - ready
+            begin = done
             if not np.isfinite(found[SCORES]).all():
                 raise GateError(
                     f"{self.path}: the model's scores are not finite, so there is no answer; "
@@ -128,6 +157,19 @@ class PlaceSession:
         )
         self._require_lawful(answers.probabilities, given)
         return answers
+
+    def inputs(self, place: Evidence, limits: Limits | None = None) -> dict[str, Float32]:
+        """One place and its rules as the engine takes them: input name -> ``(1, ...)`` float32.
+
+        Raises:
+            InputError: evidence or rules that do not fit.
+        """
+        return self._tensors([place]) | _limits(limits, 1, self.rows, len(self.classes))
+
+    def infer(self, inputs: Mapping[str, Float32]) -> dict[str, npt.NDArray[Any]]:
+        """The bare engine: what it says of inputs, held against nothing."""
+        with self._lock:
+            return self.backend.infer(inputs)
 
     def _require_lawful(self, values: Float32, given: dict[str, Float32]) -> None:
         whole = bool(np.isfinite(values).all()) and bool(
@@ -294,10 +336,10 @@ def open_place_session(
     opened = open_bundle(Path(bundle), required)
     manifest = opened.manifest
     evidence = manifest.of_places(opened.path)
-    backend, _ = open_backend(opened, any_device, 1, None, threads, spin=False)
+    backend, model = open_backend(opened, any_device, 1, None, threads, spin=False)
     try:
         _check_tensors(opened.path, manifest, evidence, backend)
-        return PlaceSession(opened, backend)
+        return PlaceSession(opened, backend, model)
     except (BundleError, InputError):
         backend.close()
         raise

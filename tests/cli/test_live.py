@@ -33,8 +33,8 @@ def test_the_view_shows_phase_power_temperature_and_speed() -> None:
         view.reading(Reading(number * 0.1, 5.0 + number % 8, temperatures_c={"tj": 51.5, "cpu": 4}))
         view.called(0.02)
     text = shown(view)
-    for words in ("bare engine", "of about 12 s", "8.00 W", "51.5 °C (tj)", "20.00 ms per tile",
-                  "50.00 tiles/s"):  # fmt: skip
+    for words in ("bare engine", "of about 12 s", "8.00 W", "51.5 °C (tj)", "20.00 ms per call",
+                  "50.00 calls/s"):  # fmt: skip
         assert words in text, text
     assert max(len(line) for line in text.splitlines()) <= 72
     assert "▁" in text and "█" in text

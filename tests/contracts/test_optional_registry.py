@@ -92,3 +92,15 @@ def test_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_target("liar")
     with pytest.raises(RecipeError, match=r"lacks the key 'arch'.*expected 'onnxrt' or 'trt'"):
         load_target("bad")
+
+
+def test_extras_and_what_they_bring_are_those_of_the_project() -> None:
+    """What a board with a bundle of places imports is in the extras that the README names."""
+    for extra, needed in (
+        ("places", {"onnxruntime", "tokenizers", "rasterio", "scipy"}),
+        ("serve", {"fastapi", "uvicorn", "prometheus_client", "rasterio", "scipy"}),
+    ):
+        assert needed <= set(EXTRAS[extra])
+        text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text()
+        section = text.split(f"\n{extra} = [", 1)[1].split("]", 1)[0]
+        assert all(f'"{name.replace("_", "-")}' in section for name in needed), extra

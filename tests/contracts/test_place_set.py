@@ -176,3 +176,38 @@ def test_zones_of_the_table_are_zones_of_the_rules(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").unlink()
     with pytest.raises(InputError, match=r"rules\.yaml"):
         load_places(tmp_path)
+
+
+def unlabelled(column: bool) -> tuple[list[list[str]], tuple[str, ...]]:
+    """Rows of places that nobody knows the truth of, the second alone or all."""
+    if column:
+        return [ROWS[0], [*ROWS[1][:4], "", *ROWS[1][5:]], ROWS[2]], COLUMNS
+    return [[*row[:4], *row[5:]] for row in ROWS], tuple(n for n in COLUMNS if n != "label")
+
+
+@pytest.mark.parametrize("column", [True, False])
+def test_places_without_a_label_are_answered_for_and_not_learned_from(
+    tmp_path: Path, column: bool
+) -> None:
+    rows, columns = unlabelled(column)
+    folder = write(tmp_path, rows=rows, columns=columns)
+    found = load_places(folder, labels=False)
+    assert [row.label for row in found.rows] == ([0, None, 1] if column else [None] * 3)
+    assert [row.text for row in found.rows] == [row[7] for row in ROWS]
+    line, name = (4, "b") if column else (2, "a")  # the second place's text has two lines
+    with pytest.raises(
+        InputError, match=rf"csv, line {line}: place {name} has no label, and learning"
+    ):
+        load_places(folder)
+
+
+def test_a_wrong_label_is_one_wherever_labels_are_not_needed(tmp_path: Path) -> None:
+    folder = write(tmp_path, rows=[[*ROWS[0][:4], "watr", *ROWS[0][5:]]])
+    with pytest.raises(InputError, match="label 'watr' is no class of the set"):
+        load_places(folder, labels=False)
+
+
+def test_other_columns_may_not_be_absent(tmp_path: Path) -> None:
+    folder = write(tmp_path, rows=[row[:7] for row in ROWS], columns=COLUMNS[:7])
+    with pytest.raises(InputError, match=r"expected name, .*text \(label may be absent"):
+        load_places(folder, labels=False)

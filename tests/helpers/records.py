@@ -10,6 +10,7 @@ import pytest
 
 from edgekd.contracts.artifacts import sha256_bytes
 from edgekd.report.checks import Evidence, check_power, run_checks
+from edgekd.report.latency import LatencySummary
 from edgekd.report.power import PowerRecord
 from edgekd.report.record import (
     Asked,
@@ -20,7 +21,6 @@ from edgekd.report.record import (
     EngineWindow,
     Golden,
     InputUsed,
-    LatencySummary,
     Machine,
     Ratio,
     SceneRun,

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekd.errors import InputError, OutputError
-from edgekd.report.record import LatencySummary, percentile, read_record, write_record
+from edgekd.report.latency import LatencySummary, percentile
+from edgekd.report.record import read_record, write_record
 from tests.helpers.records import make_evidence, make_record
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgekd.errors import InputError
-from edgekd.report.record import percentile
+from edgekd.report.latency import percentile
 from edgekd.telemetry.figures import figures
 from edgekd.telemetry.sampler import Samples
 from edgekd.telemetry.sensors._base import Reading, SensorInfo
