@@ -110,6 +110,7 @@ def examine_places(
     result: dict[str, Any] = {
         **head(name, manifest),
         "simulated": evidence.simulated,
+        "gates": {item.name: {"value": item.value, "bound": item.bound} for item in manifest.gates},
         "given_sha256": sha256_bytes(sent),
     }
     x86, arm = run_both(CHILD, bundle, given, name, emulator, timeout)
