@@ -11,6 +11,11 @@ cells' classes are compared with x86 and with the stored outputs, on the centre 
 x86. Ends with 1 when any agreement is below 99.5 %, the runtime refuses the bundle or its golden
 outputs on Arm, or ONNX Runtime left no operator there that sums integers.
 
+Of bundles that answer for places, with ``--places SET [--rules FILE]`` in place of IMAGEs
+(``benchmarks/_arm_places.py``): likeliest classes of the set's test places, before and after the
+rules, against x86; every answer obeys; embeddings of a few texts against x86. Some places lack a
+kind of evidence. Golden places are judged by ``verify`` alone: they are too few for a percentage.
+
 ROOT holds an arm64 Python of the distribution, SITE arm64 wheels; ``--fetch`` makes what is not
 there yet (some 450 MB), see ``_emulated.py``; ``pip install uv`` for it.
 
@@ -21,103 +26,31 @@ say nothing about a board.
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import json
-import os
+import datetime
 import platform
-import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import numpy as np
 import numpy.typing as npt
-from _emulated import CPUS, REPOSITORY, Emulator, check_seen, fetch_root, fetch_site
+from _arm_asked import COUNT, TEXTS, AskedPlaces
+from _arm_places import examine_places, print_places
+from _arm_run import BOUND, Arrays, head, read_int8, run_both
+from _emulated import CPUS, REPOSITORY, Emulator, fetch_root, fetch_site
 
 from edgekd.contracts.artifacts import sha256_bytes, write_json
 from edgekd.contracts.imageio import Raster
 from edgekd.contracts.manifest import Manifest
 from edgekd.errors import EdgeKDError, EnvironmentLacksError, InputError
-from edgekd.runtime.bundle import read_manifest
 from edgekd.telemetry.environment import read_environment
 
 CHILD = REPOSITORY / "benchmarks" / "_arm_child.py"
-RECORD = REPOSITORY / "benchmarks" / "results" / "emulated-arm" / "int8_classes.json"
-#: part of the cells that must have the same class.
-BOUND = 0.995
-#: ONNX Runtime's operators whose sums are integers.
-INTEGER_OPERATORS = (
-    "ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm",
-    "QLinearConv", "QLinearMatMul",
-)  # fmt: skip
-
-Arrays = dict[str, npt.NDArray[Any]]
-
-
-class ChildFailed(Exception):
-    """The program under test did not finish; the text says how it ended."""
-
-
-class Result(NamedTuple):
-    """What the child left behind."""
-
-    facts: dict[str, Any]
-    arrays: Arrays
-    integer: dict[str, int] | None
-
-
-def run_child(
-    command: Sequence[str | Path], path: Sequence[Path], words: Sequence[str | Path], timeout: float
-) -> Result:
-    """Run ``_arm_child.py`` by ``command`` and read its results.
-
-    Args:
-        command: interpreter with its options.
-        path: for ``PYTHONPATH``.
-        words: bundle, tiles, and options.
-        timeout: s.
-    """
-    # Nothing of this Python or its loader may reach the other one.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "LD_"))}
-    environment["PYTHONPATH"] = os.pathsep.join(str(item.resolve()) for item in path)
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    bundle, tiles, *options = words
-    with tempfile.TemporaryDirectory(prefix="edgekd-arm-") as folder:
-        out = Path(folder)
-        parts = [*command, CHILD, bundle, tiles, out, *options]
-        try:
-            done = subprocess.run(
-                [str(word) for word in parts], env=environment, cwd=out,  # qemu drops cores here
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                text=True, timeout=timeout,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as err:
-            raise ChildFailed(f"not done after {timeout:.0f} s") from err
-        if done.returncode:
-            how = f"ended with {done.returncode}"
-            if done.returncode < 0:
-                how = f"died of {signal.Signals(-done.returncode).name}"
-            said = [line for line in done.stderr.splitlines() if line.strip()]
-            raise ChildFailed(": ".join([how, *said[-1:]]))
-        with np.load(out / "outputs.npz") as stored:
-            arrays = dict(stored)
-        graph = out / "graph.onnx"
-        integer = count_integer(graph) if graph.exists() else None
-        return Result(json.loads((out / "facts.json").read_text()), arrays, integer)
-
-
-def count_integer(graph: Path) -> dict[str, int]:
-    """Operator -> nodes with integer sums in a graph that ONNX Runtime has rewritten."""
-    import onnx
-
-    model = onnx.load(graph)
-    counts = collections.Counter(node.op_type for node in model.graph.node)
-    return {name: counts[name] for name in INTEGER_OPERATORS if counts[name]}
+FOLDER = REPOSITORY / "benchmarks" / "results" / "emulated-arm"
+RECORD, PLACES_RECORD = FOLDER / "int8_classes.json", FOLDER / "int8_answers.json"
 
 
 def agreement(
@@ -162,43 +95,22 @@ def examine(
     name: str, bundle: Path, images: Sequence[Path], emulator: Emulator, timeout: float
 ) -> dict[str, Any]:
     """Run one bundle both ways and compare."""
-    manifest = read_manifest(bundle)
-    if manifest.target.name != name or manifest.precision.done != "int8":
-        raise InputError(
-            f"{bundle} is {manifest.precision.done} for {manifest.target.name}, expected int8 for "
-            f"{name}; build it with: --set 'precision.allowed=[int8]' --target {name}"
-        )
+    manifest = read_int8(name, bundle)
+    manifest.of_maps(bundle)
     output, golden = manifest.outputs[0].name, manifest.golden.count
     with np.load(bundle / manifest.golden.file) as file:
         tiles = [file[f"image_{n}"] for n in range(golden)]
         stored = [file[f"{output}_{n}"] for n in range(golden)]
     stored = [item.reshape(item.shape[-3:]) for item in stored]
     tiles += centre_tiles(images, manifest)
-    cpu, student = CPUS[name], manifest.provenance.student
     result: dict[str, Any] = {
-        "target": name,
-        "emulated_cpu": cpu.model,
-        "dot_product": cpu.dot_product,
-        "bundle": manifest.name,
-        "student": {key: student[key] for key in ("name", "options", "parameters")},
-        "model_sha256": manifest.files[manifest.model],
-        "golden_source": manifest.golden.source,
+        **head(name, manifest),
         "images_sha256": sha256_bytes(b"".join(item.tobytes() for item in tiles[golden:])),
     }
-    with tempfile.TemporaryDirectory(prefix="edgekd-arm-") as folder:
-        given = Path(folder) / "tiles.npz"
-        np.savez(given, **{f"image_{n}": tile for n, tile in enumerate(tiles)})
-        words: list[str | Path] = [bundle, given]
-        try:
-            x86 = run_child([sys.executable], [REPOSITORY], [*words, "--any-device"], timeout)
-        except ChildFailed as err:
-            raise InputError(f"{bundle} does not run on this machine: {err}") from err
-        python = emulator.interpreter(cpu, Path(folder))
-        try:
-            arm = run_child([python], [REPOSITORY], words, timeout)
-        except ChildFailed as err:
-            return {**result, "failed": str(err), "passed": False}
-    check_seen(arm.facts, cpu)
+    given = {f"image_{n}": tile for n, tile in enumerate(tiles)}
+    x86, arm = run_both(CHILD, bundle, given, name, emulator, timeout)
+    if isinstance(arm, str):
+        return {**result, "failed": arm, "passed": False}
     both = {
         who: [arrays[f"logits_{n}"] for n in range(len(tiles))]
         for who, arrays in (("arm", arm.arrays), ("x86", x86.arrays))
@@ -282,6 +194,16 @@ def _bundles(given: Sequence[str]) -> dict[str, Path]:
 @click.option("--fetch", is_flag=True, help="Make ROOT and SITE where they are not there yet.")
 @click.option("--bundle", "given", multiple=True, required=True, metavar="TARGET=FOLDER",
               help="INT8 bundle for rpi4 or rpi5; may be repeated.")  # fmt: skip
+@click.option("--places", "place_set", type=click.Path(path_type=Path), metavar="SET",
+              help="Bundles answer for places; ask about this set's test split.")  # fmt: skip
+@click.option("--rules", type=click.Path(path_type=Path), help="Default: those of SET.")
+@click.option("--count", type=click.IntRange(1), default=COUNT, show_default=True,
+              help="Places, spread over the split.")  # fmt: skip
+@click.option("--texts", type=click.IntRange(0), default=TEXTS, show_default=True,
+              help="Texts that both embed.")  # fmt: skip
+@click.option("--embeddings", type=click.Path(path_type=Path),
+              help="Of SET's texts (.npy), where a bundle has no encoder of texts.")  # fmt: skip
+@click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="Of the rules; default: today.")
 @click.option("--timeout", type=float, default=3600.0, show_default=True, help="Per run, s.")
 @click.option("--write", is_flag=True, help="Write benchmarks/results/emulated-arm/.")
 def main(
@@ -290,41 +212,67 @@ def main(
     site: Path,
     fetch: bool,
     given: tuple[str, ...],
+    place_set: Path | None,
+    rules: Path | None,
+    count: int,
+    texts: int,
+    embeddings: Path | None,
+    day: datetime.datetime | None,
     timeout: float,
     write: bool,
 ) -> None:
     """Compare, print, and end with 1 when Arm and x86 do not agree."""
     root, site = root.resolve(), site.resolve()
+    if images and place_set:
+        raise click.UsageError(
+            "IMAGEs are for bundles that make maps; leave them out with --places"
+        )
+    if not place_set and (rules or embeddings or day):
+        raise click.UsageError(
+            "--rules, --embeddings and --day are about places; give --places SET"
+        )
+    asked = None
     with _one_line():
         bundles = _bundles(given)
         if platform.machine() != "x86_64":
             raise EnvironmentLacksError("compares with x86-64 and must run on such a machine")
         emulator = Emulator.find(root, site)
+        if place_set:
+            when = day.date() if day else datetime.date.today()
+            asked = AskedPlaces.read(place_set, rules, when, count, texts, embeddings)
         if fetch:
             fetch_root(root)
-            fetch_site(root, site, ("onnxrt", "geo"))
+            fetch_site(root, site, ("onnxrt", "geo", "text"))
         results = []
         for name, bundle in bundles.items():
             click.echo(f"{name}: emulating ...", err=True)
-            results.append(examine(name, bundle, images, emulator, timeout))
-            _print(results[-1])
+            if asked is None:
+                results.append(examine(name, bundle, images, emulator, timeout))
+                _print(results[-1])
+            else:
+                results.append(examine_places(name, bundle, asked, emulator, timeout))
+                print_places(results[-1])
         passed = all(item["passed"] for item in results)
         click.echo(f"at least {100 * BOUND:.1f} % and verified: {'ok' if passed else 'MISSED'}")
         if write:
-            record = {
+            of_maps: dict[str, Any] = {
                 "what": "INT8 bundles for Arm boards: same class per cell as x86, and as stored",
+                "images": [path.name for path in images],
+            }
+            record = {
+                **(of_maps if asked is None else asked.about()),
                 "emulated": "CPU emulated by qemu in user mode, no board; the seconds are those "
                 "of the emulator and say nothing about a board",
                 "emulator": emulator.version(),
                 "x86_runs": "with any_device=True: the graph as it is written, INT8 not fused",
                 "bound": BOUND,
-                "images": [path.name for path in images],
                 "bundles": results,
                 "passed": passed,
                 "emulated_on": read_environment().model_dump(mode="json"),
             }
-            write_json(RECORD, record)
-            click.echo(f"written: {RECORD}", err=True)
+            path = RECORD if asked is None else PLACES_RECORD
+            write_json(path, record)
+            click.echo(f"written: {path}", err=True)
     sys.exit(0 if passed else 1)
 
 
