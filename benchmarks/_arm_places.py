@@ -61,11 +61,11 @@ def obedience(answers: Float32, rules: Float32, bounds: Float32) -> dict[str, An
 
     Held against the rules here, whatever the runtime under test says of them.
     """
-    sound: npt.NDArray[np.bool_] = np.isfinite(answers).all(axis=1)
-    clean = np.where(sound[:, None], answers, 0)
+    sound = np.asarray(np.isfinite(answers).all(axis=1))
+    clean = np.where(sound[:, None], answers, 0)  # whose sum is not 1
     past = past_bounds(clean, rules, bounds)
     is_sum = (clean.min(axis=1) >= -OBEYED) & (np.abs(clean.sum(axis=1) - 1) <= SUM)
-    obeys = sound & is_sum & (past <= OBEYED)
+    obeys = is_sum & (past <= OBEYED)
     return {
         "obey": int(obeys.sum()),
         "of": len(answers),

@@ -47,9 +47,9 @@ from edgekd.telemetry.environment import read_environment
 
 TESTS = ("tests/runtime", "tests/contracts", "tests/telemetry")
 RECORD = REPOSITORY / "benchmarks" / "results" / "emulated-arm" / "runtime_tests.json"
-EXTRAS = ("onnxrt", "geo", "trust")
-#: what the tests need beside the runtime; onnx makes their little models.
-MORE = ("pytest", "hypothesis", "onnx")
+EXTRAS = ("onnxrt", "geo", "trust", "text")
+#: what the tests need beside the runtime; onnx makes their little models, scipy compiles rules.
+MORE = ("pytest", "hypothesis", "onnx", "scipy")
 _FACTS = "import json, _arm_child; print(json.dumps(_arm_child.machine()))"
 
 

@@ -158,6 +158,7 @@ def ask(
     def run(*words: str | Path, results: tuple[Any, Any] | None = None) -> Result:
         monkeypatch.setattr(emulation.Emulator, "find", lambda *_: MadeUp("rpi4"))
         monkeypatch.setattr(emulation, "PLACES_RECORD", tmp_path / "record.json")
+        monkeypatch.setattr(emulation, "RECORD", tmp_path / "other.json")
         if results is not None:
             monkeypatch.setattr(places, "run_both", lambda *_: results)
         given: list[str | Path] = ["--root", tmp_path / "root", "--site", tmp_path / "site"]
@@ -199,17 +200,20 @@ def test_without_integer_sums_nothing_was_said(ask: Any, ran: Any) -> None:
     assert done.exit_code == 1 and "integer operators on Arm: NONE" in done.output
 
 
-def spoil_class(arm: Any, key: str) -> None:
-    """One place of eight gets another class; the answer stays lawful where it was."""
-    row = arm.arrays[key][0]
+def spoil_class(x86: Any, _arm: Any, key: str) -> None:
+    """One place of eight has another class; what Arm answers stays lawful."""
+    row = x86.arrays[key][0]
     row[:] = np.roll(row, 1)
 
 
-def spoil_nan(arm: Any, key: str) -> None:
-    arm.arrays[key][3] = np.nan
+def spoil_nan(x86: Any, arm: Any, key: str) -> None:
+    """Where the likeliest class would be, and on both."""
+    for side in (x86, arm):
+        row = side.arrays[key][3]
+        row[row.argmax()] = np.nan
 
 
-def spoil_law(arm: Any, key: str) -> None:
+def spoil_law(_x86: Any, arm: Any, key: str) -> None:
     """Of the same class, and a little past a bound."""
     answers, free = arm.arrays[key], arm.arrays["before"]
     at = int(np.flatnonzero((answers < 1e-5).any(1))[0])
@@ -219,15 +223,15 @@ def spoil_law(arm: Any, key: str) -> None:
     answers[at, top] -= 1e-4
 
 
-def spoil_sum(arm: Any, key: str) -> None:
+def spoil_sum(_x86: Any, arm: Any, key: str) -> None:
     arm.arrays[key][2] *= np.float32(0.99)
 
 
-def spoil_texts(arm: Any, _key: str) -> None:
+def spoil_texts(_x86: Any, arm: Any, _key: str) -> None:
     arm.arrays["embeddings"][1, 2] += 1.01 * ALLOWED
 
 
-def spoil_verify(arm: Any, _key: str) -> None:
+def spoil_verify(_x86: Any, arm: Any, _key: str) -> None:
     arm.facts["verify"] = {"passed": False, "error_logits": None, "why": "3 logits apart"}
 
 
@@ -236,6 +240,7 @@ def spoil_verify(arm: Any, _key: str) -> None:
     [
         (spoil_class, "before", "before the rules same likeliest class as x86  87.50 %"),
         (spoil_class, "after", "after the rules  same likeliest class as x86  87.50 %"),
+        (spoil_nan, "before", "before the rules same likeliest class as x86  87.50 %"),
         (spoil_nan, "before", "largest difference not finite"),
         (spoil_nan, "after", "rules: 7 of 8 answers obey"),
         (spoil_law, "after", "rules: 7 of 8 answers obey"),
@@ -245,10 +250,10 @@ def spoil_verify(arm: Any, _key: str) -> None:
     ],
 )
 def test_whatever_differs_on_arm_ends_with_1(
-    ask: Any, ran: Any, spoil: Callable[[Any, str], None], key: str, said: str
+    ask: Any, ran: Any, spoil: Callable[[Any, Any, str], None], key: str, said: str
 ) -> None:
     x86, arm = whole(ran)
-    spoil(arm, key)
+    spoil(x86, arm, key)
     done = ask(results=(x86, arm))
     assert done.exit_code == 1, done.output
     assert said in done.output
@@ -258,7 +263,7 @@ def test_a_difference_is_named_with_the_lead_that_it_overcame(
     ask: Any, ran: Any, tmp_path: Path
 ) -> None:
     x86, arm = whole(ran)
-    spoil_class(arm, "before")
+    spoil_class(x86, arm, "before")
     assert ask("--write", results=(x86, arm)).exit_code == 1
     (item,) = json.loads((tmp_path / "record.json").read_text())["bundles"]
     (differs,) = item["differ"]
@@ -303,6 +308,38 @@ def test_what_runs_here_is_refused_by_an_arm_that_is_none(
     given = read(scripts, data).given(bundle, run.read_int8("rpi4", bundle))
     with pytest.raises(Exception, match="the emulated process saw"):
         run.run_both(places.CHILD, bundle, given, "rpi4", MadeUp("rpi5"), 300)
+
+
+class Killed(MadeUp):
+    """An interpreter that dies, as one does at an instruction that the CPU does not have."""
+
+    def interpreter(self, cpu: Any, folder: Path) -> Path:
+        path = super().interpreter(cpu, folder)
+        path.write_text("#!/bin/sh\nkill -ILL $$\n")
+        return path
+
+
+def test_an_instruction_that_the_cpu_does_not_have_is_told(
+    scripts: Any, bundle: Path, data: Path
+) -> None:
+    run, places = scripts("_arm_run"), scripts("_arm_places")
+    given = read(scripts, data).given(bundle, run.read_int8("rpi4", bundle))
+    _, arm = run.run_both(places.CHILD, bundle, given, "rpi4", Killed("rpi4"), 300)
+    assert arm == "died of SIGILL"
+
+
+def test_places_are_asked_with_what_the_encoder_makes_of_their_texts(
+    scripts: Any, bundle: Path, data: Path
+) -> None:
+    asked = read(scripts, data)
+    given = asked.given(bundle, scripts("_arm_run").read_int8("rpi4", bundle))
+    with scripts("edgekd.runtime.places").open_places(bundle, any_device=True) as session:
+        for number, (at, without) in enumerate(asked.chosen()):
+            there = "text" not in without
+            assert given["present"][number].tolist()[2] == there
+            if there:
+                text = session.embed([asked.places.rows[at].text])[0]
+                assert np.array_equal(given["text"][number], text)
 
 
 def test_bundles_without_an_encoder_take_embeddings(
