@@ -3,8 +3,9 @@
 Starts ``edgekd serve BUNDLE`` as a process, asks it so many times a second whether or not it keeps
 up (a request's time runs from when it was due), and puts other rules all the while: each version
 bounds the class that the model likes best by another number. Every answer is held against the
-rules whose hash it names, compiled here. Ends with 1 where a request failed, an answer did not
-obey, or memory grew. Requests are made up (noise), the rules are yours with one more.
+rules whose hash it names, compiled here when all have come. Ends with 1 where a request failed, an
+answer did not obey, or memory grew. Requests are made up (noise), the rules are yours with one
+more.
 
 ``--fake`` serves the arithmetic of the tests in place of a bundle, to try the service alone.
 """
@@ -90,10 +91,19 @@ class Tally:
 
     took_s: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
     past: list[float] = field(default_factory=list)
     versions: set[int] = field(default_factory=set)
     changes: int = 0
     rss_mib: list[float] = field(default_factory=list)
+
+    def judge(self, law: Law) -> None:
+        """Hold every answer against the version it names; after the load, whose machine this is."""
+        for body in self.bodies:
+            value = json.loads(body)
+            self.versions.add(value["rules"]["version"])
+            for answer in value["answers"]:
+                self.past.append(law.past(value["rules"], answer))
 
 
 def make_bodies(described: dict[str, Any], zones: list[str]) -> list[bytes]:
@@ -157,10 +167,7 @@ async def drive(
             if response.status_code != 200:
                 tally.failures.append(f"{response.status_code}: {response.text[:200]}")
                 return
-            value = response.json()
-            tally.versions.add(value["rules"]["version"])
-            for answer in value["answers"]:
-                tally.past.append(law.past(value["rules"], answer))
+            tally.bodies.append(response.content)
 
         async def change() -> None:
             headers = {"content-type": "application/yaml", "x-who": "serve_load.py"}
@@ -191,6 +198,7 @@ async def drive(
             asked.append(asyncio.create_task(ask(number, due_s)))
         await asyncio.gather(changing, *asked)
         looking.cancel()
+    tally.judge(law)
     return tally
 
 

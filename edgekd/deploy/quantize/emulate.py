@@ -1,7 +1,6 @@
 """Running a graph on the build host exactly as it is written, to see what its precision costs.
 
-ONNX Runtime's fused INT8 kernels add pairs of products in 16 bits on x86 without VNNI and saturate;
-its optimiser also rewrites Q/DQ. Neither says anything about the target, so both are off here:
+ONNX Runtime's optimiser rewrites Q/DQ, which says nothing about another target, so it is off here:
 values are quantised and dequantised where the graph says, and products are made in float32. FP16
 tensors are rounded to FP16 after each operator; sums inside one are float32.
 """
@@ -14,6 +13,7 @@ import onnx
 
 from edgekd.contracts.optional import require
 from edgekd.deploy.parity import FloatArray, Model, Tensors
+from edgekd.runtime.backends.onnxrt import CPU, EXACT, ROUNDS_BIASES
 
 
 def open_graph(proto: onnx.ModelProto, threads: int = 0, optimize: bool = False) -> Any:
@@ -22,7 +22,7 @@ def open_graph(proto: onnx.ModelProto, threads: int = 0, optimize: bool = False)
     Args:
         proto: below 2 GiB.
         threads: 0 takes all cores.
-        optimize: let ONNX Runtime rewrite the graph.
+        optimize: let ONNX Runtime rewrite the graph, as a device's session does.
     """
     ort = require("onnxruntime", "deploy", "run models on the build host")
     options = ort.SessionOptions()
@@ -31,10 +31,12 @@ def open_graph(proto: onnx.ModelProto, threads: int = 0, optimize: bool = False)
     # An arena keeps the most that it ever held, and a build has several sessions: ViT-Small at
     # 1024 px took 9.9 GB so, and takes 3.7 without, in no more time.
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    for entry, value in EXACT.items():
+        options.add_session_config_entry(entry, value)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        proto.SerializeToString(), options, providers=[CPU], disabled_optimizers=ROUNDS_BIASES
     )
 
 
