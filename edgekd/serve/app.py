@@ -241,8 +241,14 @@ def make_app(
         return json_response(described)
 
     lanes = {
-        ("POST", PREDICT): Lane(service.bounds.requests, service.bounds.body_bytes),
-        ("PUT", CONSTRAINTS): Lane(_CHANGES, MOST_BYTES),
+        ("POST", PREDICT): Lane(
+            service.bounds.requests,
+            service.bounds.body_bytes,
+            "send fewer places at once, or begin the service with a larger --max-body",
+        ),
+        ("PUT", CONSTRAINTS): Lane(
+            _CHANGES, MOST_BYTES, "no law that a zone's rules hold needs more: look what is in it"
+        ),
     }
     return Gate(
         app, lanes, service.figures, tokens, hosts, service.bounds.body_s, service.retry_after_s

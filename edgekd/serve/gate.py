@@ -51,11 +51,13 @@ class Lane:
     Attributes:
         most: requests in hand at once.
         body_bytes: of each.
+        smaller: what to do about a body that is larger, after "; ".
         taken: in hand now.
     """
 
     most: int
     body_bytes: int
+    smaller: str
     taken: int = 0
 
 
@@ -220,10 +222,7 @@ def _name_of(host: str) -> str:
 
 
 def _too_large(what: str, lane: Lane) -> _Refused:
-    return _Refused(
-        413, f"the body has {what}, expected at most {lane.body_bytes}; send fewer places at once, "
-        "or begin the service with a larger --max-body",
-    )  # fmt: skip
+    return _Refused(413, f"the body has {what}, expected at most {lane.body_bytes}; {lane.smaller}")
 
 
 async def _read(receive: Receive, lane: Lane) -> bytes:

@@ -88,7 +88,7 @@
       made("span", "body", percent(a.probability) + (a.changed ? "" : ", as the model said"),
         made("div", "bar", fill)),
       made("span", "side", clock(a.when).slice(11) + " · " + a.zone),
-      made("span", "more", a.changed ? made("span", "mark", "changed by "
+      made("span", "more", a.changed ? made("span", "mark", "limited by "
         + (a.active.join(", ") || "the rules") + (a.top_before === a.top ? ""
           : "; the model alone: " + words(a.top_before)) + ". ") : null,
       "From " + a.evidence.join(", ") + (a.text === "none" ? "" : " (text of the " + a.text + ")")

@@ -94,7 +94,7 @@ def test_the_page(
     for part in ("Ten answers for a block", "answers requests", "SIMULATED", "per second",
                  "no power sensor", "Rules in force", "Version 2 of bay, put by Ana",
                  "Ordinance of the bay, § 4", "other rules begin on 2999-01-01",
-                 "In this zone buildings of more than two floors", "changed by towers",
+                 "In this zone buildings of more than two floors", "limited by towers",
                  "the model alone: tower", "text of the rules", "accepted, version 2", "refused",
                  "priority 2", "Flood map 2024"):  # fmt: skip
         assert part.lower() in words.lower(), (part, words)
