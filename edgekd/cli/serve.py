@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 @click.option("--time-zone", default="UTC", show_default=True, metavar="NAME",
               help="Whose midnight begins a day of the law, e.g. Europe/Lisbon.")  # fmt: skip
 @click.option(
+    "--trust-clock", is_flag=True,
+    help="Answer though the rules in force were put later than the clock says.",
+)  # fmt: skip
+@click.option(
     "--host", default="127.0.0.1", show_default=True, metavar="ADDRESS",
     help="Any but a loopback address needs a token; 0.0.0.0 is all of this machine.",
 )  # fmt: skip
@@ -62,6 +66,7 @@ def command(
     rules: Path | None,
     store: Path | None,
     time_zone: str,
+    trust_clock: bool,
     host: str,
     port: int,
     token_file: Path | None,
@@ -92,6 +97,11 @@ def command(
                 f"{host} can be reached from other machines, and whoever reaches it could change "
                 f"the rules; give a token (--token-file, or {VARIABLE}), or serve on 127.0.0.1"
             )
+        if allow_host and not loopback:
+            raise InputError(
+                f"--allow-host is of a service that this machine alone reaches, and {host} is any "
+                "name that leads here; leave it out, or serve on 127.0.0.1"
+            )
         from edgekd.runtime import places
         from edgekd.serve.app import ROUTES, make_app
         from edgekd.serve.figures import Figures
@@ -108,13 +118,17 @@ def command(
         watch = PowerWatch(power, each=figures.power)
         folder = store or bundle.resolve().with_name(f"{bundle.resolve().name}-rules")
         with places.open_places(bundle, signer, any_device, threads) as model:
-            service = Service(model, folder, figures, bounds, watch, time_zone)
+            service = Service(model, folder, figures, bounds, watch, time_zone,
+                              trust_clock=trust_clock)  # fmt: skip
             begun = _begin(service.store, rules)
             app = make_app(service, tokens, local_hosts(allow_host) if loopback else None)
             url = url_of(bound)
 
             def listening() -> None:
                 version, asks = service.store.version, service.asks
+                late = service.store.clock_fault()
+                if late:
+                    note(f"note: nothing is answered until {late}")
                 now = watch.now()
                 made = "learned from a SIMULATED set, so its answers are no advice"
                 if not loopback:
@@ -124,7 +138,8 @@ def command(
                     {
                         "url": url, "bundle": asks.name, "simulated": asks.simulated,
                         "store": str(folder), "rules_version": version, "time_zone": time_zone,
-                        "day": service.store.today().isoformat(), "token": tokens is not None,
+                        "day": None if late else service.store.today().isoformat(),
+                        "token": tokens is not None,
                         "loopback": loopback, "power": now.sensor or None, "power_why": now.why,
                     },
                     [

@@ -41,7 +41,7 @@ STILL: Final = 1e-9
 #: a step is tried whole, halved, quartered, ...
 HALVINGS: Final = 10
 #: weight of the barrier: at first, at last, and what becomes of it after a good step
-BARRIER_FIRST, BARRIER_LAST, BARRIER_FALL = 1.0, 1e-7, 0.15
+BARRIER_FIRST, BARRIER_LAST, BARRIER_FALL = 1.0, 1e-8, 0.15
 #: rules are met to within this: without it those that leave no room have no barrier
 SLACK: Final = 1e-6
 #: beside the unit diagonal, far above the rounding of double precision

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +14,12 @@ from edgekd.contracts.optional import require
 from edgekd.serve.power import PowerNow
 from edgekd.telemetry.process import rss_mib
 
-#: answers shown on the page, and times that percentiles are made of
-SHOWN, TIMES = 12, 2000
+#: answers shown on the page
+SHOWN: Final = 12
 #: a point of the page's curves, s, and how many there are
 POINT_S, POINTS = 5, 60
-#: over which the rate is told, s
-RATE_S: Final = 30
+#: over which the rate and percentiles are told, s
+RATE_S, TIMES_S = 30, 60
 #: a Pi takes tenths of a second for an answer, a workstation milliseconds
 _BUCKETS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _METHODS: Final = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH")
@@ -31,6 +32,7 @@ class _Point:
     number: int
     answers: int = 0
     slowest_s: float = 0.0
+    times_s: array[float] = field(default_factory=lambda: array("d"))
     watts: list[float] = field(default_factory=list)
 
 
@@ -68,12 +70,11 @@ class Figures:
         self._gauge = gauge
         self._requests = counter("requests", "Requests.", "route", "method", "status")
         self._seconds = histogram("request_seconds", "From the head to the last byte.", "route")
-        self._model = histogram("model_seconds", "In the model, a request at a time.")
+        self._model = histogram("model_seconds", "A call of the model, which answers what waits.")
         self._waited = histogram("waited_seconds", "In the queue before the model.")
         self._answers = counter("answers", "Places answered for.", "changed_by_rules")
         self._embeddings = counter("embeddings", "Texts that were read.", "of")
         self._lock = threading.Lock()
-        self._times: deque[tuple[float, float]] = deque(maxlen=TIMES)
         self._last: deque[dict[str, Any]] = deque(maxlen=SHOWN)
         self._points: deque[_Point] = deque(maxlen=POINTS)
         self._total = 0
@@ -115,21 +116,28 @@ class Figures:
         self._embeddings.labels(whose).inc(count)
 
     def answered(
-        self, places: Sequence[dict[str, Any]], waited_s: float, model_s: float, total_s: float
-    ) -> None:
-        """Places that were answered for, as the page shows them."""
-        self._model.observe(model_s)
+        self, places: Sequence[dict[str, Any]], waited_s: float, model_s: float, total_s: float,
+        first: bool = True,
+    ) -> None:  # fmt: skip
+        """Places of a request that were answered for, as the page shows them.
+
+        Args:
+            waited_s, model_s, total_s: before the model, in it, and from the request's arrival.
+            first: of those that one call of the model answered, whose time is counted once.
+        """
+        if first:
+            self._model.observe(model_s)
         self._waited.observe(waited_s)
         for place in places:
             self._answers.labels("yes" if place["changed"] else "no").inc()
         now = self._clock()
         with self._lock:
-            self._times.append((now, total_s))
             self._last.extend(places)
             self._total += len(places)
             point = self._point(now)
             point.answers += len(places)
             point.slowest_s = max(point.slowest_s, total_s)
+            point.times_s.append(total_s)
 
     def power(self, watts: float) -> None:
         """A reading, for the page's curve."""
@@ -141,13 +149,19 @@ class Figures:
         number = int(now // POINT_S)
         if not self._points or self._points[-1].number != number:
             self._points.append(_Point(number))
+            for point in list(self._points)[:-1]:
+                if point.number < number - TIMES_S // POINT_S:
+                    point.times_s = array("d")  # nobody asks for them any more
         return self._points[-1]
 
     def page(self) -> dict[str, Any]:
         """The last minutes: rate, percentiles, curves (None where nothing was), last answers."""
         now = self._clock()
         with self._lock:
-            times = sorted(took for at, took in self._times if now - at <= 60)
+            oldest = int(now // POINT_S) - TIMES_S // POINT_S
+            times = sorted(
+                took for point in self._points if point.number >= oldest for took in point.times_s
+            )
             points = {point.number: point for point in self._points}
             last, total = list(self._last)[::-1], self._total
         number = int(now // POINT_S)

@@ -140,7 +140,7 @@ class Gate:
         self, scope: Message, receive: Receive, out: Send, headers: dict[bytes, bytes]
     ) -> None:
         method, path = scope["method"], scope["path"]
-        self._look_at_host(headers)
+        self._look_at_host(headers, (method, path) == ("GET", "/"))
         scope[WHO] = None
         if self._tokens is not None and path not in OPEN:
             given = headers.get(b"authorization", b"").decode("latin-1")
@@ -175,7 +175,7 @@ class Gate:
         finally:
             lane.taken -= 1
 
-    def _look_at_host(self, headers: dict[bytes, bytes]) -> None:
+    def _look_at_host(self, headers: dict[bytes, bytes], page: bool) -> None:
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if self._hosts is not None and _name_of(host) not in self._hosts:
             raise _Refused(
@@ -185,7 +185,9 @@ class Gate:
         origin = headers.get(b"origin", b"").decode("latin-1").lower()
         site = headers.get(b"sec-fetch-site", b"").decode("latin-1").lower()
         foreign = origin and origin.partition("://")[2] != host
-        if foreign or site == "cross-site":
+        # a link in a mail may open the page, which has no data in it; it may not frame or read it
+        opens = page and headers.get(b"sec-fetch-mode", b"") == b"navigate"
+        if foreign or (site == "cross-site" and not opens):
             raise _Refused(
                 403, f"a page of {(origin or 'another site')[:80]} asks, and pages of other places "
                 "may not; ask from here, or without a browser",

@@ -53,7 +53,7 @@
     document.title = s.name + " – edgekd serve";
     part("title").textContent = s.title || s.name;
     part("facts").textContent = [s.name, "up " + duration(s.up_s),
-      "rules version " + s.rules.version, "day " + s.rules.day + " (" + s.rules.time_zone + ")",
+      "rules version " + s.rules.version, s.rules.day ? "day " + s.rules.day + " (" + s.rules.time_zone + ")" : "day unknown",
     ].join(" · ");
     part("simulated").hidden = !s.simulated;
     state(s.ready ? "good" : "bad", s.ready ? "answers requests" : "not ready: " + s.why);
@@ -120,7 +120,11 @@
     ].filter(Boolean)));
   };
 
+  let asking = false;
   const once = async () => {
+    clearTimeout(timer);
+    if (asking) return;  // the one on its way asks again
+    asking = true;
     try {
       const {status, value} = await ask("/v1/status");
       if (status === 401) {
@@ -145,8 +149,10 @@
       part("shown").hidden = false;
     } catch (err) {
       state("bad", "the service does not answer (" + err.message + "); what stands here is old");
+    } finally {
+      asking = false;
+      if (!document.hidden && part("ask").hidden) timer = setTimeout(once, EVERY_MS);
     }
-    timer = setTimeout(once, EVERY_MS);
   };
 
   part("ask").addEventListener("submit", action => {

@@ -18,6 +18,8 @@ from edgekd.serve.worker import Busy
 
 #: a request of a thousand faults is not answered with a thousand sentences
 _LETTERS: Final = 2000
+#: what the machine lacks, somebody must bring first
+_LATER_S: Final = 30
 _FAULTS, _FAULT_LETTERS = 20, 500
 #: the first that fits: what cannot be written is a kind of wrong input elsewhere
 _STATUS: Final[tuple[tuple[type[EdgeKDError], int], ...]] = (
@@ -55,7 +57,8 @@ def of_error(err: EdgeKDError | Busy) -> tuple[int, bytes, dict[str, str]]:
         return 503, problem(503, str(err)), {"retry-after": str(err.retry_after_s)}
     status = next(number for kind, number in _STATUS if isinstance(err, kind))
     faults = err.problems if isinstance(err, RecipeError) else None
-    return status, problem(status, str(err), faults), {}
+    headers = {"retry-after": str(_LATER_S)} if status == 503 else {}
+    return status, problem(status, str(err), faults), headers
 
 
 def of_status(status: int, path: str, method: str, allowed: str, detail: str) -> bytes:

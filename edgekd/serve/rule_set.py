@@ -185,8 +185,8 @@ class RuleSet:
         """
         return self._compiled.limits(zone, self._today() if day is None else day)
 
-    def check(self) -> None:
-        """Make and use the rows of every zone, today and on each later day with other rules.
+    def check(self, day: datetime.date) -> None:
+        """Make and use the rows of every zone, on a day and on each later one with other rules.
 
         Raises:
             RecipeError: every fault, with its zone and first day.
@@ -194,7 +194,7 @@ class RuleSet:
                 :data:`MOST_ROWS` to look at.
             EnvironmentLacksError: scipy is not installed.
         """
-        self._compiled.check(self._today())
+        self._compiled.check(day)
 
     def report(self, day: datetime.date | None = None) -> dict[str, Any]:
         """What is in force on a day, absent today, as plain values.

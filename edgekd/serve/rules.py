@@ -26,7 +26,7 @@ import zoneinfo
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import pydantic
 
@@ -55,6 +55,8 @@ from edgekd.serve.rule_text import as_bytes, parse_rules
 
 CURRENT_NAME, VERSIONS_NAME, AUDIT_NAME = "current.json", "versions", "audit.jsonl"
 _WHO_MOST = 200
+#: clocks are set back by so much, and no law changes within it
+_SET_BACK: Final = datetime.timedelta(minutes=10)
 
 
 class _Current(Document):
@@ -107,6 +109,7 @@ class RuleStore:
         time_zone: name of the zone whose midnight begins a day of the law, e.g. ``Europe/Lisbon``.
         embed: makes ``(N, width)`` of N texts; called when rules with texts are put or opened, and
             never for an answer. None: rules with texts are refused.
+        trust_clock: the clock is right, though the rules in force were put later than it says.
 
     Raises:
         InputError: the folder belongs to something else, a file of it lacks or was changed (no
@@ -126,12 +129,14 @@ class RuleStore:
         clock: Callable[[], datetime.datetime] = utc_now,
         time_zone: str = "UTC",
         embed: Callable[[Sequence[str]], Float32] | None = None,
+        trust_clock: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.time_zone = time_zone
         self._product = Product(tuple(classes), dict(facts), rows)
         self._clock, self._zone = clock, _zone(time_zone)
         self._embed, self._allowance = embed, Allowance()
+        self._trust_clock = trust_clock
         self._writing = threading.Lock()
         self._current: RuleSet | None = None
         self._held = _hold(self.folder)
@@ -187,8 +192,33 @@ class RuleStore:
 
         Raises:
             InputError: the clock does not say of which zone its time is.
+            EnvironmentLacksError: it is not set, see :meth:`clock_fault`.
         """
-        return self._now().astimezone(self._zone).date()
+        fault = self.clock_fault()
+        if fault:
+            raise EnvironmentLacksError(fault)
+        return self._day(self._now())
+
+    def clock_fault(self) -> str:
+        """Why nobody knows what day it is; empty where the clock may be right.
+
+        A board without a battery begins in 1970, or where it was switched off, and the law of that
+        day is another. What is known is when the rules in force were put: not after now.
+        """
+        current, now = self._current, self._now()
+        if self._trust_clock or current is None:
+            return ""
+        put = datetime.datetime.fromisoformat(current.when)
+        if now >= put - _SET_BACK:
+            return ""
+        told = (at.astimezone(self._zone).isoformat(" ", "minutes") for at in (now, put))
+        return (
+            "the clock says {}, and the rules in force were put at {}, which is later; set the "
+            "clock, or begin the service with --trust-clock where it is right"
+        ).format(*told)
+
+    def _day(self, now: datetime.datetime) -> datetime.date:
+        return now.astimezone(self._zone).date()
 
     # -- writing
 
@@ -213,7 +243,7 @@ class RuleStore:
             RecipeError: every fault of the text.
             InputError: too long, not text, too much to check, or ``who`` is no name.
             OutputError: the disk is full, or the store is closed; the old rules stay.
-            EnvironmentLacksError: scipy is not installed.
+            EnvironmentLacksError: scipy is not installed, or the clock is not set.
         """
         with self._writing:
             if self._held < 0:
@@ -229,7 +259,7 @@ class RuleStore:
                 current = self._current
                 if current is None or digest != current.digest:
                     made = self._made(data, self._next, named, when)
-                    made.check()
+                    made.check(self.today())
                     return self._begin(self._with_texts(made, current))
             except EdgeKDError as err:
                 self._refuse(err, when, named, digest)
@@ -379,7 +409,9 @@ class RuleStore:
         said = _document(_Meta, meta)
         try:
             made = self._made(read_bytes(text), state.version, said.who, said.when)
-            made.check()
+            # a clock that is not set yet must not look for faults in the past
+            put = datetime.datetime.fromisoformat(said.when)
+            made.check(self._day(self._now() if self._trust_clock else max(self._now(), put)))
             made = self._with_texts(made, None)
         except InputError as err:
             raise InputError(

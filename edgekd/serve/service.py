@@ -107,14 +107,16 @@ class Service:
         power: PowerWatch | None = None,
         time_zone: str = "UTC",
         clock: Callable[[], datetime.datetime] = utc_now,
+        trust_clock: bool = False,
     ) -> None:
         self.asks: Asks = asks_of(model)
         self.figures, self.bounds = figures, bounds
         self._reader = Reader(model, self.asks, figures.embedded)
         embed = self._reader.of_rules if self.asks.reads_texts else None
         self.store = RuleStore(
-            folder, self.asks.classes, self.asks.facts, self.asks.rows, clock, time_zone, embed
-        )
+            folder, self.asks.classes, self.asks.facts, self.asks.rows, clock, time_zone, embed,
+            trust_clock,
+        )  # fmt: skip
         self.power = power or PowerWatch("none")
         self._pool = ThreadPoolExecutor(_READERS, "edgekd-read")
         self._writer = ThreadPoolExecutor(1, "edgekd-rules")
@@ -157,6 +159,8 @@ class Service:
             return "the model has not answered yet"
         if not self.store.version:
             return "there are no rules yet; put some (PUT /v1/constraints)"
+        if fault := self.store.clock_fault():
+            return fault
         if self._worker.stuck_s > _STUCK_S:
             return f"the model has been at one request for {self._worker.stuck_s:.0f} s"
         return ""
@@ -223,7 +227,7 @@ class Service:
                 }
                 for answer in answers
             ],
-            done.waited_s, done.model_s, total_s,
+            done.waited_s, done.model_s, total_s, done.first,
         )  # fmt: skip
         return {
             "rules": {
@@ -340,7 +344,7 @@ class Service:
     def status(self) -> dict[str, Any]:
         """What the page shows beside the rules."""
         power = self.power.now()
-        version = self.store.version
+        version, late = self.store.version, self.store.clock_fault()
         return {
             "name": self.asks.name,
             "title": self.asks.title,
@@ -353,7 +357,7 @@ class Service:
                 "status": power.status, "why": power.why,
             },
             "rules": {
-                "version": version, "day": self.store.today().isoformat(),
+                "version": version, "day": None if late else self.store.today().isoformat(),
                 "time_zone": self.store.time_zone,
             },
             "events": [event.model_dump(mode="json") for event in self.store.history(6)],

@@ -32,7 +32,7 @@ class Reader:
 
     def __init__(self, model: PlaceModel, asks: Asks, told: Callable[[str, int], None]) -> None:
         self._model, self._width, self._told = model, asks.text_width, told
-        self._lock = threading.Lock()
+        self._lock, self._looking = threading.Lock(), threading.Lock()
         self._known: OrderedDict[str, Float32] = OrderedDict()
 
     def of_rules(self, texts: Sequence[str]) -> Float32:
@@ -52,12 +52,12 @@ class Reader:
             EnvironmentLacksError, InputError: see :meth:`PlaceModel.embed`.
         """
         key = sha256_bytes(text.encode())
-        with self._lock:
+        with self._looking:  # known ones need not wait while another is read
             if key in self._known:
                 self._known.move_to_end(key)
                 return self._known[key]
         found = self._read(text, "request")
-        with self._lock:
+        with self._looking:
             self._known[key] = found
             while len(self._known) > KEPT:
                 self._known.popitem(last=False)

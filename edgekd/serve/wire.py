@@ -49,7 +49,7 @@ class ActiveRule(Document):
     """A rule that the answer stands at, after the model's own broke rules.
 
     Attributes:
-        relaxed: by how much it yields to rules before it, in units of probability.
+        relaxed: by how much it yields to rules before it, in the rule's own units.
     """
 
     id: str

@@ -42,11 +42,16 @@ class Busy(Exception):
 
 @dataclass(frozen=True)
 class Answered:
-    """What came out, and how long it waited and took (with those beside it), s."""
+    """What came out, and how long it waited and took (with those beside it), s.
+
+    Attributes:
+        first: of those that one call of the model answered.
+    """
 
     answers: Answers
     waited_s: float
     model_s: float
+    first: bool
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,7 @@ class Worker:
         for job in jobs:
             part = slice(first, first := first + len(job.places))
             mine = Answers(answers.scores[part], answers.before[part], answers.probabilities[part])
-            job.future.set_result(Answered(mine, begun - job.asked_s, took))
+            job.future.set_result(Answered(mine, begun - job.asked_s, took, job is jobs[0]))
 
     def _each(self, jobs: Sequence[_Job]) -> None:
         for job in jobs:

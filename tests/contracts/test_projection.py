@@ -31,6 +31,22 @@ def test_what_obeys_already_is_left_as_it_is() -> None:
     assert np.abs(found - np.exp(Z)).max() < 1e-6
 
 
+@pytest.mark.parametrize("more", [0.0, 1e-6, -1e-6, 1e-4, -1e-4])
+def test_bounds_where_the_answer_is_already_are_as_exact(more: float) -> None:
+    """The barrier pushes most where a rule is met just so, and its multiplier is about 0."""
+    own = np.exp(Z[0])
+    rules = np.array([[1.0, 0, 0], [0, 1.0, 0], [1.0, 1.0, 0]])
+    bounds = rules @ own + [more, 0.0, 1.0]
+    inside = np.array([0.45, 0.25, 0.3])
+    found = project(Z, rules, bounds, inside)[0]
+    rest = own[1:] / own[1:].sum()
+    nearest = [own[0] + more, *rest * (1 - own[0] - more)] if more < 0 else own
+    nearest = np.asarray(nearest)
+    if nearest[1] > bounds[1]:
+        nearest = np.array([nearest[0], bounds[1], 1 - nearest[0] - bounds[1]])
+    assert np.abs(found - nearest).max() < 1e-4
+
+
 @pytest.mark.parametrize(
     ("rules", "bounds", "expected"),
     [

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -18,6 +20,7 @@ from edgekd.telemetry.process import rss_mib
 from edgekd.telemetry.sampler import Samples
 from edgekd.telemetry.sensors._base import Reading, SensorInfo
 from edgekd.telemetry.trace import Trace, write_trace
+from tests.helpers.places import FakePlaces
 from tests.helpers.rules import towers
 from tests.helpers.serving import Served, series
 
@@ -81,14 +84,51 @@ def test_the_page_has_the_last_minutes() -> None:
     assert kept.page()["curves"]["watts"] == [None] * POINTS
 
 
+def test_percentiles_are_of_the_whole_last_minute() -> None:
+    """A hundred answers a second: slow ones, quick ones, and what is older than a minute."""
+    now = [1000.0]
+    kept = Figures((), clock=lambda: now[0])
+    for second in range(90):
+        took = 60.0 if second < 25 else 5.0 if second < 32 else 0.01
+        for _ in range(100):
+            kept.answered([{"changed": False}], 0, took, took)
+        now[0] += 1
+    found = kept.page()
+    assert (found["p50_ms"], found["p99_ms"]) == (10.0, 5000.0)
+    for _ in range(3 * 58):  # now two seconds of five, of more than sixty
+        kept.answered([{"changed": False}], 0, 0.01, 0.01)
+    now[0] += 5
+    assert kept.page()["p99_ms"] == 10.0
+    for _ in range(80):
+        kept.answered([{"changed": False}], 0, 3.0, 3.0)
+    assert kept.page()["p99_ms"] == 3000.0, "1.3 of a hundred, where 95 of them are quicker"
+
+
+def test_a_call_of_the_model_is_counted_once(tmp_path: Path) -> None:
+    async def talk(client: httpx.AsyncClient) -> None:
+        places = {"places": [{"zone": "A", "series": series()}]}
+        found = await asyncio.gather(*(client.post("/v1/predict", json=places) for _ in range(7)))
+        assert [item.status_code for item in found] == [200] * 7
+
+    with Served(tmp_path, towers(0.25), FakePlaces(delay_s=0.1)) as served:
+        before = served.model.asked
+        served.run(talk)
+        calls = served.model.asked - before
+        found = metrics(served)
+    assert calls < 7 and found["edgekd_model_seconds_count", ()] == calls
+    assert found["edgekd_waited_seconds_count", ()] == 7
+    assert found["edgekd_model_seconds_sum", ()] == pytest.approx(0.1 * calls, rel=0.5)
+
+
 def test_memory_does_not_grow_with_what_was_answered() -> None:
     now = [0.0]
     kept = Figures((), clock=lambda: now[0])
-    for number in range(3 * figures_module.TIMES):
+    for number in range(6000):
         kept.answered([{"changed": False}], 0, 0.1, 0.1)
         kept.power(1.0)
         now[0] += POINT_S * (number % 2)
-    assert len(kept._times) == figures_module.TIMES and len(kept._points) == POINTS
+    assert len(kept._points) == POINTS
+    assert sum(len(point.times_s) for point in kept._points) <= 2 * (60 // POINT_S + 1)
     assert len(kept._last) == figures_module.SHOWN
 
 

@@ -22,7 +22,7 @@ from edgekd.serve.tokens import Tokens, read_tokens
 from edgekd.serve.wire import Problem
 from edgekd.serve.worker import Busy, Worker
 from tests.helpers.places import FakePlaces
-from tests.helpers.rules import towers
+from tests.helpers.rules import Clock, towers
 from tests.helpers.serving import YAML, Served, series
 
 TOKEN = "the-token-of-ana-1"
@@ -142,6 +142,41 @@ def test_pages_of_elsewhere_are_kept_out(
                 Problem.model_validate(found.json())
         asked = served.ask("POST", "/v1/predict", json=ASKED, headers=headers)
         assert asked.status_code == status
+
+
+def test_a_link_from_elsewhere_opens_the_page_and_nothing_else(tmp_path: Path) -> None:
+    link = {"host": "localhost", "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    with Served(tmp_path, towers(0.2), hosts=local_hosts()) as served:
+        found = served.ask("GET", "/", headers=link)
+        assert found.status_code == 200 and "frame-ancestors 'none'" in str(found.headers)
+        for headers in (link | {"sec-fetch-mode": "no-cors"}, link | {"origin": "https://x.y"}):
+            assert served.ask("GET", "/", headers=headers).status_code == 403
+        for method, path in (("GET", "/v1/status"), ("GET", "/v1/constraints"), ("POST", "/"),
+                             ("POST", "/v1/predict")):  # fmt: skip
+            assert served.ask(method, path, headers=link).status_code == 403
+
+
+def test_of_a_header_that_comes_twice_the_first_counts(tmp_path: Path) -> None:
+    tokens = Tokens(f"Ana {TOKEN}", "t")
+    with Served(tmp_path, towers(0.2), tokens=tokens) as served:
+        for values, status in (((TOKEN, "x"), 200), (("x", TOKEN), 401)):
+            twice = [("authorization", f"Bearer {value}") for value in values]
+            assert served.ask("GET", "/v1/status", headers=twice).status_code == status
+
+
+def test_without_a_clock_it_is_not_ready_and_says_when_to_come_again(tmp_path: Path) -> None:
+    clock = Clock()
+    with Served(tmp_path, towers(0.2), clock=clock) as served:
+        clock.now = clock.now.replace(year=1970)
+        ready, asked = served.ask("GET", "/readyz"), served.predict(*ASKED["places"])
+        assert ready.status_code == 503 and "set the clock" in ready.json()["reason"]
+        assert asked.status_code == 503 and "set the clock" in asked.json()["error"]
+        assert int(asked.headers["retry-after"]) >= 1
+        assert served.put(towers(0.3)).status_code == 503
+        shown = served.ask("GET", "/v1/status")
+        assert shown.status_code == 200 and shown.json()["rules"]["day"] is None
+        clock.now = clock.now.replace(year=2026)
+        assert served.ask("GET", "/readyz").status_code == 200
 
 
 def test_no_response_without_its_headers(tmp_path: Path) -> None:
@@ -319,6 +354,8 @@ def test_a_worker_answers_one_at_a_time_and_then_ends() -> None:
             full += 1
             assert err.retry_after_s >= 1
     assert len(futures) == 4 and full == 6
+    worker._mean_s = 2.0
+    assert worker.retry_after_s() == pytest.approx(2.0 * (worker.depth + 1))
     closing = threading.Thread(target=worker.close)
     closing.start()
     assert [f.result(5).answers.scores.shape for f in futures] == [(1, 4)] * 4

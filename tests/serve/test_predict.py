@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import json
 import struct
 import zlib
@@ -100,10 +101,14 @@ def test_whose_text_was_used(tmp_path: Path) -> None:
         for _ in range(5):
             served.predict(place, {**place, "text": "a hotel"})
         assert served.model.embedded == [*read, "a hotel"], "never for an answer, and once"
+        as_long = served.predict({**place, "text": "a hovel"}).json()["answers"][0]
+        assert as_long["before"] != own["before"]
+        read = [*read, "a hotel", "a hovel"]
+        assert served.model.embedded == read
         served.put(some_rules() + "# again\n")
-        assert served.model.embedded == [*read, "a hotel"], "the same words are not read again"
+        assert served.model.embedded == read, "the same words are not read again"
         served.put(some_rules().replace("two floors", "three floors"))
-        assert len(served.model.embedded) == 3
+        assert len(served.model.embedded) == 4
         after = served.predict(place).json()["answers"][0]
         assert after["text"] == "rules" and after["before"] != of_rules["before"]
 
@@ -249,6 +254,41 @@ def test_the_day_of_the_law_is_that_of_the_request(tmp_path: Path) -> None:
             assert value["rules"]["day"] == f"2026-06-0{day}" and value["rules"]["version"] == 1
             found = value["answers"][0]["probabilities"]["tower"]
             assert found == pytest.approx(bound, abs=OBEYED)
+
+
+def test_one_request_has_one_day_though_midnight_comes_while_it_is_read(tmp_path: Path) -> None:
+    """A clock that goes on a day each time it is asked."""
+    rules = text(most("x", {"tower": 1}, 0.2, valid={"until": "2026-06-03"}),
+                 most("x", {"tower": 1}, 0.4, valid={"from": "2026-06-03"}))  # fmt: skip
+
+    class Hasty(Clock):
+        going = False
+
+        def __call__(self) -> datetime.datetime:
+            if self.going and self.now.day < 3:
+                self.now += datetime.timedelta(hours=6)
+            return self.now
+
+    clock = Hasty()
+    clock.now = clock.now.replace(day=2, hour=6)
+    place = {"zone": "A", "series": series()}
+    with Served(tmp_path, rules, clock=clock) as served:
+        Hasty.going = True
+        value = served.predict(place, place, place, place).json()
+        bound = {"2026-06-02": 0.2, "2026-06-03": 0.4}[value["rules"]["day"]]
+        found = [item["probabilities"]["tower"] for item in value["answers"]]
+        assert found == pytest.approx([bound] * 4, abs=OBEYED)
+
+
+def test_what_obeys_by_itself_stands_at_no_rule(tmp_path: Path) -> None:
+    """Even where the model's own answer lies on a bound."""
+    with Served(tmp_path / "a", text(most("any", {"tower": 1}, 1.0))) as free:
+        place = {"zone": "A", "series": series()}
+        own = free.predict(place).json()["answers"][0]["before"]["tower"]
+    with Served(tmp_path / "b", text(most("x", {"tower": 1}, own))) as served:
+        found = served.predict(place).json()["answers"][0]
+        assert found["probabilities"]["tower"] == pytest.approx(own, abs=1e-4)
+        assert not found["changed"] and found["active"] == []
 
 
 def test_a_bundle_of_maps_is_not_served() -> None:

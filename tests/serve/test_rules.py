@@ -253,6 +253,40 @@ def test_another_law_begins_at_midnight_without_a_put(tmp_path: Path) -> None:
             assert before.day == datetime.date(2026, 6, 30)
 
 
+def test_a_clock_that_is_not_set_is_no_day_of_the_law(tmp_path: Path) -> None:
+    """A board without a battery, which begins in 1970: no law is in force then that is now."""
+    given = text(
+        most("x", {"tower": 1}, 0.2, valid={"from": "2025-01-01"}),
+        # cannot be met, and was over when the rules were put
+        most("old", {"water": 1, "meadow": 1, "house": 1, "tower": 1}, 0.5,
+             valid={"until": "2000-01-01"}),
+    )  # fmt: skip
+    clock = Clock()
+    with store(tmp_path, clock=clock) as kept:
+        kept.put(given, "Ana")
+        put = clock.now
+        clock.now = put - datetime.timedelta(minutes=9)
+        assert kept.clock_fault() == "" and kept.today() == put.date()
+        clock.now = put - datetime.timedelta(minutes=11)
+        assert "the clock says 2026-06-01 11:49+00:00, and" in kept.clock_fault()
+    clock.now = datetime.datetime(1970, 1, 1, 0, 1, tzinfo=datetime.timezone.utc)
+    with store(tmp_path, clock=clock) as kept:
+        assert kept.version == 1
+        for ask in (kept.today, lambda: kept.current().limits("A"), kept.current().report,
+                    lambda: kept.put(towers(0.3), "Rui")):  # fmt: skip
+            with pytest.raises(EnvironmentLacksError, match="1970-01-01 00:01.*set the clock, or"):
+                ask()
+        assert kept.version == 1
+        clock.now = put + datetime.timedelta(days=1)
+        assert kept.today().isoformat() == "2026-06-02" and kept.current().limits("A").rows
+    clock.now = put - datetime.timedelta(days=30)
+    with store(tmp_path, clock=clock, trust_clock=True) as kept:
+        assert kept.today().isoformat() == "2026-05-02"
+        kept.put(towers(0.3), "Rui")
+    with store(tmp_path, clock=clock) as kept:
+        assert kept.clock_fault() == "", "the rules in force are of this clock's own time now"
+
+
 def test_rows_are_made_once_for_a_time_without_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
