@@ -47,7 +47,7 @@ if TYPE_CHECKING:
               metavar="auto|none|SENSOR|replay:FILE",
               help="Where power is read; edgekd doctor lists the sensors.")  # fmt: skip
 @click.option(
-    "--waiting", type=click.IntRange(0, 1000), default=8, show_default=True,
+    "--waiting", type=click.IntRange(0, 1000), default=32, show_default=True,
     help="Requests that may wait for the model; further ones get 503 and Retry-After.",
 )  # fmt: skip
 @click.option(
