@@ -267,9 +267,9 @@ def insert_integer(
     def integers(tensor: str) -> str:
         if tensor not in read:
             item = made.codes[tensor]
+            scale = constant(f"{tensor}/scale", np.array(item.scale, np.float32))
             end = f"/{item.zero}" if item.zero else ""
             zero = constant(f"quantize/zero{end}", np.array(item.zero, kind))
-            scale = constant(f"{tensor}/scale", np.array(item.scale, np.float32))
             read[tensor] = pair(nodes, tensor, scale, zero)
         return read[tensor]
 
@@ -290,17 +290,12 @@ def insert_integer(
             if layer.weight not in weights:
                 values = numpy_helper.to_array(graph.constants[layer.weight])
                 mine_scales = scales[layer.weight]
-                weights[layer.weight] = dequantize(
-                    nodes,
-                    constant(
-                        f"{layer.weight}/int8",
-                        quantized(values, mine_scales, layer.axis, weight_bits),
-                    ),
-                    constant(f"{layer.weight}/scale", mine_scales),
-                    constant(f"{layer.weight}/zero", np.zeros(len(mine_scales), np.int8)),
-                    f"{layer.weight}/dequantized",
-                    layer.axis,
-                )
+                scale = constant(f"{layer.weight}/scale", mine_scales)
+                zero = constant(f"{layer.weight}/zero", np.zeros(len(mine_scales), np.int8))
+                ints = quantized(values, mine_scales, layer.axis, weight_bits)
+                source = constant(f"{layer.weight}/int8", ints)
+                target = f"{layer.weight}/dequantized"
+                weights[layer.weight] = dequantize(nodes, source, scale, zero, target, layer.axis)
             node.input[1] = weights[layer.weight]
         chain = made.chains.get(node.name)
         if chain is not None:

@@ -11,15 +11,20 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgekd.contracts.target import load_target
 from edgekd.deploy.quantize.emulate import emulate
+from edgekd.deploy.quantize.grounds import Int8
 from edgekd.deploy.quantize.integer import MOST_STEPS, Integer, insert_integer, outputs
-from edgekd.deploy.quantize.layers import find_layers
+from edgekd.deploy.quantize.judge import Quality
+from edgekd.deploy.quantize.layers import Layer, find_layers
+from edgekd.deploy.quantize.lower import _int8
 from edgekd.deploy.quantize.qdq import insert_qdq
+from edgekd.deploy.quantize.ranges import CalibrationFile, read_calibration
 from edgekd.runtime.backends.onnxrt import EXACT, ROUNDS_BIASES
 from tests.deploy.quantize.graphs import perceptron
 
 
-def residual(seed: int = 0, bias: float = 1.0) -> onnx.ModelProto:
+def residual(seed: int = 0) -> onnx.ModelProto:
     """A block of a MobileNet: expand, Clip, depthwise, Clip, project, addition; then a mean."""
     draw = np.random.default_rng(seed)
     shapes = {
@@ -30,7 +35,7 @@ def residual(seed: int = 0, bias: float = 1.0) -> onnx.ModelProto:
     for name, shape in shapes.items():
         size = np.sqrt(np.prod(shape[1:]))
         constants[f"{name}.weight"] = (draw.normal(size=shape) / size).astype(np.float32)
-        constants[f"{name}.bias"] = (bias * draw.normal(size=shape[0])).astype(np.float32)
+        constants[f"{name}.bias"] = draw.normal(size=shape[0]).astype(np.float32)
     nodes: list[onnx.NodeProto] = []
 
     def conv(name: str, source: str, clip: bool) -> str:
@@ -167,7 +172,11 @@ def test_biases_are_int32_with_the_product_s_scale() -> None:
 
 
 def test_a_bias_that_int32_cannot_hold_widens_its_weights() -> None:
-    proto = residual(bias=1e9)
+    proto = residual()
+    tiny = next(item for item in proto.graph.initializer if item.name == "a.project.weight")
+    tiny.CopyFrom(
+        numpy_helper.from_array(numpy_helper.to_array(tiny) * np.float32(1e-12), tiny.name)
+    )
     made = laid(proto, signed=True)
     codes = [numpy_helper.to_array(i) for i in made.graph.initializer if i.name.endswith("int32")]
     assert max(np.abs(item.astype(np.int64)).max() for item in codes) <= MOST_STEPS * 1.001
@@ -195,3 +204,83 @@ def test_without_convolutions_the_file_is_as_ever() -> None:
     assert made.SerializeToString(deterministic=True) == insert_qdq(
         proto, layers, ranges
     ).SerializeToString(deterministic=True)
+
+
+class Tried:
+    """Stands for :class:`Grounds`: the verdict on each layout is given."""
+
+    def __init__(self, *verdicts: tuple[bool, int]) -> None:
+        self.proto = residual()
+        self.verdicts = dict(zip((True, False), verdicts, strict=True))
+        self.said: list[str] = []
+        self.say = self.said.append
+
+    def layers(self) -> list[Layer]:
+        return find_layers(self.proto)
+
+    def int8(
+        self,
+        calibration: CalibrationFile,
+        bits: int,
+        optimize: bool,
+        integer: Integer | None = None,
+    ) -> Int8:
+        passed, high = self.verdicts[integer is not None]
+        quality = Quality(0.5, 0.99, 0.01, 0.1, 2, 0.1, 1.0)
+        names = [f"layer {number}" for number in range(high)]
+        ranges = calibration.ranges
+        why = "keeps the gates" if passed else "fails the gates"
+        return Int8(self.proto, self.layers(), ranges, quality, passed, why, names, {}, integer)
+
+
+def calibrated(schema: int) -> CalibrationFile:
+    proto = residual()
+    sources = sorted({layer.source for layer in find_layers(proto)})
+    return CalibrationFile(
+        schema=schema, model_sha256="0" * 64, input_sha256="0" * 64, tiles=2,
+        tiles_sha256="0" * 64, source="made up", range="minmax", percentile=None, smooth=0,
+        channels={}, ranges=values(proto, sources), largest={},
+        outputs=values(proto, outputs(proto, find_layers(proto))) if schema == 2 else {},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("chains", "products", "taken"),
+    [
+        ((True, 0), (True, 0), "chains"),
+        ((True, 2), (True, 2), "chains"),
+        ((True, 2), (True, 1), "products"),
+        ((False, 3), (True, 3), "products"),
+        ((False, 1), (False, 1), "chains"),
+    ],
+)
+def test_products_alone_are_what_a_build_falls_back_to_and_says_so(
+    chains: tuple[bool, int], products: tuple[bool, int], taken: str
+) -> None:
+    tried = Tried(chains, products)
+    found, others = _int8(tried, calibrated(2), load_target("rpi5"), 8)  # type: ignore[arg-type]
+    assert ("chains" if found.integer is not None else "products") == taken
+    assert len(others) == (chains != (True, 0))
+    for item in others:
+        assert not item.chosen and "end to end" in item.why and "products alone" in item.why
+
+
+def test_a_calibration_without_outputs_keeps_convolutions_in_float_and_says_so() -> None:
+    tried = Tried((True, 0), (True, 0))
+    found, _ = _int8(tried, calibrated(1), load_target("rpi5"), 8)  # type: ignore[arg-type]
+    assert found.integer is None
+    assert "calibrate again" in tried.said[0]
+
+
+def test_codes_are_unsigned_on_x86_alone() -> None:
+    for target, signed in (("rpi4", True), ("rpi5", True), ("x86-cpu", False)):
+        found, _ = _int8(Tried((True, 0), (True, 0)), calibrated(2), load_target(target), 8)  # type: ignore[arg-type]
+        assert found.integer is not None and found.integer.signed == signed
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_calibration_files_of_both_schemas_are_read(schema: int, tmp_path: Path) -> None:
+    file = calibrated(schema)
+    (tmp_path / "calibration.json").write_text(file.text())
+    assert ("outputs" in file.text()) == (schema == 2)
+    assert read_calibration(tmp_path / "calibration.json") == file
