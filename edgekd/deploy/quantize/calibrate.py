@@ -8,7 +8,7 @@ number. An attention map of 4096 x 4096 tokens is therefore never kept.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,7 @@ class Activations:
             exceed 1 are left out, and a part of another tensor has that one's.
         histograms: input tensor of a layer -> its histogram.
         channels: the same -> largest absolute value per channel (last axis for ``linear``).
+        behind: tensor that was asked for besides -> its histogram.
     """
 
     tiles: int = 0
@@ -55,12 +56,21 @@ class Activations:
     largest: dict[str, float] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
     channels: dict[str, FloatArray] = field(default_factory=dict)
+    behind: dict[str, Histogram] = field(default_factory=dict)
 
     def ranges(self, method: Method, percentile: float) -> dict[str, float]:
-        """Input tensor of a layer -> absolute value that becomes 127."""
-        return {
-            name: item.value(method, percentile) for name, item in sorted(self.histograms.items())
-        }
+        """Input tensor of a layer -> absolute value that becomes the largest integer."""
+        return _values(self.histograms, method, percentile)
+
+    def outputs(self, method: Method, percentile: float) -> dict[str, float]:
+        """The same of what was asked for besides."""
+        return _values(self.behind, method, percentile)
+
+
+def _values(
+    histograms: Mapping[str, Histogram], method: Method, percentile: float
+) -> dict[str, float]:
+    return {name: item.value(method, percentile) for name, item in sorted(histograms.items())}
 
 
 def observe(
@@ -71,6 +81,7 @@ def observe(
     threads: int = 0,
     step: Callable[[int, int], None] | None = None,
     unit: str = "tile",
+    behind: Sequence[str] = (),
 ) -> Activations:
     """Run the FP32 model on every tile and take in what its layers see.
 
@@ -82,6 +93,7 @@ def observe(
         threads: of ONNX Runtime; 0 takes all cores.
         step: called with (tiles done, expected).
         unit: what a tile is called.
+        behind: further tensors to count, which layers put out.
 
     Raises:
         InputError: fewer tiles than ``expected`` or than :data:`FEWEST_TILES`, the same tile twice,
@@ -93,11 +105,15 @@ def observe(
             f"calibration needs at least {FEWEST_TILES} {unit}s, received {expected}; give more "
             + ("images, or lower the tile's side" if unit == "tile" else "of them")
         )
-    session, sources, scalars = _open(proto, layers, threads)
+    further = sorted(set(behind) - {layer.source for layer in layers})
+    session, sources, scalars = _open(proto, layers, threads, further)
     names = [item.name for item in session.get_inputs()]
     watching = True
     linear = {layer.source for layer in layers if layer.kind == "linear"}
-    found = Activations(histograms={source: Histogram() for source in sources})
+    found = Activations(
+        histograms={source: Histogram() for source in sources},
+        behind={name: Histogram() for name in further},
+    )
     digest, seen = hashlib.sha256(), set()
     flat = 0
     same = _passed_on(proto)
@@ -116,14 +132,20 @@ def observe(
         if watching and layers and found.tiles >= WATCHED_TILES:
             # FP16 has eight times of headroom over these; INT8's ranges want every tile.
             watching = False
-            session, _, scalars = _open(proto, layers, threads, watch=False)
+            session, _, scalars = _open(proto, layers, threads, further, watch=False)
         ends = [output for pair in scalars.values() for output in pair]
-        values = session.run([*sources, *ends], given)
-        for source, value in zip(sources, values, strict=False):
+        values = session.run([*sources, *ends, *further], given)
+        counted = [
+            *zip(found.histograms.items(), values, strict=False),
+            *zip(found.behind.items(), values[len(sources) + len(ends) :], strict=True),
+        ]
+        for (name, histogram), value in counted:
             try:
-                found.histograms[source].add(value)
+                histogram.add(value)
             except InputError as err:
-                raise InputError(f"calibration {unit} {found.tiles + 1}: {source}: {err}") from err
+                raise InputError(f"calibration {unit} {found.tiles + 1}: {name}: {err}") from err
+        del counted, values[len(sources) + len(ends) :]
+        for source, value in zip(sources, values, strict=False):
             last = value.ndim - 1
             axes = tuple(range(last)) if source in linear else (0, *range(2, last + 1))
             top = np.maximum(value.max(axis=axes), -value.min(axis=axes))
@@ -175,9 +197,14 @@ def _passed_on(proto: onnx.ModelProto) -> dict[str, str]:
 
 
 def _open(
-    proto: onnx.ModelProto, layers: Sequence[Layer], threads: int, watch: bool = True
+    proto: onnx.ModelProto,
+    layers: Sequence[Layer],
+    threads: int,
+    further: Sequence[str],
+    watch: bool = True,
 ) -> tuple[Any, list[str], dict[str, tuple[str, str]]]:
-    """A session that also gives layers' inputs, and names of each tensor's largest and least."""
+    """A session that also gives layers' inputs and what is asked for further, and names of each
+    tensor's largest and least."""
     sources = sorted({layer.source for layer in layers})
     inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
     # Sources are looked at outside; what is passed on was seen before; a softmax is at most 1.
@@ -204,7 +231,7 @@ def _open(
             graph.node.append(helper.make_node(operator, [tensor], [name], keepdims=0))
             graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
     given = {item.name for item in graph.output}
-    for source in sources:
+    for source in (*sources, *further):
         if source not in given and source not in images:
             graph.output.append(helper.make_tensor_value_info(source, TensorProto.FLOAT, None))
     # An input cannot be an output: it is passed on under another name.

@@ -19,6 +19,7 @@ from edgekd.contracts.place_recipe import AnyRecipe
 from edgekd.deploy.parity import Model
 from edgekd.deploy.quantize.calibrate import Activations, observe
 from edgekd.deploy.quantize.emulate import emulate
+from edgekd.deploy.quantize.integer import Integer, insert_integer, outputs
 from edgekd.deploy.quantize.judge import Judge, Quality
 from edgekd.deploy.quantize.layers import Layer, choose_layers, find_layers, require_modules
 from edgekd.deploy.quantize.material import Images as Images
@@ -57,6 +58,7 @@ class Int8:
         quality, passed, why: of the model as it was emulated in the search.
         kept_high: layers that had to stay high, the worst first.
         sensitivity: layer -> noise when it alone is lowered; empty where the gates held at once.
+        integer: chains of convolutions are in integers end to end; None: products alone are.
     """
 
     proto: onnx.ModelProto
@@ -67,9 +69,13 @@ class Int8:
     why: str
     kept_high: list[str]
     sensitivity: dict[str, float]
+    integer: Integer | None = None
 
     def graph(self, weight_bits: int = 8, weights_as_int8: bool = True) -> onnx.ModelProto:
-        """FP32 with Q/DQ; see :func:`~edgekd.deploy.quantize.qdq.insert_qdq`."""
+        """FP32 with Q/DQ; see :func:`~edgekd.deploy.quantize.qdq.insert_qdq` and, where that is
+        the layout, :func:`~edgekd.deploy.quantize.integer.insert_integer`."""
+        if self.integer is not None:
+            return insert_integer(self.proto, self.layers, self.ranges, self.integer, weight_bits)
         return insert_qdq(
             self.proto, self.layers, self.ranges, weight_bits=weight_bits,
             weights_as_int8=weights_as_int8,
@@ -104,8 +110,12 @@ class Grounds:
         say(f"judge on {count} validation {material.unit}s")
         self.judge = Judge(self.reference, self.samples, material.classes, material.measure)
 
-    def calibrate(self) -> CalibrationFile:
-        """What the tensors hold: from the file that was given, else from samples."""
+    def calibrate(self, outputs_too: bool = False) -> CalibrationFile:
+        """What the tensors hold: from the file that was given, else from samples.
+
+        Args:
+            outputs_too: also ranges of what convolutions put out.
+        """
         material = self.material
         if self.saved is not None:
             self.say(
@@ -113,12 +123,13 @@ class Grounds:
             )
             return self.saved
         precision = self.recipe.precision
-        layers = self._layers() if "int8" in precision.allowed else []
+        layers = self.layers() if "int8" in precision.allowed else []
+        behind = outputs(self.proto, layers) if outputs_too else []
         samples, wanted, source = material.calibrating(self.recipe.calibration)
 
         def seen_by(proto: onnx.ModelProto) -> Activations:
             given = (item.inputs() for item in samples)
-            return observe(proto, layers, given, wanted, unit=material.unit)
+            return observe(proto, layers, given, wanted, unit=material.unit, behind=behind)
 
         self.say(f"calibrate on {len(samples)} {material.unit}s of {source.split(':')[0]}")
         seen = seen_by(self.proto)
@@ -134,7 +145,8 @@ class Grounds:
             self.proto, precision, material.input_sha256, source, seen, channels
         )
 
-    def _layers(self) -> list[Layer]:
+    def layers(self) -> list[Layer]:
+        """Layers that may be quantised."""
         spec = self.recipe.precision
         layers = choose_layers(find_layers(self.proto), spec.int8_layers, spec.keep_high)
         if not layers:
@@ -150,6 +162,7 @@ class Grounds:
         bits: int = 8,
         optimize: bool = False,
         finish: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda graph: graph,
+        integer: Integer | None = None,
     ) -> Int8:
         """The INT8 model that keeps the gates with the fewest layers high.
 
@@ -158,6 +171,7 @@ class Grounds:
             bits: of weights.
             optimize: run candidates as this machine's ONNX Runtime does, rather than as written.
             finish: what becomes of a graph with Q/DQ before it is judged.
+            integer: lay chains of convolutions in integers; None quantises products alone.
         """
         ranges = calibration.ranges
         if not ranges:
@@ -165,7 +179,7 @@ class Grounds:
                 "the calibration holds no ranges, since INT8 was not allowed when it was made; "
                 "calibrate again without --calibration"
             )
-        layers = self._layers()
+        layers = self.layers()
         proto = calibration.rescaled(self.proto, layers)
         missing = [layer.name for layer in layers if layer.source not in ranges]
         if missing:
@@ -185,7 +199,10 @@ class Grounds:
         layers = [layer for layer in layers if layer not in idle]
 
         def make(chosen: Sequence[Layer]) -> Model:
-            graph = insert_qdq(proto, chosen, ranges, weight_bits=bits)
+            if integer is None:
+                graph = insert_qdq(proto, chosen, ranges, weight_bits=bits)
+            else:
+                graph = insert_integer(proto, chosen, ranges, integer, bits)
             return emulate(finish(graph), optimize=optimize)
 
         found = search(layers, make, self.judge, self.passes, self.say)
@@ -199,6 +216,7 @@ class Grounds:
             why=self.why(found.quality, len(found.kept_high)),
             kept_high=[*found.kept_high, *(layer.name for layer in idle)],
             sensitivity=found.sensitivity,
+            integer=integer,
         )
 
     def drop(self, quality: Quality) -> float:

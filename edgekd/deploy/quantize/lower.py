@@ -15,18 +15,20 @@ from pathlib import Path
 
 import onnx
 
-from edgekd.contracts.manifest import Gate, PrecisionDone, row
+from edgekd.contracts.manifest import CandidateDone, Gate, PrecisionDone, row
 from edgekd.contracts.place_recipe import AnyRecipe
 from edgekd.contracts.target import Target
 from edgekd.deploy.parity import Model
 from edgekd.deploy.quantize.emulate import emulate
 from edgekd.deploy.quantize.grounds import (
     Grounds,
+    Int8,
     Say,
     calibration_done,
     candidate,
     refusal,
 )
+from edgekd.deploy.quantize.integer import Integer
 from edgekd.deploy.quantize.material import Material
 from edgekd.deploy.quantize.ranges import CalibrationFile
 from edgekd.errors import InputError
@@ -132,8 +134,8 @@ def _choose(grounds: Grounds, target: Target, asked: list[str]) -> Lowered:
     native, timeable = is_native(target), is_timeable(target)
     bits = target.cpu.int8_weight_bits if target.cpu is not None else 8
     fp32 = grounds.candidate(grounds.proto.ByteSize())
-    calibration = grounds.calibrate()
-    int8 = grounds.int8(calibration, bits, optimize=native)
+    calibration = grounds.calibrate(outputs_too=True)
+    int8, others = _int8(grounds, calibration, target, bits)
     proto = int8.graph(weight_bits=bits)
     # with as many threads as the target: the order of sums decides single roundings
     run = emulate(proto, target.threads, optimize=native)
@@ -158,6 +160,7 @@ def _choose(grounds: Grounds, target: Target, asked: list[str]) -> Lowered:
             )
     candidates = [
         fp32.model_copy(update={"tile_s": seconds[0]}),
+        *others,
         candidate(
             "int8", int8.quality, proto.ByteSize(), chosen=passed, why=why, tile_s=seconds[1],
             kept_high=int8.kept_high,
@@ -180,6 +183,41 @@ def _choose(grounds: Grounds, target: Target, asked: list[str]) -> Lowered:
     if not passed:
         return Lowered(grounds.proto, None, precision, calibration=calibration)
     return Lowered(proto, run, precision, grounds.gates(int8.quality), calibration)
+
+
+def _int8(
+    grounds: Grounds, calibration: CalibrationFile, target: Target, bits: int
+) -> tuple[Int8, list[CandidateDone]]:
+    """The INT8 model, and what stands in the manifest of a layout that was tried and left.
+
+    Chains of convolutions in integers, where there are any; else, or where that layout keeps the
+    gates with more layers high or not at all and the other does better, products alone.
+    """
+    native = is_native(target)
+    chains = any(layer.kind == "conv" for layer in grounds.layers())
+    integer = Integer(calibration.outputs, signed=target.arch != "x86_64")
+    if chains and not calibration.outputs:
+        grounds.say(
+            "the calibration knows no outputs of convolutions, which therefore stay in float "
+            "between their quantised inputs; calibrate again without --calibration"
+        )
+        return grounds.int8(calibration, bits, optimize=native), []
+    first = grounds.int8(calibration, bits, optimize=native, integer=integer)
+    if not chains or (first.passed and not first.kept_high):
+        return first, []
+    grounds.say("convolutions in integers do not keep the gates as they are: try products alone")
+    second = grounds.int8(calibration, bits, optimize=native)
+    order = [(not item.passed, len(item.kept_high)) for item in (first, second)]
+    taken, left = (first, second) if order[0] <= order[1] else (second, first)
+    names = {True: "convolutions in integers end to end", False: "products alone in integers"}
+    said = f"{names[left.integer is not None]}: {left.why}; {names[taken.integer is not None]} is "
+    said += "better: it " + taken.why
+    size = left.graph(weight_bits=bits).ByteSize()
+    return taken, [
+        candidate(
+            "int8", left.quality, size, chosen=False, why=said, kept_high=left.kept_high
+        )
+    ]  # fmt: skip
 
 
 def timed(grounds: Grounds, candidate: onnx.ModelProto) -> tuple[float, float]:

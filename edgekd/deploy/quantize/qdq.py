@@ -107,10 +107,10 @@ def insert_qdq(
         layer = by_node.get(node.name)
         if layer is not None:
             if layer.source not in activations:
-                scale = _scale(layer, largest)
+                scale = activation_range(layer, largest) / LEVELS
                 name = constant(f"{layer.source}/scale", storable(np.array(scale)))
                 constant(zero, np.array(0, np.int8))
-                activations[layer.source] = _pair(nodes, layer.source, name, zero)
+                activations[layer.source] = pair(nodes, layer.source, name, zero)
             node.input[0] = activations[layer.source]
             if layer.weight not in weights:
                 values = numpy_helper.to_array(constants[layer.weight])
@@ -121,57 +121,78 @@ def insert_qdq(
                 if weights_as_int8:
                     source = constant(f"{layer.weight}/int8", codes)
                     target = f"{layer.weight}/dequantized"
-                    nodes.append(_dequantize(source, name, zeros, target, layer.axis))
+                    dequantize(nodes, source, name, zeros, target, layer.axis)
                 else:
                     # Q of these values gives the codes again, with 7 bits, too.
                     shape = [-1 if n == layer.axis else 1 for n in range(values.ndim)]
                     snapped = codes.astype(np.float32) * scales.reshape(shape)
                     constant(f"{layer.weight}/float", snapped)
-                    target = _pair(nodes, f"{layer.weight}/float", name, zeros, layer.axis)
+                    target = pair(nodes, f"{layer.weight}/float", name, zeros, layer.axis)
                 weights[layer.weight] = target
             node.input[1] = weights[layer.weight]
         nodes.append(node)
+    return replace_nodes(result, nodes, added)
+
+
+def replace_nodes(
+    proto: onnx.ModelProto,
+    nodes: Sequence[onnx.NodeProto],
+    added: Mapping[str, onnx.TensorProto],
+) -> onnx.ModelProto:
+    """A model with other nodes, and of old and new constants those that they read."""
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    used = {name for node in nodes for name in node.input}
+    constants = [i for i in (*proto.graph.initializer, *added.values()) if i.name in used]
     kept = [onnx.NodeProto() for _ in nodes]
     for new, old in zip(kept, nodes, strict=True):
         new.CopyFrom(old)
-    used = {name for node in kept for name in node.input}
-    initializers = [i for i in (*constants.values(), *added.values()) if i.name in used]
-    copies = [onnx.TensorProto() for _ in initializers]
-    for copy, item in zip(copies, initializers, strict=True):
+    copies = [onnx.TensorProto() for _ in constants]
+    for copy, item in zip(copies, constants, strict=True):
         copy.CopyFrom(item)
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(kept)
-    graph.initializer.extend(copies)
+    del result.graph.node[:], result.graph.initializer[:]
+    result.graph.node.extend(kept)
+    result.graph.initializer.extend(copies)
     return result
 
 
-def _scale(layer: Layer, largest: Mapping[str, float]) -> float:
+def activation_range(layer: Layer, largest: Mapping[str, float]) -> float:
+    """Absolute value of a layer's input that becomes the largest integer.
+
+    Raises:
+        InputError: there is none, or it is not positive and finite.
+    """
     value = largest.get(layer.source)
     if value is None or not np.isfinite(value) or value <= 0:
         raise InputError(
             f"layer {layer.name} has no usable range of its input ({value}); calibrate again with "
             "images that reach it, or keep the layer high with precision.keep_high"
         )
-    return value / LEVELS
+    return value
 
 
-def _pair(
+def pair(
     nodes: list[onnx.NodeProto], source: str, scale: str, zero: str, axis: int | None = None
 ) -> str:
+    """Add QuantizeLinear and DequantizeLinear of a tensor; gives what the second makes."""
     code, target = f"{source}/quantized", f"{source}/dequantized"
-    pair = [
+    both = [
         helper.make_node("QuantizeLinear", [source, scale, zero], [code]),
         helper.make_node("DequantizeLinear", [code, scale, zero], [target]),
     ]
-    for node in pair:
+    for node in both:
         node.name = f"{source}/{node.op_type}"
         if axis is not None:
             node.attribute.append(helper.make_attribute("axis", axis))
-    nodes.extend(pair)
+    nodes.extend(both)
     return target
 
 
-def _dequantize(source: str, scale: str, zero: str, target: str, axis: int) -> onnx.NodeProto:
-    return helper.make_node(
-        "DequantizeLinear", [source, scale, zero], [target], f"{target}/DequantizeLinear", axis=axis
-    )
+def dequantize(
+    nodes: list[onnx.NodeProto], source: str, scale: str, zero: str, target: str, axis: int
+) -> str:
+    """Add a DequantizeLinear of constants, one scale per channel; ``zero`` may be empty."""
+    inputs = [source, scale, zero] if zero else [source, scale]
+    name = f"{target}/DequantizeLinear"
+    nodes.append(helper.make_node("DequantizeLinear", inputs, [target], name, axis=axis))
+    return target

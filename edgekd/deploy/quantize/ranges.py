@@ -39,9 +39,11 @@ class CalibrationFile(Document):
             without ``smooth``.
         ranges: layer's input -> absolute value that becomes 127, after rescaling.
         largest: tensor -> largest absolute value, after rescaling; None where it was not finite.
+        outputs: what convolutions put out -> absolute value that becomes the largest integer; empty
+            in a file of schema 1, which is written where no convolution may be quantised.
     """
 
-    schema_version: Literal[1] = pydantic.Field(default=1, alias="schema")
+    schema_version: Literal[1, 2] = pydantic.Field(default=1, alias="schema")
     model_sha256: Sha256
     input_sha256: Sha256
     tiles: int = pydantic.Field(ge=2)
@@ -53,10 +55,13 @@ class CalibrationFile(Document):
     channels: dict[str, list[float]]
     ranges: dict[str, Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]]
     largest: dict[str, float | None]
+    outputs: dict[str, Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]] = {}
 
     def text(self) -> str:
         """Canonical JSON, with a ``seal`` over everything else."""
         body = self.model_dump(mode="json", by_alias=True)
+        if self.schema_version == 1:
+            del body["outputs"]
         return canonical_json({**body, "seal": sha256_bytes(canonical_json(body).encode())})
 
     def rescaled(self, proto: onnx.ModelProto, layers: list[Layer]) -> onnx.ModelProto:
@@ -125,7 +130,9 @@ def calibration_file(
     finite = {
         name: value if np.isfinite(value) else None for name, value in sorted(seen.largest.items())
     }
+    outputs = seen.outputs(spec.range, spec.percentile)
     return CalibrationFile(
+        schema=2 if outputs else 1,
         model_sha256=model_sha256(proto),
         input_sha256=given_sha256,
         tiles=seen.tiles,
@@ -137,6 +144,7 @@ def calibration_file(
         channels=channels,
         ranges=seen.ranges(spec.range, spec.percentile),
         largest=finite,
+        outputs=outputs,
     )
 
 
