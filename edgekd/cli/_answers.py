@@ -451,7 +451,7 @@ def validate_set(path: Path) -> dict[str, Any]:
     places = load_places(path, labels=False)
     for row in places.rows:
         read_picture(row, places.about.image_px)
-    data = set_lines(places)
+    data = [*set_lines(places), *_series_lines(places)]
     policy = set_rules(places)
     today = datetime.date.today()
     if policy is not None and available("scipy"):
@@ -470,6 +470,34 @@ def validate_set(path: Path) -> dict[str, Any]:
         "whole",
         "data": data,
     }
+
+
+def _series_lines(places: PlaceSet) -> list[str]:
+    """What ``edgekd series`` wrote of the series, where it made them.
+
+    Raises:
+        InputError: the record is of another file, or series of two splits share days.
+    """
+    from edgekd.contracts.series_windows import leaks, read_record, record_path
+    from edgekd.errors import InputError
+
+    path = places.root / places.about.series.file
+    if not record_path(path).is_file():
+        return []
+    record = read_record(path)
+    shared = leaks(record, {row.series: row.split for row in places.rows})
+    if shared:
+        more = f" (and {len(shared) - 1} more such pairs)" if len(shared) > 1 else ""
+        raise InputError(f"{places.root}: {shared[0]}{more}; put both into one split")
+    days = [day for item in record.series for day in (item.first_day, item.last_day)]
+    stations = sorted({item.station for item in record.sources if item.station})
+    buoys = sorted({item.buoy for item in record.sources if item.buoy})
+    datums = sorted({item.datum for item in record.sources if item.datum})
+    return [
+        f"series: of station {', '.join(stations) or 'not known'} above "
+        f"{', '.join(datums) or 'no datum'}, buoy {', '.join(buoys) or 'none known'}, "
+        f"{min(days)} to {max(days)}"
+    ]
 
 
 def set_lines(places: PlaceSet) -> list[str]:

@@ -67,7 +67,7 @@ def test_the_commands_are_the_issues() -> None:
         for path in (ROOT / "edgekd" / "cli").glob("*.py")
         if not path.stem.startswith("_") and path.stem != "main"
     }
-    assert found == set(_ORDER) and len(found) == 25
+    assert found == set(_ORDER) and len(found) == 26
 
 
 @pytest.mark.parametrize("name", _ORDER)
