@@ -98,11 +98,12 @@ def against_of(path: Path, signer: list[Path] | None, any_device: bool) -> Again
     Raises:
         EdgeKDError: it is none of these, or cannot be read.
     """
-    from edgekd.contracts.place_set import SET_FILE, load_places
+    from edgekd.cli._answers import load_set
+    from edgekd.contracts.place_set import SET_FILE
     from edgekd.contracts.trust import requirements
 
     if path.name == SET_FILE or (path / SET_FILE).is_file():
-        places = load_places(path, labels=False)
+        places = load_set(path, labels=False)
         said = f"set {places.about.name}"
         return Against(said, places.classes, places.facts, None, None)
     if not path.is_dir():
@@ -129,8 +130,9 @@ def against_of(path: Path, signer: list[Path] | None, any_device: bool) -> Again
 
 
 def _of_recipe(path: Path) -> Against:
+    from edgekd.cli._answers import load_set
     from edgekd.contracts.place_recipe import PlaceRecipe, load_any_recipe, place_root
-    from edgekd.contracts.place_set import SET_FILE, load_places
+    from edgekd.contracts.place_set import SET_FILE
 
     recipe = load_any_recipe(path)
     if not isinstance(recipe, PlaceRecipe):
@@ -141,7 +143,7 @@ def _of_recipe(path: Path) -> Against:
             f"what rules ask of classes (heights, floors) stands in the set of {path}, {root}, "
             "which is not here; give a bundle or a set in its place"
         )
-    facts = load_places(root, labels=False).facts
+    facts = load_set(root, labels=False).facts
     names = [item.name for item in recipe.io.classes]
     return Against(f"recipe {recipe.name}", names, facts, recipe.io.rules.rows, None)
 
