@@ -76,6 +76,8 @@ def command(kind: str | None, tile_px: int, under: str, whose: str | None, as_js
              "multiply-add, attention products counted", *(
                  f"of places: {item['name']}" + (
                      f", {item['parameters'] / 1e6:.2f} M parameters in {item['recipe']}"
+                     + (f", the picture's branch {item['image_macs'] / 1e9:.2f} GMAC at "
+                        f"{item['image_px']} px" if item["image_macs"] else "")
                      if item["recipe"] else ", in no recipe of engines/"
                  ) for item in places
              )], as_json)  # fmt: skip
@@ -205,6 +207,7 @@ def _place_students() -> list[dict[str, Any]]:
     """Students of places, each with its size in the recipes that use it."""
     from edgekd.contracts import registry
     from edgekd.contracts.place_recipe import PlaceRecipe, load_any_recipe
+    from edgekd.train.flops import count
     from edgekd.train.places.checkpoint import build_student
 
     used: dict[str, list[PlaceRecipe]] = {}
@@ -217,8 +220,14 @@ def _place_students() -> list[dict[str, Any]]:
     for name in registry.module_names("edgekd.train.places.students"):
         for recipe in used.get(name, []):
             model = build_student(name, recipe.io, pretrained=False)
-            count = sum(item.numel() for item in model.parameters())
-            listing.append({"name": name, "recipe": recipe.name, "parameters": count})
+            side_px, branch = recipe.io.image.tile_px, getattr(model, "encoder", None)
+            listing.append({
+                "name": name, "recipe": recipe.name,
+                "parameters": sum(item.numel() for item in model.parameters()),
+                "image_px": side_px,
+                "image_macs": None if branch is None else count(branch, side_px).flops // 2,
+            })  # fmt: skip
         if name not in used:
-            listing.append({"name": name, "recipe": None, "parameters": None})
+            listing.append({"name": name, "recipe": None, "parameters": None, "image_px": None,
+                            "image_macs": None})  # fmt: skip
     return listing

@@ -207,6 +207,7 @@ def measured(
         if part is not None:  # several files are named by joined()
             one = f"{files[0]}: " if len(files) == 1 else ""
             notes += [note if note.startswith(one) else f"{one}{note}" for note in part.notes]
+            notes += _gaps(part)
     names = {str(path): path.name for path in (*level_files, *weather_files)}
     for full in sorted(names, key=len, reverse=True):  # a record names no folders of a machine
         notes = [note.replace(full, names[full]) for note in notes]
@@ -222,6 +223,23 @@ def measured(
             notes=notes,
         ),
     )
+
+
+def _gaps(series: Series) -> list[str]:
+    """How much of each channel was measured; what is missing by the file's own marks is a gap."""
+    found = []
+    for name in series.channels:
+        times = series.times[np.isfinite(series.channel(name))]
+        if not len(times):
+            found.append(f"{name}: no row holds a value")
+            continue
+        between = np.diff(times).astype(np.int64)
+        longest_h = float(between.max()) / 3600 if len(between) else 0.0
+        found.append(
+            f"{name}: {len(times):,} of {len(series.times):,} rows hold a value, at most "
+            f"{longest_h:.1f} h from one to the next"
+        )
+    return found
 
 
 def last_days(found: Measured, days: int, every: int | None) -> list[datetime.date]:

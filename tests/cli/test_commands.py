@@ -99,7 +99,11 @@ def test_ls_students_counts_the_attention_products(call: Any, told: Any) -> None
     assert rows["lite0", None, "pyramid"]["flops_attention_products"] == 0
     for row in rows.values():
         assert row["parameters"] > 0 and 1024 % row["side_multiple"] == 0
+    (coastal,) = value["students_of_places"]
+    assert coastal["recipe"] == "coastal" and coastal["image_px"] == 128
+    assert 0.1e9 < coastal["image_macs"] <= 1e9, "the bound of the picture's branch on a Pi"
     out, _ = told("ls", "students", "--tile", 256)
+    assert "the picture's branch 0.12 GMAC at 128 px" in out
     assert "of which QK^T and AV" in out and "per 256 x 256 px tile" in out
 
 
