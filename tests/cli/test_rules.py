@@ -11,6 +11,7 @@ import yaml
 
 import edgekd.runtime
 from edgekd.cli.main import main
+from tests.conftest import ROOT
 from tests.helpers.place_line import RULES, PlaceLine
 from tests.helpers.places import fake_module
 
@@ -138,8 +139,6 @@ def test_texts_that_the_bundle_cannot_read(law: Path, place_bundle: Path, capsys
 def test_wrong_use(
     law: Path, place_line: PlaceLine, capsys: Capture, options: str, words: str
 ) -> None:
-    from tests.conftest import ROOT
-
     (law.parent / "large.yaml").write_text(LAW + "# " + "x" * 200_000)
     maps = ROOT / "engines" / "landcover-lite0.yaml"
     given = options.format(set=place_line.data, map=maps)
@@ -170,3 +169,15 @@ def test_serve_names_the_file(
     assert main(command) == 2
     err = capsys.readouterr().err
     assert words in err and "this text of rules" not in err
+
+
+def test_the_rules_in_the_readme_are_valid(tmp_path: Path, capsys: Capture) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = [part.split("```")[0] for part in text.split("```yaml\n")[1:]]
+    (block,) = [part for part in blocks if "# rules.yaml" in part.splitlines()[0]]
+    path = tmp_path / "rules.yaml"
+    path.write_text(block, encoding="utf-8")
+    assert main(["validate", str(path), *DAY]) == 0
+    assert "valid rules 'harbour': 5 rules, 2 zones" in capsys.readouterr().out
+    types = {rule["type"] for rule in yaml.safe_load(block)["rules"]}
+    assert types == {"height_limit", "setback", "flood_zone", "linear"}

@@ -101,10 +101,8 @@ def test_the_newest_whole_days_of_all_files(here: Path, made: Callable[..., Any]
     assert [item["name"] for item in source["levels"]] == ["a.csv", "b.csv"]
     assert source["levels"][1]["sha256"] == sha256_file(here / "levels" / "b.csv")
     assert any("a.csv: 1,440 rows, of them 17 without a level" in note for note in source["notes"])
-    assert (
-        "water_level_m: 2,863 of 2,880 rows hold a value, at most 18.0 h from one to the next"
-        in (source["notes"])
-    )
+    told = "water_level_m: 2,863 of 2,880 rows hold a value, at most 18.0 h from one to the next"
+    assert told in source["notes"]
     assert "wave_height_m: no row holds a value" in source["notes"]
     record = (here / "set" / "series.json").read_text()
     assert str(here) not in record and "levels/" not in record
