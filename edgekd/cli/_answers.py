@@ -508,7 +508,7 @@ def _series_lines(places: PlaceSet) -> list[str]:
     if not record_path(path).is_file():
         return []
     record = read_record(path)
-    shared = leaks(record, {row.series: row.split for row in places.rows})
+    shared = leaks(record, {row.series: row.split for row in places.rows if row.series is not None})
     if shared:
         more = f" (and {len(shared) - 1} more such pairs)" if len(shared) > 1 else ""
         raise InputError(f"{places.root}: {shared[0]}{more}; put both into one split")

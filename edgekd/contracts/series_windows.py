@@ -163,6 +163,7 @@ def read_levels(
                 "product=water_level or hourly_height"
             )
         parts.append(part)
+    _one_place(parts, "give the station's metadata (--metadata), which says it of all")
     whole = joined(parts)
     if above is None:
         return whole
@@ -186,7 +187,19 @@ def read_weather(files: Sequence[Path]) -> Series:
         part = read_ndbc(path)
         kept = np.stack([part.channel(name) for name in _WEATHER], axis=1)
         parts.append(replace(part, values=kept, channels=_WEATHER, datum=None))
+    _one_place(parts, "name the files as NDBC does, e.g. 46041h2013.txt.gz")
     return joined(parts)
+
+
+def _one_place(parts: Sequence[Series], remedy: str) -> None:
+    """Raise where some files say their station and others do not."""
+    known = next((part for part in parts if part.station), None)
+    silent = next((part for part in parts if not part.station), None)
+    if known is not None and silent is not None:
+        raise InputError(
+            f"{known.source} is of station {known.station}, and {silent.source} does not say of "
+            f"which; {remedy}"
+        )
 
 
 def measured(
@@ -347,6 +360,8 @@ def write_series(
             f"{path} is there, and places name its series by number; add behind them with --add, "
             "or give another file"
         )
+    if add and not path.exists():
+        raise InputError(f"{path} is not there, so there is nothing to add to; leave --add out")
     before: list[npt.NDArray[np.float32]] = []
     sources, windows = list[Source](), list[Window]()
     if add:

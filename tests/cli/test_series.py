@@ -226,6 +226,10 @@ def test_levels_of_another_datum(here: Path, made: Callable[..., Any]) -> None:
         ("--buoy 46041h2015.txt", "cover 78 whole days (2015-01-01 to 2015-03-19, UTC)"),
         ("--buoy 46041h2015.txt --days 40 --last-day 2015-09-01", "series has"),
         ("--buoy 46041h2015.txt --recipe map.yaml", "makes maps"),
+        ("--buoy 46041h2015.txt --days 40 --add", "is not there, so there is nothing to add to"),
+        ("--buoy 46041h2014.txt --buoy weather_of_may.txt --days 40", "name the files as NDBC"),
+        ("--buoy 46041h2014.txt --buoy 46042h2015.txt --days 40", "of one kind can be joined"),
+        ("{levels} --levels of_1.json --units metric --datum MLLW --time-zone gmt", "--metadata"),
         ("{levels} --units feet --datum MLLW --time-zone gmt", "units is 'feet'"),
         ("{levels} --units metric --datum MLLV --time-zone gmt", "datum is 'MLLV'"),
         ("{levels} --units metric --datum MLLW --time-zone gmt --to-datum MHHW", "--metadata"),
@@ -236,6 +240,10 @@ def test_wrong_input(here: Path, capfd: Capture, options: str, words: str) -> No
     (here / "empty").mkdir()
     (here / "noise.txt").write_bytes(bytes(range(256)))
     (here / "p.csv").write_text("Date Time, Prediction\n2015-01-01 00:00,1.2\n")
+    for name in ("weather_of_may.txt", "46042h2015.txt"):
+        (here / name).write_text((here / "46041h2015.txt").read_text())
+    row = {"t": "2016-01-01 00:00", "v": "1.0", "s": "0", "f": "0,0,0,0", "q": "v"}
+    (here / "of_1.json").write_text(json.dumps({"metadata": {"id": "1"}, "data": [row]}))
     (here / "map.yaml").write_text((ROOT / "engines" / "landcover-lite0.yaml").read_text())
     given = options.format(levels="--levels levels", predicted="--levels p.csv")
     assert main(["series", "-o", "set/series.npz", *given.split()]) == 2
