@@ -49,6 +49,27 @@ def day_of(text: str | None) -> datetime.date | None:
         ) from err
 
 
+def load_set(path: Path, labels: bool = True) -> PlaceSet:
+    """A set of places; one that names rules which are not there says so first.
+
+    Raises:
+        InputError: see :func:`edgekd.contracts.place_set.load_places`.
+    """
+    from edgekd.contracts.place_set import SET_FILE, PlaceSetFile, load_places
+    from edgekd.contracts.schema import load_document
+    from edgekd.errors import InputError
+
+    file = path if path.is_file() else path / SET_FILE
+    if file.is_file():
+        rules = load_document(PlaceSetFile, file).rules
+        if rules is not None and not (file.parent / rules).is_file():
+            raise InputError(
+                f"{file} names the rules {rules}, and there is no {file.parent / rules}; put the "
+                "file there, or take the key 'rules' out of it"
+            )
+    return load_places(path, labels)
+
+
 def build(
     recipe: PlaceRecipe,
     recipe_path: Path,
@@ -64,15 +85,21 @@ def build(
     """``edgekd build`` of a recipe of places."""
     from edgekd.contracts.place_evidence import read_embeddings
     from edgekd.contracts.place_recipe import place_root
-    from edgekd.contracts.place_set import SET_FILE, load_places
+    from edgekd.contracts.place_set import SET_FILE
+    from edgekd.contracts.target import load_target
     from edgekd.deploy.bundle import default_folder
+    from edgekd.deploy.place_samples import check_enough
     from edgekd.deploy.places import build_places
+    from edgekd.deploy.quantize.lower import asked_of
 
     source = checkpoint or Path("runs") / f"{recipe.name}-distill"
     place = data or place_root(recipe, recipe_path)
     places, vectors, encoder = None, None, None
     if data is not None or (place / SET_FILE).is_file():
-        places = load_places(place)
+        places = load_set(place)
+        named = target in recipe.targets and load_target(target).backend == "onnxrt"
+        if named and asked_of(recipe, load_target(target)) != ["fp32"]:
+            check_enough(recipe, places, calibration)  # before minutes of embedding texts
     else:
         note(
             f"note: {place} is not here, so there are no real places to compare on; made-up ones "
@@ -171,10 +198,9 @@ def evaluate_bundle(
     """Figures of a bundle over a split of a set."""
     from edgekd.contracts.place_evaluation import evaluate_places
     from edgekd.contracts.place_evidence import PlaceReader, check_fits
-    from edgekd.contracts.place_set import load_places
     from edgekd.runtime.places import open_places
 
-    places = load_places(data)
+    places = load_set(data)
     with open_places(model, signer, any_device) as session:
         manifest, evidence = session.manifest, session.evidence
         check_fits(str(model), manifest.classes, manifest.inputs[0], evidence.series, places)
@@ -199,7 +225,6 @@ def evaluate_checkpoint(
     from edgekd.contracts.artifacts import sha256_file
     from edgekd.contracts.place_evaluation import evaluate_places
     from edgekd.contracts.place_evidence import read_embeddings
-    from edgekd.contracts.place_set import load_places
     from edgekd.deploy.place_samples import open_reader
     from edgekd.train.checkpoint import BEST_NAME, in_folder
     from edgekd.train.places.ask import asked_of_checkpoint
@@ -207,7 +232,7 @@ def evaluate_checkpoint(
 
     checkpoint = load_places_checkpoint(model)
     recipe = checkpoint.parsed_recipe(str(model))
-    places = load_places(data)
+    places = load_set(data)
     if embeddings is not None:
         vectors = read_embeddings(embeddings, places, recipe.io.text)
     else:
@@ -266,13 +291,12 @@ def run(
     from edgekd.contracts.artifacts import publish_file
     from edgekd.contracts.place_evaluation import same_facts
     from edgekd.contracts.place_evidence import PlaceReader, check_fits, rules_of_zones
-    from edgekd.contracts.place_set import load_places
     from edgekd.errors import InputError, OutputError
     from edgekd.runtime.places import open_places
 
     if output.suffix != ".csv":
         raise OutputError(f"answers for places are a .csv file, received {output}")
-    places = load_places(source, labels=False)
+    places = load_set(source, labels=False)
     policy = policy_of(rules, places)
     with open_places(bundle, signer, any_device) as session, publish_file(output) as part:
         manifest, evidence = session.manifest, session.evidence
@@ -422,12 +446,12 @@ def validate_recipe(recipe: PlaceRecipe, path: Path, presets: list[str]) -> dict
     """What ``edgekd validate`` says of a recipe of places, and of its set where it is here."""
     from edgekd.contracts.place_evidence import check_fits
     from edgekd.contracts.place_recipe import place_root
-    from edgekd.contracts.place_set import SET_FILE, load_places
+    from edgekd.contracts.place_set import SET_FILE
 
     root = place_root(recipe, path)
     data = [f"data: {root} is not on this machine, so it was not looked at"]
     if (root / SET_FILE).is_file():
-        places = load_places(root)
+        places = load_set(root)
         io = recipe.io
         check_fits(f"recipe '{recipe.name}'", io.classes, io.image, io.series, places)
         data = set_lines(places)
@@ -446,12 +470,11 @@ def validate_set(path: Path) -> dict[str, Any]:
     """What ``edgekd validate`` says of a set of places: every picture is read, rules are made."""
     from edgekd.contracts.optional import available
     from edgekd.contracts.place_evidence import read_picture, rules_of_zones, set_rules
-    from edgekd.contracts.place_set import load_places
 
-    places = load_places(path, labels=False)
+    places = load_set(path, labels=False)
     for row in places.rows:
         read_picture(row, places.about.image_px)
-    data = set_lines(places)
+    data = [*set_lines(places), *_series_lines(places)]
     policy = set_rules(places)
     today = datetime.date.today()
     if policy is not None and available("scipy"):
@@ -470,6 +493,34 @@ def validate_set(path: Path) -> dict[str, Any]:
         "whole",
         "data": data,
     }
+
+
+def _series_lines(places: PlaceSet) -> list[str]:
+    """What ``edgekd series`` wrote of the series, where it made them.
+
+    Raises:
+        InputError: the record is of another file, or series of two splits share days.
+    """
+    from edgekd.contracts.series_windows import leaks, read_record, record_path
+    from edgekd.errors import InputError
+
+    path = places.root / places.about.series.file
+    if not record_path(path).is_file():
+        return []
+    record = read_record(path)
+    shared = leaks(record, {row.series: row.split for row in places.rows if row.series is not None})
+    if shared:
+        more = f" (and {len(shared) - 1} more such pairs)" if len(shared) > 1 else ""
+        raise InputError(f"{places.root}: {shared[0]}{more}; put both into one split")
+    days = [day for item in record.series for day in (item.first_day, item.last_day)]
+    stations = sorted({item.station for item in record.sources if item.station})
+    buoys = sorted({item.buoy for item in record.sources if item.buoy})
+    datums = sorted({item.datum for item in record.sources if item.datum})
+    return [
+        f"series: of station {', '.join(stations) or 'not known'} above "
+        f"{', '.join(datums) or 'no datum'}, buoy {', '.join(buoys) or 'none known'}, "
+        f"{min(days)} to {max(days)}"
+    ]
 
 
 def set_lines(places: PlaceSet) -> list[str]:

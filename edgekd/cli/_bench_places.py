@@ -41,11 +41,11 @@ class PlacesTyped:
         stack: contextlib.ExitStack,
     ) -> list[Callable[[], Subject]]:
         """Opened bundles, all asked about the places that the first one is."""
-        from edgekd.contracts.place_set import load_places
+        from edgekd.cli._answers import load_set
         from edgekd.report.places import PlaceSubject, of_set, stored_or_random
         from edgekd.runtime.places import open_places
 
-        places = None if self.data is None else load_places(self.data, labels=False)
+        places = None if self.data is None else load_set(self.data, labels=False)
         rules = self._rules(places)
         sessions = [stack.enter_context(open_places(path, signer, any_device)) for path in bundles]
         if places is None:

@@ -6,12 +6,16 @@ from typing import Any
 
 import click
 
-from edgekd.cli._common import emit, shared_options, table
+from edgekd.cli._common import emit, note, shared_options, table
 
 _KINDS = (
     "students", "heads", "teachers", "methods", "targets", "recipes", "sensors", "backends",
     "builders", "keys",
 )  # fmt: skip
+#: kinds that recipes of places have some of their own of
+_OF_PLACES = {
+    "students": "edgekd.train.places.students", "teachers": "edgekd.train.places.teachers",
+}  # fmt: skip
 #: sides that every student takes
 _TILE_MULTIPLE_PX = 256
 
@@ -21,17 +25,21 @@ _TILE_MULTIPLE_PX = 256
 @click.option("--tile", "tile_px", type=int, default=1024, show_default=True,
               help="Tile side in px for the FLOPs of students.")  # fmt: skip
 @click.option("--under", default="", metavar="KEY", help="Of keys: only these, e.g. distill.mask.")
-@click.option(
-    "--places", "of_places", is_flag=True, help="Of keys: those of recipes of kind: places."
-)
+@click.option("--places", "whose", flag_value="places",
+              help="Of keys: those of recipes of kind: places.")  # fmt: skip
+@click.option("--rules", "whose", flag_value="rules", help="Of keys: those of a file of rules.")
+@click.option("--place-set", "whose", flag_value="set",
+              help="Of keys: those of places.yaml, a set of places.")  # fmt: skip
 @shared_options
-def command(kind: str | None, tile_px: int, under: str, of_places: bool, as_json: bool) -> None:
-    """List students (with parameters and FLOPs), teachers, targets, recipes, a recipe's keys and
-    more."""
-    if (under or of_places) and kind != "keys":
-        raise click.UsageError("--under and --places belong to: edgekd ls keys")
+def command(kind: str | None, tile_px: int, under: str, whose: str | None, as_json: bool) -> None:
+    """List students (with parameters and FLOPs), teachers, targets, recipes, the keys of recipes,
+    rules and sets of places, and more."""
+    if (under or whose) and kind != "keys":
+        raise click.UsageError(
+            "--under, --places, --rules and --place-set belong to: edgekd ls keys"
+        )
     if kind == "keys":
-        found = _keys(under, of_places)
+        found = _keys(under, whose)
         lines = [
             f"{item['key']}{' (' + item['default'] + ')' if item['default'] else ''}: "
             f"{item['meaning']}"
@@ -68,6 +76,8 @@ def command(kind: str | None, tile_px: int, under: str, of_places: bool, as_json
              "multiply-add, attention products counted", *(
                  f"of places: {item['name']}" + (
                      f", {item['parameters'] / 1e6:.2f} M parameters in {item['recipe']}"
+                     + (f", the picture's branch {item['image_macs'] / 1e9:.2f} GMAC at "
+                        f"{item['image_px']} px" if item["image_macs"] else "")
                      if item["recipe"] else ", in no recipe of engines/"
                  ) for item in places
              )], as_json)  # fmt: skip
@@ -81,17 +91,33 @@ def command(kind: str | None, tile_px: int, under: str, of_places: bool, as_json
     if kind is not None:
         lines = listing[kind]
     else:
-        lines.append("what may stand in a recipe: edgekd ls keys")
+        lines.append("what may stand in a recipe: edgekd ls keys; in a file of rules: edgekd ls "
+                     "keys --rules")  # fmt: skip
     emit(listing, lines, as_json)
+    if kind == "teachers" and not as_json:
+        from edgekd.contracts import registry
+
+        only = ", ".join(registry.module_names(_OF_PLACES["teachers"]))
+        note(f"note: {only}: of series and texts, for recipes of kind: places")
 
 
-def _keys(under: str, places: bool) -> list[dict[str, str]]:
+def _keys(under: str, whose: str | None) -> list[dict[str, str]]:
     from edgekd.contracts.describe import keys_of
     from edgekd.contracts.place_recipe import PlaceRecipe
+    from edgekd.contracts.place_set import PlaceSetFile
+    from edgekd.contracts.policy import Policy
     from edgekd.contracts.recipe import Recipe
     from edgekd.contracts.registry import nearest
+    from edgekd.contracts.schema import Document
 
-    found = [key._asdict() for key in keys_of(PlaceRecipe if places else Recipe)]
+    kinds: dict[str | None, tuple[str, type[Document]]] = {
+        None: ("a recipe", Recipe),
+        "places": ("a recipe of places", PlaceRecipe),
+        "rules": ("a file of rules", Policy),
+        "set": ("places.yaml", PlaceSetFile),
+    }
+    called, document = kinds[whose]
+    found = [key._asdict() for key in keys_of(document)]
     found = [{"key": key.pop("name"), **key} for key in found]
     valid = [item["key"].replace("[]", "") for item in found]
     chosen = [
@@ -100,9 +126,14 @@ def _keys(under: str, places: bool) -> list[dict[str, str]]:
         if not under or name == under or name.startswith(f"{under}.")
     ]
     if not chosen:
-        raise click.BadParameter(
-            f"a recipe has no key '{under}'{nearest(under, valid)}", param_hint="--under"
-        )
+        flags = {"places": "--places", "rules": "--rules", "set": "--place-set"}
+        others = [
+            f"edgekd ls keys {flags[name]}"
+            for name, (_, kind) in kinds.items()
+            if name and any(key.name.replace("[]", "") == under for key in keys_of(kind))
+        ]
+        hint = f" (it is one of: {', '.join(others)})" if others else nearest(under, valid)
+        raise click.BadParameter(f"{called} has no key '{under}'{hint}", param_hint="--under")
     return chosen
 
 
@@ -154,7 +185,9 @@ def _names(kind: str) -> list[str]:
         return registry.yaml_names(registry.engines_root() / "targets")
     if kind == "recipes":
         return registry.yaml_names(registry.engines_root())
-    return registry.module_names(packages[kind])
+    found = registry.module_names(packages[kind])
+    more = registry.module_names(_OF_PLACES[kind]) if kind in _OF_PLACES else []
+    return sorted({*found, *more})
 
 
 def _students(tile_px: int) -> list[dict[str, Any]]:
@@ -174,6 +207,7 @@ def _place_students() -> list[dict[str, Any]]:
     """Students of places, each with its size in the recipes that use it."""
     from edgekd.contracts import registry
     from edgekd.contracts.place_recipe import PlaceRecipe, load_any_recipe
+    from edgekd.train.flops import count
     from edgekd.train.places.checkpoint import build_student
 
     used: dict[str, list[PlaceRecipe]] = {}
@@ -186,8 +220,14 @@ def _place_students() -> list[dict[str, Any]]:
     for name in registry.module_names("edgekd.train.places.students"):
         for recipe in used.get(name, []):
             model = build_student(name, recipe.io, pretrained=False)
-            count = sum(item.numel() for item in model.parameters())
-            listing.append({"name": name, "recipe": recipe.name, "parameters": count})
+            side_px, branch = recipe.io.image.tile_px, getattr(model, "encoder", None)
+            listing.append({
+                "name": name, "recipe": recipe.name,
+                "parameters": sum(item.numel() for item in model.parameters()),
+                "image_px": side_px,
+                "image_macs": None if branch is None else count(branch, side_px).flops // 2,
+            })  # fmt: skip
         if name not in used:
-            listing.append({"name": name, "recipe": None, "parameters": None})
+            listing.append({"name": name, "recipe": None, "parameters": None, "image_px": None,
+                            "image_macs": None})  # fmt: skip
     return listing

@@ -19,9 +19,9 @@ from edgekd.contracts.registry import nearest
 from edgekd.errors import EdgeKDError
 
 _ORDER = [
-    "doctor", "ls", "validate", "simulate", "distill", "search", "finetune", "adapt", "eval",
-    "export", "quantize", "check", "build", "finalize", "keygen", "sign", "verify", "inspect",
-    "run", "watch", "serve", "bench", "report", "power", "carbonation",
+    "doctor", "ls", "validate", "simulate", "series", "distill", "search", "finetune", "adapt",
+    "eval", "export", "quantize", "check", "build", "finalize", "keygen", "sign", "verify",
+    "inspect", "run", "watch", "serve", "bench", "report", "power", "carbonation",
 ]  # fmt: skip
 
 

@@ -168,10 +168,16 @@ def command(
 
 def _begin(store: RuleStore, rules: Path | None) -> str:
     """The rules in force, in words; those of the file are put where there are none."""
+    from edgekd.cli._rules import named
     from edgekd.contracts.artifacts import read_bytes
+    from edgekd.errors import EdgeKDError
 
     if rules is not None and not store.version:
-        store.put(read_bytes(rules), f"--rules {rules.name}"[:200], expected=0)
+        data = read_bytes(rules)
+        try:
+            store.put(data, f"--rules {rules.name}"[:200], expected=0)
+        except EdgeKDError as err:
+            raise named(err, rules, data) from err
     elif rules is not None and store.current().text != read_bytes(rules):
         note(f"note: the store has rules, version {store.version}, by {store.current().who}, and "
              f"they stay; {rules} is not taken (put it over HTTP to change them)")  # fmt: skip

@@ -32,8 +32,9 @@ def _split(
     try:
         train, val, test = (int(part) for part in value.split(":"))
     except ValueError as err:
+        things = "coasts" if context.info_name == "coast" else "scenes"
         raise click.BadParameter(
-            f"expected scenes of train, val and test like 4:1:1, received '{value}'"
+            f"expected {things} of train, val and test like 4:1:1, received '{value}'"
         ) from err
     return train, val, test
 

@@ -1,4 +1,4 @@
-"""``edgekd validate``: recipes and bundles, checked before anything runs."""
+"""``edgekd validate``: recipes, bundles, sets and rules, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -7,24 +7,40 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekd.cli._common import PathArgument, emit, note, shared_options, signer_option
+from edgekd.cli._common import (
+    PathArgument,
+    day_option,
+    emit,
+    note,
+    shared_options,
+    signer_option,
+)
 
 if TYPE_CHECKING:
     from edgekd.contracts.recipe import Recipe
 
 
 @click.command("validate")
-@click.argument("paths", metavar="RECIPE|BUNDLE|SET|COEFFICIENTS...", nargs=-1, required=True,
+@click.argument("paths", metavar="RECIPE|BUNDLE|SET|RULES|COEFFICIENTS...", nargs=-1, required=True,
                 type=PathArgument)  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Change a recipe's value, e.g. --set finetune.steps=100.")  # fmt: skip
 @click.option("--any-device", is_flag=True, help="Accept bundles of another architecture.")
+@click.option(
+    "--against",
+    type=PathArgument,
+    metavar="BUNDLE|SET|RECIPE",
+    help="Of rules: whose classes they are held against, as edgekd serve would.",
+)
+@day_option
 @signer_option
 @shared_options
 def command(
     paths: tuple[Path, ...],
     overrides: tuple[str, ...],
     any_device: bool,
+    against: Path | None,
+    day: str | None,
     signer: list[Path] | None,
     as_json: bool,
 ) -> int:
@@ -32,13 +48,17 @@ def command(
 
     Of a recipe with sensors its sensor set is opened as well, where it is on this machine. Of a
     sensor set alone its description is checked, and that its files are there; a set of places is
-    read whole.
+    read whole. Rules are told in words, zone by zone, for the day and every later one on which
+    others begin; with --against they are held against a product's classes, as edgekd serve does.
     """
     from edgekd.contracts.place_set import SET_FILE
     from edgekd.contracts.sensor_scenes import sensor_set_file
     from edgekd.errors import EdgeKDError, InputError
 
-    if signer is not None and not any(path.is_dir() for path in paths):
+    if (against or day) and not any(path.is_file() and _is_rules(path) for path in paths):
+        raise InputError("--against and --day are about rules, and none are validated here")
+    folders = [path for path in (*paths, against) if path is not None and path.is_dir()]
+    if signer is not None and not folders:
         raise InputError("--signer is about bundles, and none is among what is validated here")
     results: list[dict[str, Any]] = []
     worst = 0
@@ -52,6 +72,8 @@ def command(
                 detail = validate_set(path)
             elif path.is_dir():
                 detail = _bundle(path, any_device, signer)
+            elif _is_rules(path):
+                detail = _rules(path, against, day, signer, any_device)
             elif _is_coefficients(path):
                 detail = _coefficients(path)
             else:
@@ -70,6 +92,31 @@ def command(
         lines += [f"{item['path']}: {said}", *(f"  {line}" for line in item.get("data", []))]
     emit({"results": results}, lines, as_json)
     return worst
+
+
+def _is_rules(path: Path) -> bool:
+    from edgekd.cli._rules import is_rules
+    from edgekd.contracts.schema import read_yaml
+    from edgekd.errors import RecipeError
+
+    try:
+        return is_rules(read_yaml(path)[0])
+    except RecipeError:
+        if path.suffix != ".json":
+            raise
+        return True  # its tabs are no YAML, and nothing else here is JSON
+
+
+def _rules(
+    path: Path, against: Path | None, day: str | None, signer: list[Path] | None, any_device: bool
+) -> dict[str, Any]:
+    import datetime
+
+    from edgekd.cli._answers import day_of
+    from edgekd.cli._rules import against_of, validate
+
+    product = None if against is None else against_of(against, signer, any_device)
+    return validate(path, product, day_of(day) or datetime.date.today())
 
 
 def _is_coefficients(path: Path) -> bool:

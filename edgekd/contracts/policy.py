@@ -39,7 +39,12 @@ class ClassFacts(Document):
 
 
 class Valid(Document):
-    """When a rule is in force: from the first day to before the last one; open where absent."""
+    """When a rule is in force: from the first day to before the last one; open where absent.
+
+    Attributes:
+        from: first day; absent, ever since.
+        until: first day on which it is no longer in force; absent, for good.
+    """
 
     from_: datetime.date | None = pydantic.Field(default=None, alias="from")
     until: datetime.date | None = None
@@ -82,6 +87,11 @@ class Rule(Document):
             ``flood_zone``: none whose lowest floor is below ``min_floor_m``, m above the datum.
             ``linear``: sum of ``coefficients`` x probabilities at most ``max``, for what no other
             type says; numbers are 0 or of a size from 1e-6 to 1e6.
+        max_m: of height_limit, m above ground.
+        min_m: of setback, m from the shoreline.
+        min_floor_m: of flood_zone, m above the datum of the water levels.
+        coefficients: of linear, class -> number.
+        max: of linear, what the sum may be at most.
         share: what the classes that break the rule may have of the probability; not of linear.
         zones: where it applies; absent, in all zones of the file.
         priority: 1 yields last; of rules that contradict each other the higher number is relaxed.
@@ -128,6 +138,7 @@ class Policy(Document):
     """The rules of a place.
 
     Attributes:
+        schema: of this file, 1.
         name, title: of the place.
         zones: name -> what it is, for a person.
         texts: zone -> what the ordinance says there, in words; for models that read. Zones may be

@@ -68,6 +68,27 @@ def spread(rows: Sequence[int], count: int) -> list[int]:
     return [rows[pick] for pick in dict.fromkeys(picks.tolist())]
 
 
+def check_enough(recipe: PlaceRecipe, places: PlaceSet, saved: Path | None) -> None:
+    """Raise where a set has fewer training places than calibration asks for; nothing is read.
+
+    Args:
+        recipe: of which the target takes a precision that needs ranges.
+        saved: a calibration file that is taken in place of calibrating.
+
+    Raises:
+        InputError: says how many there are.
+    """
+    if recipe.calibration is None or saved is not None:
+        return
+    wanted, there = recipe.calibration.tiles, sum(row.split == "train" for row in places.rows)
+    if there < wanted:
+        fewer = f", or ask for fewer: --set calibration.tiles={there}" if there >= 2 else ""
+        raise InputError(
+            f"calibration asks for {wanted} training places, and {places.root} has {there}; give "
+            f"more{fewer}"
+        )
+
+
 class PlaceMaterial(Material):
     """Places that calibrate (training split) and judge (validation split).
 

@@ -57,7 +57,13 @@ from edgekd.deploy.packing import (
     tell_signer,
 )
 from edgekd.deploy.parity import Tensors, compare
-from edgekd.deploy.place_samples import GoldenPlaces, PlaceMaterial, golden_places, open_reader
+from edgekd.deploy.place_samples import (
+    GoldenPlaces,
+    PlaceMaterial,
+    check_enough,
+    golden_places,
+    open_reader,
+)
 from edgekd.deploy.quantize.grounds import golden_atol
 from edgekd.deploy.quantize.lower import asked_of, is_native, lower
 from edgekd.errors import CheckpointError, InputError
@@ -133,6 +139,8 @@ def build_places(
             f"--calibration {saved} was given and only fp32 is made for {target.name}, which takes "
             "no ranges; leave it out, or allow int8"
         )
+    if asked != ["fp32"] and data is not None:
+        check_enough(recipe, data, saved)
     checkpoint = load_places_checkpoint(checkpoint_path)
     source = str(checkpoint_path)
     check_matches_places(checkpoint, recipe, source)

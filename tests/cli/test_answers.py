@@ -275,3 +275,40 @@ def test_students_of_places_are_listed() -> None:
 
     (coastal,) = [item for item in _place_students() if item["name"] == "coastal"]
     assert coastal["recipe"] == "coastal" and 11e6 < coastal["parameters"] < 13e6
+
+
+def test_a_set_that_is_too_small_to_calibrate_is_refused_before_any_work(
+    place_line: PlaceLine, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgekd.cli import _answers
+
+    def late(*_: object) -> None:
+        raise AssertionError("the encoder was opened, or the model exported, before the check")
+
+    monkeypatch.setattr(_answers, "_training_encoder", late)
+    recipe = tmp_path / "r.yaml"
+    values: dict[str, Any] = place_values(data={"root": str(place_line.data)})
+    values |= {"precision": {"allowed": ["fp32", "int8"]}, "calibration": {"tiles": 64}}
+    recipe.write_text(yaml.safe_dump(values))
+    words = ["build", str(recipe), "--target", "x86-cpu", "--checkpoint",
+             str(place_line.checkpoint), "-o", str(tmp_path / "b")]  # fmt: skip
+    for more in ([], ["--embeddings", str(place_line.texts), "--text-encoder", "none"]):
+        assert main([*words, *more]) == 2
+        said = capsys.readouterr().err
+        assert "calibration asks for 64 training places, and " in said and "has 24" in said
+        assert "--set calibration.tiles=24" in said and not (tmp_path / "b").exists()
+
+
+def test_who_wants_rules_that_are_not_there_is_named(
+    place_bundle: Path, place_line: PlaceLine, tmp_path: Path, capsys: Capture
+) -> None:
+    data = make_place_set(tmp_path / "set")
+    (data / "rules.yaml").unlink()
+    for words in (
+        ["run", str(place_bundle), str(data), "-o", str(tmp_path / "a.csv"), "--rules", "none"],
+        ["validate", str(data)],
+    ):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert f"{data / 'places.yaml'} names the rules rules.yaml, and there is no" in said
+        assert "take the key 'rules' out" in said

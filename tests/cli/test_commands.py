@@ -67,7 +67,7 @@ def test_the_commands_are_the_issues() -> None:
         for path in (ROOT / "edgekd" / "cli").glob("*.py")
         if not path.stem.startswith("_") and path.stem != "main"
     }
-    assert found == set(_ORDER) and len(found) == 25
+    assert found == set(_ORDER) and len(found) == 26
 
 
 @pytest.mark.parametrize("name", _ORDER)
@@ -99,7 +99,11 @@ def test_ls_students_counts_the_attention_products(call: Any, told: Any) -> None
     assert rows["lite0", None, "pyramid"]["flops_attention_products"] == 0
     for row in rows.values():
         assert row["parameters"] > 0 and 1024 % row["side_multiple"] == 0
+    (coastal,) = value["students_of_places"]
+    assert coastal["recipe"] == "coastal" and coastal["image_px"] == 128
+    assert 0.1e9 < coastal["image_macs"] <= 1e9, "the bound of the picture's branch on a Pi"
     out, _ = told("ls", "students", "--tile", 256)
+    assert "the picture's branch 0.12 GMAC at 128 px" in out
     assert "of which QK^T and AV" in out and "per 256 x 256 px tile" in out
 
 
@@ -109,7 +113,13 @@ def test_ls(call: Any, told: Any) -> None:
         "students", "heads", "teachers", "methods", "targets", "recipes", "sensors", "backends",
         "builders",
     }  # fmt: skip
-    assert value["teachers"] == ["efficientnet_lite", "geology_fusion", "hf_vision", "sam"]
+    assert value["teachers"] == [
+        "efficientnet_lite", "geology_fusion", "hf_text", "hf_vision", "minilm", "sam",
+        "temporal_conv",
+    ]  # fmt: skip
+    assert {"lite0", "coastal"} <= set(value["students"])
+    note = "hf_text, minilm, temporal_conv: of series and texts, for recipes of kind: places"
+    assert note in told("ls", "teachers")[1]
     assert value["methods"] == ["cross_modal", "feature", "mae", "mask_cdkd"]
     assert value["recipes"] == sorted(path.stem for path in RECIPES)
     assert "x86-cpu" in value["targets"] and "onnxrt" in value["backends"]
@@ -124,6 +134,24 @@ def test_ls(call: Any, told: Any) -> None:
     ):
         assert call("ls", kind) == {kind: value[kind]}
         assert told("ls", kind)[0].split() == value[kind]
+
+
+def test_ls_keys_of_rules_and_of_a_set(
+    call: Any, told: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    law = {item["key"]: item for item in call("ls", "keys", "--rules")["keys"]}
+    assert law["rules[].valid.until"]["meaning"].startswith("first day on which it is no longer")
+    assert all(item["meaning"] for item in law.values())
+    assert "rules[].min_m" in law and law["zones"]["default"] == "required"
+    assert "image_px" in {item["key"] for item in call("ls", "keys", "--place-set")["keys"]}
+    assert "edgekd ls keys --rules" in told("ls")[0]
+    for words, said in (
+        (["--under", "rules"], "a recipe has no key 'rules' (it is one of: edgekd ls keys --rules"),
+        (["--rules", "--under", "student"], "a file of rules has no key 'student'"),
+    ):
+        assert main(["ls", "keys", *words]) == 2
+        assert said in capfd.readouterr().err
+    assert main(["ls", "heads", "--rules"]) == 2
 
 
 def test_ls_targets(call: Any, told: Any) -> None:

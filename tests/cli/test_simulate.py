@@ -75,3 +75,11 @@ def test_wrong_input(
     assert words in err
     assert sorted(item.name for item in here.iterdir()) == before
     assert (here / "taken" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("kind", "things"), [("coast", "coasts"), ("geology", "scenes")])
+def test_a_split_speaks_of_what_is_split(
+    here: Path, capfd: pytest.CaptureFixture[str], kind: str, things: str
+) -> None:
+    assert main(["simulate", kind, "-o", "new", "--split", "a:b"]) == 2
+    assert f"expected {things} of train, val and test" in capfd.readouterr().err
