@@ -14,6 +14,7 @@ import numpy.typing as npt
 from edgekd.contracts.artifacts import canonical_json, publish_file, sha256_bytes
 from edgekd.contracts.evidence import KINDS
 from edgekd.contracts.place_recipe import PlaceRecipe, parse_place_recipe
+from edgekd.errors import InputError
 from edgekd.train.places.checkpoint import load_places_checkpoint, rebuild_places
 from edgekd.train.places.data import PlaceData
 from edgekd.train.places.predict import student_scores
@@ -71,6 +72,7 @@ def make(
     arm: str,
     seed: int,
     say: Callable[[str], None],
+    kept: bool = False,
 ) -> Piece:
     """Train a piece, or take what is there; one that was stopped goes on.
 
@@ -81,6 +83,10 @@ def make(
         out: of the benchmark.
         arm, seed: which piece.
         say: takes lines.
+        kept: take what is there and nothing else; nothing is trained, nor removed.
+
+    Raises:
+        InputError: with ``kept``, the piece is not there, or was made from something else.
     """
     here = out / f"seed_{seed}" / arm
     mine = recipe_of(recipe, arm, seed)
@@ -99,6 +105,11 @@ def make(
         with np.load(here / SCORES_NAME) as stored:
             scores = {name: stored[name] for name in stored.files}
         return Piece(arm, seed, scores, about["minutes"], about["shares"])
+    if kept:
+        raise InputError(
+            f"{here} holds no finished piece of this recipe and set; leave out --kept to train it, "
+            "or give the folder that has it with -o"
+        )
     begun = here / BEGUN_NAME
     if begun.is_file() and begun.read_text() != made_from:
         shutil.rmtree(here)  # of other settings

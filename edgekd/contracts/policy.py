@@ -86,7 +86,7 @@ _ASKS = {
 
 #: sizes of the numbers of a linear rule, whose quotients single precision must hold
 _LEAST, _MOST = 1e-6, 1e6
-#: of the largest coefficient to the smallest: a rule is met to within 1e-6 of its largest one, which
+#: of the largest coefficient to the smallest: a rule is met to within 1e-6 of its largest, which
 #: must be little beside the smallest, too
 MOST_SPAN = 1e3
 
