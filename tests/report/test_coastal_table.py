@@ -84,6 +84,10 @@ def test_the_ensemble_is_chosen_by_validation_places_and_no_other(
         assert found["ensemble_is"] == how
         assert found["rows"]["ensemble"]["accuracy"] == 0, "the one that is wrong on the test"
         assert found["right"]["ensemble"].tolist() == [False, False]
+        # of teachers whose answers are the other way round on the test, labels as before
+        mirrored = {name: v[:, ::-1] if "test/t" in name else v for name, v in scores.items()}
+        found = table.of_seed(group(pieces, mirrored, scores), labels, [RULE] * 2)
+        assert found["ensemble_is"] == how and found["rows"]["ensemble"]["accuracy"] == 1
 
 
 def test_figures_of_three_places_by_hand(table: ModuleType, pieces: ModuleType) -> None:
