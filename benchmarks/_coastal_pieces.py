@@ -7,13 +7,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekd.contracts.artifacts import canonical_json, publish_file, sha256_bytes
 from edgekd.contracts.evidence import KINDS
-from edgekd.contracts.place_recipe import PlaceRecipe, parse_place_recipe
+from edgekd.contracts.place_recipe import BALANCE_DECAY, PlaceRecipe, parse_place_recipe
 from edgekd.errors import InputError
 from edgekd.train.places.checkpoint import load_places_checkpoint, rebuild_places
 from edgekd.train.places.data import PlaceData
@@ -93,7 +94,7 @@ def make(
     made_from = sha256_bytes(
         canonical_json(
             {
-                "recipe": {k: v for k, v in mine.plain().items() if k not in _NOT_TRAINED},
+                "recipe": _that_matters(mine),
                 "data": opened.data.digest,
                 "text": opened.text,
             }
@@ -145,6 +146,13 @@ def make(
     with publish_file(mark) as part:
         part.write_text(json.dumps(about))
     return Piece(arm, seed, scores, about["minutes"], about["shares"])
+
+
+def _that_matters(recipe: PlaceRecipe) -> dict[str, Any]:
+    values = {k: v for k, v in recipe.plain().items() if k not in _NOT_TRAINED}
+    if values["distill"]["balance_decay"] == BALANCE_DECAY:
+        del values["distill"]["balance_decay"]  # pieces from before it was a key had this
+    return values
 
 
 #: parts of a recipe that no weight depends on
