@@ -77,7 +77,9 @@ def shared(random: np.random.Generator, classes: int) -> tuple[FloatArray, Float
     priorities = np.repeat(np.arange(1, 5), sizes)
     points = random.dirichlet(np.full(classes, 0.1), 4)[priorities - 1]
     room = random.choice([0, 0.01, 0.1], len(rules)) * random.random(len(rules))
-    return rules, (rules * points).sum(1) + room, priorities
+    bounds = (rules * points).sum(1) + room
+    bounds[np.abs(bounds) < 2e-6] = 2e-6  # smaller ones are refused
+    return rules, bounds, priorities
 
 
 def _rules(random: np.random.Generator, count: int, classes: int) -> FloatArray:
