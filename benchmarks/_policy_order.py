@@ -71,9 +71,15 @@ def alone(random: np.random.Generator, classes: int) -> tuple[FloatArray, FloatA
 
 def shared(random: np.random.Generator, classes: int) -> tuple[FloatArray, FloatArray, IntArray]:
     """Two or three rules of each of four priorities, which some probabilities meet, often just so;
-    those of one priority are not those of another."""
+    those of one priority are not those of another.
+
+    Half of the sets are sums of classes (coefficients 0, 1 and -1), as rules of law are: of arbitrary
+    coefficients hardly ever two ways have the same sum, and the maximum would decide nothing.
+    """
     sizes = random.integers(2, 4, 4)
     rules = _rules(random, int(sizes.sum()), classes)
+    if random.random() < 0.5:
+        rules = np.sign(rules)
     priorities = np.repeat(np.arange(1, 5), sizes)
     points = random.dirichlet(np.full(classes, 0.1), 4)[priorities - 1]
     room = random.choice([0, 0.01, 0.1], len(rules)) * random.random(len(rules))
