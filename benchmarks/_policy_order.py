@@ -73,8 +73,9 @@ def shared(random: np.random.Generator, classes: int) -> tuple[FloatArray, Float
     """Two or three rules of each of four priorities, which some probabilities meet, often just so;
     those of one priority are not those of another.
 
-    Half of the sets are sums of classes (coefficients 0, 1 and -1), as rules of law are: of arbitrary
-    coefficients hardly ever two ways have the same sum, and the maximum would decide nothing.
+    Half of the sets are sums of classes (coefficients 0, 1 and -1), as rules of law are: with
+    arbitrary coefficients hardly ever two ways have the same sum, and the maximum would decide
+    nothing.
     """
     sizes = random.integers(2, 4, 4)
     rules = _rules(random, int(sizes.sum()), classes)

@@ -222,6 +222,20 @@ def test_kept_pieces_are_taken_and_never_trained_nor_removed(
     assert (folder / "begun.txt").is_file()
 
 
+def test_pieces_from_before_a_key_are_still_known(pieces: ModuleType) -> None:
+    recipe = tiny_recipe()
+    before, after = (
+        pieces._that_matters(
+            recipe.model_copy(
+                update={"distill": recipe.distill.model_copy(update={"balance_decay": decay})}
+            )
+        )
+        for decay in (0.98, 0.9)
+    )
+    assert "balance_decay" not in before["distill"] and "targets" not in before
+    assert after["distill"] == before["distill"] | {"balance_decay": 0.9}
+
+
 @pytest.fixture
 def gain(table: ModuleType, pieces: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script with a set of four places on two coasts and answers that are made up."""
