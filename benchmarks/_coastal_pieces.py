@@ -7,13 +7,15 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekd.contracts.artifacts import canonical_json, publish_file, sha256_bytes
 from edgekd.contracts.evidence import KINDS
-from edgekd.contracts.place_recipe import PlaceRecipe, parse_place_recipe
+from edgekd.contracts.place_recipe import BALANCE_DECAY, PlaceRecipe, parse_place_recipe
+from edgekd.errors import InputError
 from edgekd.train.places.checkpoint import load_places_checkpoint, rebuild_places
 from edgekd.train.places.data import PlaceData
 from edgekd.train.places.predict import student_scores
@@ -71,6 +73,7 @@ def make(
     arm: str,
     seed: int,
     say: Callable[[str], None],
+    kept: bool = False,
 ) -> Piece:
     """Train a piece, or take what is there; one that was stopped goes on.
 
@@ -81,13 +84,17 @@ def make(
         out: of the benchmark.
         arm, seed: which piece.
         say: takes lines.
+        kept: take what is there and nothing else; nothing is trained, nor removed.
+
+    Raises:
+        InputError: with ``kept``, the piece is not there, or was made from something else.
     """
     here = out / f"seed_{seed}" / arm
     mine = recipe_of(recipe, arm, seed)
     made_from = sha256_bytes(
         canonical_json(
             {
-                "recipe": {k: v for k, v in mine.plain().items() if k not in _NOT_TRAINED},
+                "recipe": _that_matters(mine),
                 "data": opened.data.digest,
                 "text": opened.text,
             }
@@ -99,6 +106,11 @@ def make(
         with np.load(here / SCORES_NAME) as stored:
             scores = {name: stored[name] for name in stored.files}
         return Piece(arm, seed, scores, about["minutes"], about["shares"])
+    if kept:
+        raise InputError(
+            f"{here} holds no finished piece of this recipe and set; leave out --kept to train it, "
+            "or give the folder that has it with -o"
+        )
     begun = here / BEGUN_NAME
     if begun.is_file() and begun.read_text() != made_from:
         shutil.rmtree(here)  # of other settings
@@ -134,6 +146,13 @@ def make(
     with publish_file(mark) as part:
         part.write_text(json.dumps(about))
     return Piece(arm, seed, scores, about["minutes"], about["shares"])
+
+
+def _that_matters(recipe: PlaceRecipe) -> dict[str, Any]:
+    values = {k: v for k, v in recipe.plain().items() if k not in _NOT_TRAINED}
+    if values["distill"]["balance_decay"] == BALANCE_DECAY:
+        del values["distill"]["balance_decay"]  # pieces from before it was a key had this
+    return values
 
 
 #: parts of a recipe that no weight depends on

@@ -47,7 +47,7 @@ def draw(
     names = [*(f"teacher {kind}" for kind in KINDS), "ensemble", "labels", "distilled"]
     _bars(one, rows, names, {"accuracy": ("before the rules", _BEFORE),
                              "accuracy_after": ("after the rules", _AFTER)})  # fmt: skip
-    one.set_title("Accuracy, %")
+    one.set_title("Accuracy, % (rules go by zones, zones by the truth)")
     cases = ["all", *(f"no {kind}" for kind in KINDS), *(f"{kind} alone" for kind in KINDS)]
     at = np.arange(len(cases))
     for number, (arm, color) in enumerate(_ARMS.items()):

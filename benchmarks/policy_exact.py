@@ -7,8 +7,9 @@ point method on the exponential cone, which shares nothing with ours:
 * NumPy, torch and ONNX Runtime, single precision: the largest difference from the exact answer,
   and from each other; how many obey all rules;
 * torch's gradient against central differences in double precision;
-* contradictory rules: what each priority yields against the least beside those before it, a linear
-  programme in Clarabel; answers obey what is left.
+* contradictory rules, one of a priority and two or three of it: what each priority yields, its sum
+  and its largest, against the least sum beside those before it, and of those with it the least
+  maximum, linear programmes in Clarabel; answers obey what is left.
 
 Ends with 1 unless the difference is at most 1e-4, all obey (within 1e-5 of probability), the three
 agree within 1e-5, gradients within 1e-5, and the order is right within 1e-6 and what 1.4e-7 of the
@@ -17,11 +18,10 @@ bounds makes of it.
 
 from __future__ import annotations
 
-import datetime
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,37 +30,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import click
 import numpy as np
 import numpy.typing as npt
+from _policy_order import alone, held_against, shared, solve_cone
 from _records import here
 
 from edgekd.contracts.artifacts import write_json
-from edgekd.contracts.policy import policy_of
-from edgekd.contracts.policy_rows import ZoneRules, compile_zone, padded
+from edgekd.contracts.policy_rows import padded
 from edgekd.contracts.projection import OBEYED, past_bounds, project
 
 ROOT = Path(__file__).resolve().parent.parent
 FloatArray = npt.NDArray[np.float64]
 CLASSES, ROWS = 10, 17
-DAY = datetime.date(2026, 1, 1)
 BOUNDS = {"exact": 1e-4, "agree": 1e-5, "gradient": 1e-5, "order": 1e-6}
-
-
-def solve_cone(
-    cost: FloatArray, left: FloatArray, right: FloatArray, cones: list[Any]
-) -> tuple[FloatArray, FloatArray]:
-    """``min cost @ x`` with ``right - left @ x`` in the cones: x and the multipliers."""
-    import clarabel
-    from scipy import sparse
-
-    settings = clarabel.DefaultSettings()
-    settings.verbose = False
-    for name in ("tol_gap_abs", "tol_gap_rel", "tol_feas"):
-        setattr(settings, name, 1e-10)
-    none = sparse.csc_matrix((len(cost), len(cost)))
-    solver = clarabel.DefaultSolver(none, cost, sparse.csc_matrix(left), right, cones, settings)
-    found = solver.solve()
-    if "Solved" not in str(found.status):
-        raise RuntimeError(f"Clarabel ended with {found.status}")
-    return np.array(found.x), np.array(found.z)
 
 
 def exact(scores: FloatArray, rules: FloatArray, bounds: FloatArray) -> FloatArray:
@@ -79,71 +59,6 @@ def exact(scores: FloatArray, rules: FloatArray, bounds: FloatArray) -> FloatArr
     cones = [clarabel.ZeroConeT(1), clarabel.NonnegativeConeT(rows)]
     cones += [clarabel.ExponentialConeT()] * n
     return solve_cone(-np.concatenate([z, np.ones(n)]), left, right, cones)[0][:n]
-
-
-def relaxations(
-    rules: FloatArray, bounds: FloatArray, before: Sequence[float]
-) -> tuple[FloatArray, FloatArray]:
-    """The least that each rule must yield beside those before it, which yield ``before``.
-
-    What is left of the probabilities may be a point, which rounding makes empty; so bounds have
-    room of up to 1.4e-7. The second array is what that much makes of the result (multipliers).
-    """
-    import clarabel
-
-    n = rules.shape[1]
-    found, unsure = [], []
-    for count in range(1, len(rules) + 1):
-        # unknowns: probabilities, what this one yields
-        left = np.zeros((1 + count + n + 1, n + 1))
-        right = np.zeros(len(left))
-        left[0, :n], right[0] = 1, 1
-        left[1 : 1 + count, :n] = rules[:count]
-        left[count, n] = -1
-        right[1 : 1 + count] = bounds[:count]
-        right[1:count] += before[: count - 1]
-        left[1 + count :, :] = -np.eye(n + 1)
-        cones = [clarabel.ZeroConeT(1), clarabel.NonnegativeConeT(count + n + 1)]
-        cost = np.append(np.zeros(n), 1.0)
-        for room in (1e-8, 3e-8, 1e-7):  # what is left may be a point, empty by rounding
-            right[1:count] += room
-            try:
-                x, multipliers = solve_cone(cost, left, right, cones)
-                found.append(max(0.0, float(x[n])))
-                unsure.append(1.4e-7 * float(multipliers[1:count].sum()))
-                break
-            except RuntimeError:
-                if room == 1e-7:
-                    raise
-    return np.array(found), np.array(unsure)
-
-
-def contradictory(random: np.random.Generator) -> tuple[FloatArray, FloatArray]:
-    """Six rules of six priorities, each of which can be met by itself."""
-    rules = random.normal(size=(6, CLASSES))
-    rules[random.random(rules.shape) < 0.4] = 0
-    rules[:, 0] += np.where(np.abs(rules).max(1) == 0, 1.0, 0.0)
-    rules /= np.abs(rules).max(1, keepdims=True)
-    low, high = rules.min(1), rules.max(1)
-    return rules, low + random.random(6) ** 2 * 0.7 * (high - low) + 1e-3
-
-
-def settled(rules: FloatArray, bounds: FloatArray) -> ZoneRules:
-    """The rules by :func:`edgekd.contracts.policy_rows.compile_zone`, one priority each."""
-    names = [f"c{number}" for number in range(CLASSES)]
-    policy = policy_of(
-        {
-            "schema": 1, "name": "random", "zones": {"A": "all"},
-            "rules": [
-                {"id": f"r{number}", "type": "linear", "priority": number + 1,
-                 "coefficients": dict(zip(names, row.tolist(), strict=True)), "max": float(bound),
-                 "source": "random"}
-                for number, (row, bound) in enumerate(zip(rules, bounds, strict=True))
-            ],
-        },
-        "random",
-    )  # fmt: skip
-    return compile_zone(policy, "A", DAY, names, {}, ROWS)
 
 
 def gradient_error(scores: FloatArray, *limits: FloatArray) -> float:
@@ -236,21 +151,13 @@ def main(problems: int, seed: int, write: bool) -> None:
     worst = {name: float(np.abs(p - best).max()) for name, p in found.items()}
     apart = max(float(np.abs(found["numpy"] - found[name]).max()) for name in ("torch", "onnx"))
     gradient = gradient_error(scores.astype(float), *limits.values())
-    orders: list[float] = []
-    surely: list[float] = []
-    left: list[float] = []
-    yielding = 0
-    for _ in range(max(1, problems // 5)):
-        a, b = contradictory(random)
-        ours = settled(a, b)
-        yielded = [row.relaxed for row in ours.rows]
-        yielding += max(yielded) > 1e-6
-        theirs, unsure = relaxations(a, b, yielded)
-        apart_by = np.abs(np.array(yielded) - theirs)
-        orders.append(float(apart_by.max()))
-        surely.append(float((apart_by - unsure).max()))
-        drawn = random.normal(0, 3, (50, CLASSES)).astype(np.float32)
-        left += past_bounds(project(drawn, *ours.limits), *ours.limits[:2]).tolist()
+    sets = max(1, problems // 5)
+    orders = {
+        kind: [held_against(*make(random, CLASSES), random, ROWS) for _ in range(sets)]
+        for kind, make in (("one", alone), ("two or three", shared))
+    }
+    left = np.concatenate([item.past for held in orders.values() for item in held])
+    surely = max(item.surely for held in orders.values() for item in held)
     for name, value in worst.items():
         click.echo(
             f"{name:6} largest difference from the exact answer {value:.1e}, obeys "
@@ -258,19 +165,21 @@ def main(problems: int, seed: int, write: bool) -> None:
         )
     click.echo(f"without projection {100 * obey['without projection']:.1f} % obey")
     click.echo(f"the three differ by at most {apart:.1e}; gradient by at most {gradient:.1e}")
-    click.echo(
-        f"{len(orders)} sets of six priorities, {yielding} of them contradictory: what yields "
-        f"differs by at most {max(orders):.1e}, {max(surely):.1e} of it more than rounding of "
-        f"bounds explains; {100 * np.mean(np.array(left) <= OBEYED):.1f} % of "
-        f"{len(left)} answers obey what they leave"
-    )
+    for kind, held in orders.items():
+        click.echo(
+            f"{len(held)} sets with {kind} of a priority, {sum(item.yields for item in held)} of "
+            f"them contradictory, {sum(item.uneven for item in held)} where rules of a priority "
+            f"yield together: what yields differs by at most {max(i.apart for i in held):.1e}, "
+            f"{max(i.surely for i in held):.1e} of it more than rounding of bounds explains"
+        )
+    click.echo(f"{100 * np.mean(left <= OBEYED):.1f} % of {len(left)} answers obey what they leave")
     passed = (
         max(worst.values()) <= BOUNDS["exact"]
         and all(obey[name] == 1 for name in found)
-        and max(left) <= OBEYED
+        and left.max() <= OBEYED
         and apart <= BOUNDS["agree"]
         and gradient <= BOUNDS["gradient"]
-        and max(surely) <= BOUNDS["order"]
+        and surely <= BOUNDS["order"]
     )
     click.echo("passed" if passed else "NOT passed")
     if write:
@@ -286,11 +195,17 @@ def main(problems: int, seed: int, write: bool) -> None:
                 "obeys": obey,
                 "largest_difference_between_the_three": apart,
                 "largest_difference_of_gradient": gradient,
-                "sets_of_priorities": len(orders),
-                "contradictory": yielding,
-                "largest_difference_of_what_yields": max(orders),
-                "largest_beyond_rounding_of_bounds": max(surely),
-                "obeys_what_yielding_leaves": float(np.mean(np.array(left) <= OBEYED)),
+                "order": {
+                    f"{kind} of a priority": {
+                        "sets": len(held),
+                        "contradictory": sum(item.yields for item in held),
+                        "rules_of_a_priority_yield_together": sum(item.uneven for item in held),
+                        "largest_difference_of_what_yields": max(item.apart for item in held),
+                        "largest_beyond_rounding_of_bounds": max(item.surely for item in held),
+                    }
+                    for kind, held in orders.items()
+                },
+                "obeys_what_yielding_leaves": float(np.mean(left <= OBEYED)),
                 "milliseconds_of_one": times,
                 "times": "one thread, on a machine that other work may have shared",
                 "bounds": BOUNDS,

@@ -8,6 +8,7 @@ with the product. :mod:`edgekd.contracts.policy_rows` makes the rows ``A p <= b`
 from __future__ import annotations
 
 import datetime
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,16 +39,27 @@ class ClassFacts(Document):
     floor_m: float | None = None
 
 
+def _day(value: object) -> object:
+    """A day as a law writes it: no clock and no zone, in which it would be another day."""
+    plain = isinstance(value, str) and re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", value)
+    if value is None or plain or type(value) is datetime.date:
+        return value
+    raise ValueError(f"expected a day as YYYY-MM-DD, received {str(value)[:40]!r}")
+
+
+Day = Annotated[datetime.date, pydantic.BeforeValidator(_day)]
+
+
 class Valid(Document):
     """When a rule is in force: from the first day to before the last one; open where absent.
 
     Attributes:
-        from: first day; absent, ever since.
+        from: first day, as ``YYYY-MM-DD``; absent, ever since.
         until: first day on which it is no longer in force; absent, for good.
     """
 
-    from_: datetime.date | None = pydantic.Field(default=None, alias="from")
-    until: datetime.date | None = None
+    from_: Day | None = pydantic.Field(default=None, alias="from")
+    until: Day | None = None
 
     @pydantic.model_validator(mode="after")
     def _forward(self) -> Valid:
@@ -75,6 +87,9 @@ _ASKS = {
 
 #: sizes of the numbers of a linear rule, whose quotients single precision must hold
 _LEAST, _MOST = 1e-6, 1e6
+#: of the largest coefficient to the smallest: a rule is met to within 1e-6 of its largest, which
+#: must be little beside the smallest, too
+MOST_SPAN = 1e3
 
 
 class Rule(Document):
@@ -86,7 +101,8 @@ class Rule(Document):
             ``setback``: none with buildings nearer to the shoreline than ``min_m``, m.
             ``flood_zone``: none whose lowest floor is below ``min_floor_m``, m above the datum.
             ``linear``: sum of ``coefficients`` x probabilities at most ``max``, for what no other
-            type says; numbers are 0 or of a size from 1e-6 to 1e6.
+            type says; numbers are 0 or of a size from 1e-6 to 1e6, and no coefficient is more
+            than 1000 times another.
         max_m: of height_limit, m above ground.
         min_m: of setback, m from the shoreline.
         min_floor_m: of flood_zone, m above the datum of the water levels.
@@ -131,6 +147,13 @@ class Rule(Document):
                     f"rule {self.id} has the number {value:g}, expected 0 or a size from "
                     f"{_LEAST:g} to {_MOST:g}; others are lost in single precision"
                 )
+        sizes = sorted(abs(value) for value in (self.coefficients or {}).values() if value)
+        if sizes and sizes[-1] > MOST_SPAN * sizes[0]:
+            raise ValueError(
+                f"rule {self.id} has coefficients from {sizes[0]:g} to {sizes[-1]:g}, expected "
+                f"none more than {MOST_SPAN:g} times another: a rule is met to within a millionth "
+                "of its largest, in which the small ones drown; give those a rule of their own"
+            )
         return self
 
 

@@ -24,7 +24,8 @@ from edgekd.contracts.registry import nearest
 from edgekd.errors import InputError
 
 FloatArray = npt.NDArray[np.float64]
-#: of HiGHS, and what is less is none
+#: of HiGHS, and what is less is none; of a row whose largest coefficient is 1, so of a class whose
+#: coefficient is 1000 times smaller (:data:`edgekd.contracts.policy.MOST_SPAN`) 1e-4 is none
 _EXACT = 1e-9
 _NONE = 1e-7
 #: beside a relaxed bound, so that what follows is not judged by the rounding of what came before

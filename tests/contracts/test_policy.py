@@ -117,6 +117,23 @@ def test_versions_of_a_rule_follow_each_other() -> None:
         ("share: 1.0", "share"),
         ("valid: {from: 2027-01-01, until: 2026-01-01}", "until 2026-01-01 is not after from"),
         ("valid: {from: 2027-02-30}", "day is out of range"),
+        ("valid: {from: '2027-02-30'}", "from"),
+        *(
+            (f"valid: {{until: {day}}}", f"expected a day as YYYY-MM-DD, received '{said}'")
+            for day, said in (
+                ("1767225600", "1767225600"),
+                ("'1767225600'", "1767225600"),
+                ("1767225600.5", "1767225600.5"),
+                ("'20260101'", "20260101"),
+                ("2026-01-01T00:00:00", "2026-01-01 00:00:00"),
+                ("2026-01-01T00:00:00+02:00", "2026-01-01 00:00:00+02:00"),
+                ("'2026-01-01T00:00:00Z'", "2026-01-01T00:00:00Z"),
+                ("'2026-1-1'", "2026-1-1"),
+                ("' 2026-01-01'", " 2026-01-01"),
+                ("'2026-W01-1'", "2026-W01-1"),
+            )
+        ),
+        ("valid: {until: yes}", "until"),
         ("source: ''", "source"),
         ("max_m: .nan", "max_m"),
     ],
@@ -174,6 +191,9 @@ def test_a_rule_that_limits_nothing_is_named() -> None:
         ([limit("x", {name: 1 for name in CLASSES}, 0.5, 1)], "sum is at least 1 whatever"),
         ([limit("x", {"tower": 1}, 1e39, 1)], "rule x has the number 1e.39, expected 0 or a size"),
         ([limit("x", {"tower": 1, "house": 1e-7}, 0.5, 1)], "has the number 1e-07"),
+        ([limit("x", {"tower": 1e6, "house": 1}, 0.5, 1)], "rule x has coefficients from 1 to "
+         "1e.06, expected none more than 1000 times another"),
+        ([limit("x", {"tower": -0.5, "house": 0.0004, "water": 0}, 0.5, 1)], "from 0.0004 to 0.5"),
         ([limit("x", {"tower": -1}, -1.2, 1)], "asks for at most -1.2, and its sum is at least -1"),
         ([limit("one", {"tower": 1}, 0.1, 3), limit("two", {"tower": -1}, -0.3, 3),
           limit("fine", {"house": 1}, 0.3, 3)],
@@ -212,6 +232,25 @@ def test_the_lower_priority_yields_by_as_little_as_possible() -> None:
         assert p[0, 4] == pytest.approx(0.3, abs=1e-5)
 
 
+def test_what_is_small_is_told_all_the_same() -> None:
+    """A yield or a contradiction of 5e-5 is one, in rules as uneven as they may be."""
+    found = rows_of(limit("high", {"tower": -1}, -0.3, 1), limit("low", {"tower": 1}, 0.29995, 2))
+    assert [row.relaxed for row in found.rows] == pytest.approx([0, 5e-5], abs=1e-7)
+    assert len(found.relaxed) == 1 and found.relaxed[0].endswith("is relaxed by 5e-05")
+    with pytest.raises(InputError, match="rules high .* and low .* contradict each other at the"):
+        rows_of(limit("high", {"tower": -1}, -0.3, 1), limit("low", {"tower": 1}, 0.29995, 1))
+    uneven = limit("low", {"house": 1000, "tower": 1}, 0.95, 2)
+    found = rows_of(limit("high", {"tower": -1}, -1, 1), uneven)
+    assert found.rows[1].relaxed == pytest.approx(0.05, abs=1e-4) and len(found.relaxed) == 1
+
+
+def test_rules_as_uneven_as_they_may_be_hold_in_their_own_units() -> None:
+    uneven = {"house": 1000.0, "tower": 1.0}
+    found = rows_of(limit("x", uneven, 0.5, 1))
+    p = project(np.array([[0.0, 0, 0, 0, 20]]), *found.limits)
+    assert 1000 * p[0, 2] + p[0, 4] <= 0.5 + 2e-3 and p[0, 4] > 0.49
+
+
 def test_what_two_rules_of_a_priority_yield_is_shared_evenly() -> None:
     """0.6 of towers leaves 0.4: meadows and houses want 0.3 each, and both give 0.1."""
     found = rows_of(
@@ -219,6 +258,15 @@ def test_what_two_rules_of_a_priority_yield_is_shared_evenly() -> None:
         limit("house", {"house": -1}, -0.3, 2), limit("last", {"water": -1}, -0.1, 3),
     )  # fmt: skip
     assert [row.relaxed for row in found.rows] == pytest.approx([0, 0.1, 0.1, 0.1], abs=1e-6)
+
+
+def test_the_least_important_of_implied_rules_leaves_first() -> None:
+    """Of rules that say the same the one stays that yields last: its name is what is answered."""
+    same = [limit(f"p{number}", {"tower": number}, 0.5 * number, number) for number in (3, 1, 2)]
+    found = rows_of(*same, limit("house", {"house": 1}, 0.4, 4), rows=2)
+    assert found.implied == ["p3", "p2"] and [row.rule.id for row in found.rows] == ["p1", "house"]
+    found = rows_of(*same, limit("house", {"house": 1}, 0.4, 4), rows=3)
+    assert found.implied == ["p3"], "as many as there is no room for, and no more"
 
 
 def test_implied_rules_leave_where_there_is_no_room() -> None:

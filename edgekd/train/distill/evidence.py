@@ -97,8 +97,9 @@ def balanced_weights(losses: Mapping[str, float], weights: Mapping[str, float]) 
     """What each kind's loss is to be multiplied by, so that its share is its weight.
 
     Temperatures change the size of a loss, and so which teacher is heard. Given what the losses
-    are (a running mean, without gradient), ``weight / loss``, times the mean loss, gives each
-    kind ``weight / sum of weights`` of the sum.
+    are (without gradient), ``weight / loss``, times the mean loss, gives each kind
+    ``weight / sum of weights`` of the sum. Given running means it does so as far as losses are
+    what their means are: of losses that fall, the one that falls slowest has more.
 
     Args:
         losses: kind -> running mean, at least 0.

@@ -221,7 +221,7 @@ class PlaceItems(Dataset[PlaceItem]):
         features = series.shape[1] // 2
         values, there = series[:, :features].copy(), series[:, features:].copy()
         if rules.shift_days:
-            by = int(random.integers(0, rules.shift_days + 1))  # the newest days are not there yet
+            by = int(random.integers(0, rules.shift_days + 1))  # the newest days fall off
             values, there = np.roll(values, by, axis=0), np.roll(there, by, axis=0)
             values[:by], there[:by] = 0, 0
         if rules.gaps:

@@ -18,8 +18,8 @@ from edgekd.train.places.networks import KindTeacher
 from edgekd.train.places.students._base import PlaceStudent
 from edgekd.train.run import freeze, hold_statistics
 
-#: decay of the running means that balance teachers
-_SMOOTHING = 0.98
+#: decay of the running mean of what was heard, which is told and moves nothing
+_HEARD = 0.98
 
 
 class PlaceBatch(NamedTuple):
@@ -190,7 +190,7 @@ class PlaceMethod(Method):
             share = part.detach() / total.detach().clamp(min=1e-12)
             at = KINDS.index(kind)
             if self.training:
-                self.heard[at] = share if self.steps == 1 else _blend(self.heard[at], share)
+                self.heard[at] = share if self.steps == 1 else _blend(self.heard[at], share, _HEARD)
             parts[f"share_{kind}"] = self.heard[at].clone()
         return total, parts
 
@@ -210,7 +210,8 @@ class PlaceMethod(Method):
         for kind, loss in losses.items():
             at = KINDS.index(kind)
             now = loss.detach()
-            self.means[at] = now if self.steps == 1 else _blend(self.means[at], now)
+            decay = self.rules.balance_decay
+            self.means[at] = now if self.steps == 1 else _blend(self.means[at], now, decay)
 
 
 def _only(present: Tensor, kind: str) -> Tensor:
@@ -220,5 +221,5 @@ def _only(present: Tensor, kind: str) -> Tensor:
     return found
 
 
-def _blend(old: Tensor, new: Tensor) -> Tensor:
-    return _SMOOTHING * old + (1 - _SMOOTHING) * new
+def _blend(old: Tensor, new: Tensor, decay: float) -> Tensor:
+    return decay * old + (1 - decay) * new

@@ -134,7 +134,12 @@ class KindTask(_PlaceTask):
     def identity(self) -> dict[str, Any]:
         """See :meth:`Task.identity`."""
         entry = self.entry.model_dump(mode="json", exclude={"weights", "temperature", "weight"})
-        return {"data": self.data.digest, "entry": entry, "encoder": self.learner.encoder_sha256}
+        return {
+            "data": self.data.digest,
+            "entry": entry,
+            "encoder": self.learner.encoder_sha256,
+            "augment": self.jitter.model_dump(mode="json"),
+        }
 
     def report(self) -> list[str]:
         """What the set says of itself, and what is learned."""
@@ -268,9 +273,7 @@ class StudentTask(_PlaceTask):
             "data": self.data.digest,
             "teacher": self._taught_by,
             "text": self._text,
-            "rules": self.recipe.distill.model_dump(
-                mode="json", exclude={"workers", "log_every_steps", "save_every_steps"}
-            ),
+            "rules": self.recipe.distill.that_matter(),
         }
 
     def rate(self, name: str) -> float:

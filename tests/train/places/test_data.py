@@ -105,6 +105,18 @@ def test_gaps_and_shifts_take_days_and_their_presence(data: PlaceData) -> None:
     assert max(lost) > DAYS // 4 and min(lost) < DAYS // 4
 
 
+def test_a_shift_puts_older_days_into_the_newest_rows(data: PlaceData) -> None:
+    """The newest days fall off, and the oldest rows have none."""
+    rules, seen = STILL.model_copy(update={"shift_days": 5}), set()
+    for number in range(48):
+        item = PlaceItems(data, rules, 48, seed=0)[number]
+        plain = data.tensors([data.evidence(item.row)])["series"][0]
+        by = next(n for n in range(6) if np.array_equal(item.series[n:], plain[: DAYS - n]))
+        assert not item.series[:by].any()
+        seen.add(by)
+    assert seen == set(range(6))
+
+
 def test_a_text_s_noise_has_its_length(data: PlaceData) -> None:
     rules = STILL.model_copy(update={"text_noise": 0.1})
     item = PlaceItems(data, rules, 1, seed=0)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -125,6 +126,38 @@ def test_no_teacher_drowns_the_others() -> None:
     assert shares == pytest.approx([0.25, 0.25, 0.5], abs=1e-3)
     plain = method(contrast={"weight": 0}, balance="none")
     assert float(plain(loud, WEIGHTS).parts["share_image"]) > 0.6
+
+
+@pytest.mark.parametrize(
+    ("decay", "least", "most"), [(0.0, 0.0, 1e-4), (0.9, 0.01, 0.03), (0.98, 0.1, 0.2)]
+)
+def test_shares_on_losses_that_fall(decay: float, least: float, most: float) -> None:
+    """Losses that fall by 1, 3 and 2 percent of a step: how far the logged shares are from the
+    weights, 0.25, 0.25 and 0.5; the one that falls slowest is heard more."""
+    net, batch = method(contrast={"weight": 0}, balance_decay=decay), some()
+    for part in net.learner.parameters():
+        part.data.zero_()  # KL against equal probabilities, near 0 as the square of the logits
+    falls = {"image": 0.99, "series": 0.97, "text": 0.98}
+    for step in range(150):
+        answers = {k: 0.2 * falls[k] ** (step / 2) * v for k, v in batch.answers.items()}
+        losses = net(batch._replace(answers=answers), WEIGHTS)
+    assert float(losses.parts["kd_series"]) < 0.1 * float(losses.parts["kd_image"])
+    shares = np.array([float(losses.parts[f"share_{k}"]) for k in KINDS])
+    apart = shares - [0.25, 0.25, 0.5]
+    assert least <= np.abs(apart).max() <= most
+    if least:
+        assert apart[0] > 0 > apart[1]
+
+
+def test_the_decay_that_runs_always_had_is_no_news() -> None:
+    """Runs and pieces from before it was a key are still known; others are told apart."""
+    plain, same, other = (
+        tiny_recipe(distill=tiny_values()["distill"] | change).distill.that_matter()
+        for change in ({}, {"balance_decay": 0.98}, {"balance_decay": 0.9})
+    )
+    assert plain == same and "balance_decay" not in plain
+    assert other == plain | {"balance_decay": 0.9}
+    assert {"augment", "seed", "steps", "balance"} <= set(plain) and "workers" not in plain
 
 
 def test_means_run_and_are_part_of_a_checkpoint() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,6 @@ def test_a_checkpoint_answers_as_the_run_did(run: Path, folder: Path) -> None:
 def test_a_stopped_run_goes_on_to_the_same_weights(
     run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Stop(Exception):
-        pass
-
     calls = 0
 
     def stop(step: int, steps: int, text: str) -> None:
@@ -110,6 +108,70 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     # teachers of another recipe are trained anew, and a student's checkpoint does not fit
     with pytest.raises((CheckpointError, InputError), match="another recipe|already holds a run"):
         trained(with_distill(seed=1), folder, out, resume=True)
+
+
+class Stop(Exception):
+    """A run that is stopped on purpose."""
+
+
+def test_a_teacher_goes_on_under_the_same_changes_alone(folder: Path, tmp_path: Path) -> None:
+    """One that is half trained is no beginning for other random changes of the evidence."""
+
+    def stop(step: int, steps: int, text: str) -> None:
+        if step == 3:  # behind the first teacher's checkpoint
+            raise Stop
+
+    out = tmp_path / "out"
+    with pytest.raises(Stop):
+        trained(with_distill(), folder, out, progress=stop)
+    first = out / "teachers" / "1-efficientnet_lite"
+    assert (first / "last.ckpt").is_file() and not (first / "teacher.ckpt").is_file()
+    other = with_distill(augment={"brightness": 0.3})
+    with pytest.raises(CheckpointError, match="was made with another recipe"):
+        trained(other, folder, out, resume=True)
+    assert trained(with_distill(), folder, out, resume=True).is_file()
+
+
+def test_a_finished_teacher_is_read_whatever_a_half_trained_one_needs(
+    run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run of another version calls itself does not matter to one that is done."""
+    from edgekd.train.places.task import KindTask
+
+    out = shutil.copytree(run, tmp_path / "out")
+    monkeypatch.setattr(KindTask, "identity", lambda self: {"another": "version"})
+    names = [path for path in out.glob("teachers/*/teacher.ckpt")]
+    before = [path.stat().st_mtime_ns for path in names]
+    trained(with_distill(), folder, out, resume=True)
+    assert len(names) == 3 and [path.stat().st_mtime_ns for path in names] == before
+
+
+def test_a_place_learns_from_what_teachers_say_of_it(folder: Path) -> None:
+    """Answers are of the whole table; a batch takes those of its own rows, in its own order."""
+    from torch.utils.data import default_collate
+
+    from edgekd.train.places.checkpoint import build_student
+    from edgekd.train.places.data import PlaceItems
+    from edgekd.train.places.task import StudentTask
+
+    recipe = with_distill()
+    data = PlaceData(recipe, *load_tiny(folder))
+    count = len(data.places.rows)
+    said = {
+        kind: np.arange(count, dtype=np.float32)[:, None] + 100 * at + np.zeros((1, 4), np.float32)
+        for at, kind in enumerate(("image", "series", "text"))
+    }
+    learner = build_student("coastal", recipe.io, pretrained=False)
+    task = StudentTask(data.recipe, recipe.distill.loop(64), data, learner, said, {}, TEXT)
+    items = task.dataset(8)
+    assert isinstance(items, PlaceItems)
+    drawn = [items[number] for number in range(8)]
+    rows = [item.row for item in drawn]
+    assert rows != list(range(8)), "places come in an order of their own"
+    batch = task.batch(default_collate(drawn), torch.device("cpu"), lambda: None)
+    for at, kind in enumerate(("image", "series", "text")):
+        assert batch.answers[kind].tolist() == [[float(row + 100 * at)] * 4 for row in rows]
+    assert batch.label.tolist() == [int(data.labels[row]) for row in rows]
 
 
 def test_labels_alone_need_no_teacher(folder: Path, tmp_path: Path) -> None:
