@@ -144,6 +144,10 @@ class Plausible:
         self._low = np.array([-inf if r is None else r.low for r in self.ranges], np.float32)
         self._high = np.array([inf if r is None else r.high for r in self.ranges], np.float32)
 
+    def __str__(self) -> str:
+        pairs = zip(self.features, self.ranges, strict=True)
+        return "; ".join(f"{name} {'any' if r is None else r}" for name, r in pairs)
+
     @classmethod
     def of(cls, series: SeriesInput) -> Plausible:
         """By :func:`ranges_of`."""
