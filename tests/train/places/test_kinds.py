@@ -15,7 +15,7 @@ from edgekd.contracts.place_set import load_places
 from edgekd.errors import DatasetError, InputError
 from edgekd.train.places.data import PlaceData, PlaceItems
 from edgekd.train.places.method import PlaceBatch
-from edgekd.train.places.run import distill_places
+from edgekd.train.places.run import distill_places, train_kind_teachers
 from edgekd.train.places.task import StudentTask
 from edgekd.train.places.teachers._saved import load_kind_teacher
 from tests.helpers.place_changes import blank, put_value, some_lack
@@ -115,6 +115,14 @@ def test_a_run_learns_from_places_that_lack_kinds(folder: Path, tmp_path: Path) 
         at = KINDS.index(teacher["entry"]["sees"])
         said = teacher["answers"].abs().sum(1) > 0
         assert said.tolist() == (data.present[:, at] > 0).tolist()
+    # what is refused is no matter of what was learned
+    io = tiny_values()["io"]
+    more = tiny_recipe(io=io | {"series": io["series"] | {"ranges": {"level_m": [-9, 9]}}})
+    files = sorted((tmp_path / "out" / "teachers").glob("*/teacher.ckpt"))
+    before = [path.stat().st_mtime_ns for path in files]
+    again = opened(folder, io=more.plain()["io"])
+    train_kind_teachers(more, folder, again, TEXT, tmp_path / "out", resume=True, accelerator="cpu")
+    assert [path.stat().st_mtime_ns for path in files] == before and len(files) == 3
 
 
 def test_a_kind_that_no_training_place_has_is_refused(tmp_path: Path) -> None:
