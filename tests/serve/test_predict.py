@@ -299,3 +299,15 @@ def test_a_hundred_changes_under_requests_all_answers_obey(tmp_path: Path) -> No
         value = item.json()
         share = value["answers"][0]["probabilities"]["tower"]
         assert share == pytest.approx(value["rules"]["version"] / 200, abs=2 * OBEYED)
+
+
+def test_the_first_question_is_one_that_the_model_takes() -> None:
+    model = FakePlaces()
+    series = model.manifest.evidence.series.model_copy(
+        update={"features": ["pressure_low_hpa", "wave_height_mean_m"], "mean": [1011.0, -0.1]}
+    )  # no coast has a pressure of 0, which is what an empty array would say
+    model.manifest.evidence = model.manifest.evidence.model_copy(update={"series": series})
+    asks = asks_of(model)
+    first = asks.warm_up().series
+    assert first is not None and first.shape == (DAYS, 2) and (first == [1011, 0]).all()
+    assert asks.plausible.first(first) is None
