@@ -74,8 +74,12 @@ class AskedPlaces:
         rows = [at for at, row in enumerate(self.places.rows) if row.split == "test"]
         if not rows:
             raise InputError(f"{self.places.root} has no place of split test")
-        picks = spread(rows, self.count)
-        return [(at, WITHOUT[number % len(WITHOUT)]) for number, at in enumerate(picks)]
+        found = []
+        for number, at in enumerate(spread(rows, self.count)):
+            without = WITHOUT[number % len(WITHOUT)]
+            other = set(self.places.rows[at].kinds) - set(without)
+            found.append((at, without if other else ()))
+        return found
 
     def about(self) -> dict[str, Any]:
         """For the record."""
@@ -108,13 +112,17 @@ class AskedPlaces:
                 )
             return read_embeddings(self.embeddings, self.places, evidence.text)
         rows = self.places.rows
-        asked = [at for at, without in self.chosen() if "text" not in without]
-        texts = list(dict.fromkeys(rows[at].text for at in asked))
+        asked = {
+            at: text
+            for at, without in self.chosen()
+            if "text" not in without and (text := rows[at].text) is not None
+        }
+        texts = list(dict.fromkeys(asked.values()))
         with open_places(bundle, any_device=True) as session:
-            known = dict(zip(texts, session.embed(texts), strict=True))
+            known = dict(zip(texts, session.embed(texts), strict=True)) if texts else {}
         found = np.zeros((len(rows), evidence.text.width), np.float32)
-        for at in asked:
-            found[at] = known[rows[at].text]
+        for at, text in asked.items():
+            found[at] = known[text]
         return found
 
     def given(self, bundle: Path, manifest: Manifest) -> Arrays:
@@ -137,7 +145,8 @@ class AskedPlaces:
         texts: list[str] = []
         if evidence.text_encoder is not None and self.texts:
             by_length = sorted(
-                {rows[at].text for at, _ in chosen}, key=lambda text: (len(text), text)
+                {text for at, _ in chosen if (text := rows[at].text) is not None},
+                key=lambda text: (len(text), text),
             )
             texts = [by_length[at] for at in spread(range(len(by_length)), self.texts)]
         blank: Arrays = {

@@ -157,7 +157,7 @@ def _ensemble(
         )
 
     def said(at: int) -> list[str]:
-        return [data.places.rows[at].text]
+        return [str(data.places.rows[at].text)]  # every place of the simulated set has one
 
     return {
         "ensemble, ONNX Runtime": lambda at: onnx(at, writer.embed(said(at))),

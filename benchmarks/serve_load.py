@@ -112,7 +112,8 @@ def make_bodies(described: dict[str, Any], zones: list[str]) -> list[bytes]:
 
     place = described["components"]["schemas"]["PlaceAsked"]["properties"]
     rows = place["series"]["anyOf"][0]
-    days, features = int(rows["minItems"]), int(rows["items"]["minItems"])
+    days = int(rows["minItems"])
+    low, high = np.array(rows["items"]["x-ranges"], float).T
     found = re.search(r"(\d+) x \d+ px", place["image"]["description"])
     assert found is not None
     side = int(found[1])
@@ -124,7 +125,7 @@ def make_bodies(described: dict[str, Any], zones: list[str]) -> list[bytes]:
         value = {
             "zone": zones[number % len(zones)],
             "image": base64.b64encode(cv2.imencode(".png", picture)[1].tobytes()).decode(),
-            "series": rng.normal(size=(days, features)).round(3).tolist(),
+            "series": rng.uniform(low, high, (days, len(low))).round(3).tolist(),
         }
         bodies.append(json.dumps({"places": [value]}).encode())
     return bodies

@@ -158,17 +158,20 @@ def _training_encoder(recipe: PlaceRecipe, folder: Path, checkpoint: Path) -> Te
 
 def _embedded(places: PlaceSet, encoder: TextEncoder, source: Path) -> Float32:
     """Embeddings of a set's texts, kept where ``edgekd distill`` keeps them."""
+    from edgekd.contracts.place_evidence import row_embeddings
     from edgekd.train.places.text import embeddings_of
 
     cache = (source if source.is_dir() else source.parent) / CACHE_NAME
-    return embeddings_of([row.text for row in places.rows], encoder, cache, note)
+    return row_embeddings(
+        places, encoder.width, lambda texts: embeddings_of(texts, encoder, cache, note)
+    )
 
 
 def _writer(encoder: TextEncoder, precision: str, places: PlaceSet | None) -> WriteEncoder:
     """What puts an encoder into a bundle, tried on the set's own texts where there is one."""
     from edgekd.deploy.export.text_encoder import TRIAL_TEXTS, export_text_encoder
 
-    own = [] if places is None else list(dict.fromkeys(row.text for row in places.rows))
+    own = [] if places is None else places.texts
     tried = own[:_TRIED_TEXTS] if len(own) > 1 else TRIAL_TEXTS
 
     def write(folder: Path) -> TextEncoderDone:
@@ -179,16 +182,12 @@ def _writer(encoder: TextEncoder, precision: str, places: PlaceSet | None) -> Wr
 
 def vectors_for(session: PlaceSession, places: PlaceSet, embeddings: Path | None) -> Float32:
     """Embeddings of a set's texts: from a file, or by the bundle's own encoder."""
-    import numpy as np
+    from edgekd.contracts.place_evidence import check_embeddings, read_embeddings, row_embeddings
 
-    from edgekd.contracts.place_evidence import check_embeddings, read_embeddings
-
+    text = session.evidence.text
     if embeddings is not None:
-        return read_embeddings(embeddings, places, session.evidence.text)
-    texts = list(dict.fromkeys(row.text for row in places.rows))
-    known = dict(zip(texts, session.embed(texts), strict=True))
-    stacked = np.stack([known[row.text] for row in places.rows])
-    return check_embeddings(stacked, places, session.evidence.text)
+        return read_embeddings(embeddings, places, text)
+    return check_embeddings(row_embeddings(places, text.width, session.embed), places, text)
 
 
 def evaluate_bundle(
@@ -260,8 +259,10 @@ def figure_lines(result: Mapping[str, Any]) -> list[str]:
             if item is None:
                 continue
             law = item["compliance"]
+            fewer = both["places"] < result["places"]
+            said = f"{name} ({both['places']} places)" if fewer else name
             rows.append([
-                f"{name}, {when} the rules" if both["after"] else name,
+                f"{said}, {when} the rules" if both["after"] else said,
                 percent(item["accuracy"]),
                 percent(item["balanced_accuracy"]),
                 f"{item['ece']:.3f}",
@@ -400,6 +401,8 @@ def simulated_lines(manifest: Manifest) -> list[str]:
 
 def manifest_lines(manifest: Manifest) -> list[str]:
     """What ``edgekd inspect`` says of the inputs of a bundle of places."""
+    from edgekd.contracts.plausible import ranges_of
+
     evidence = manifest.evidence
     assert evidence is not None
     spec, encoder = manifest.inputs[0], evidence.text_encoder
@@ -417,6 +420,12 @@ def manifest_lines(manifest: Manifest) -> list[str]:
         f"{', '.join(evidence.series.features)}",
         f"input {evidence.text.name}: embeddings of {evidence.text.width}, {by}",
         f"rules: room for {evidence.rules.rows}; every answer obeys those that it is given",
+        *(
+            f"feature {name}: {given}"
+            for name, given in zip(
+                evidence.series.features, ranges_of(evidence.series), strict=True
+            )
+        ),
         *(f"class {name}: {said}" for name, said in facts.items() if said),
         *simulated_lines(manifest),
     ]
@@ -472,8 +481,10 @@ def validate_set(path: Path) -> dict[str, Any]:
     from edgekd.contracts.place_evidence import read_picture, rules_of_zones, set_rules
 
     places = load_set(path, labels=False)
+    places.require_plausible(places.known_ranges())
     for row in places.rows:
-        read_picture(row, places.about.image_px)
+        if row.image is not None:
+            read_picture(row, places.about.image_px)
     data = [*set_lines(places), *_series_lines(places)]
     policy = set_rules(places)
     today = datetime.date.today()
@@ -524,7 +535,9 @@ def _series_lines(places: PlaceSet) -> list[str]:
 
 
 def set_lines(places: PlaceSet) -> list[str]:
-    """Places of each split, and of each class."""
+    """Places of each split, of each class, and without a kind of evidence."""
+    from edgekd.contracts.evidence import KINDS
+
     splits = {row.split: 0 for row in places.rows}
     classes = dict.fromkeys(places.classes, 0)
     for row in places.rows:
@@ -532,10 +545,13 @@ def set_lines(places: PlaceSet) -> list[str]:
         if row.label is not None:
             classes[places.classes[row.label]] += 1
     unlabelled = len(places.rows) - sum(classes.values())
+    lacking = {kind: sum(kind not in row.kinds for row in places.rows) for kind in KINDS}
+    said = ", ".join(f"{kind} {count}" for kind, count in lacking.items() if count)
     simulated = ["SIMULATED, not measured"] if places.about.simulated else []
     return [
         *simulated,
         "places: " + ", ".join(f"{name} {count}" for name, count in splits.items()),
         "labels: " + ", ".join(f"{name} {count}" for name, count in classes.items()),
+        *([f"places without a kind: {said}"] if said else []),
         *([f"without a label: {unlabelled}; edgekd run and bench take them"] if unlabelled else []),
     ]

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from edgekd.contracts.plausible import Plausible
 from edgekd.contracts.preprocess import Normalizer
 from edgekd.contracts.tensors import ImageInput, SeriesInput, TextInput
 from edgekd.errors import InputError
@@ -79,14 +80,23 @@ class EvidenceTensors:
             )
         self.image, self.series, self.text = image, series, text
         self._normal = Normalizer(image)
+        #: which values the series' features can have
+        self.plausible = Plausible.of(series)
         self._mean = np.asarray(series.mean, np.float32)
         self._std = np.asarray(series.std, np.float32)
 
-    def __call__(self, places: Sequence[Evidence]) -> dict[str, npt.NDArray[Any]]:
+    def __call__(
+        self, places: Sequence[Evidence], *, stored: bool = False
+    ) -> dict[str, npt.NDArray[Any]]:
         """Input name -> array ``(N, ...)`` float32.
 
+        Args:
+            places: what is known of each.
+            stored: they are a bundle's own, sealed with what was answered: any value is taken.
+
         Raises:
-            InputError: nothing is known of a place, or something does not fit.
+            InputError: nothing is known of a place, something does not fit, or a sensor's value is
+                one that its feature cannot have.
         """
         if not places:
             raise InputError("no place is asked about")
@@ -102,7 +112,7 @@ class EvidenceTensors:
             if place.image is not None:
                 image[at] = self._image(place.image)
             if place.series is not None:
-                series[at] = self._series(place.series)
+                series[at] = self._series(place.series, stored)
             if place.text is not None:
                 text[at] = self._text(place.text)
             present[at] = [getattr(place, kind) is not None for kind in KINDS]
@@ -122,7 +132,7 @@ class EvidenceTensors:
             )
         return self._normal(picture)
 
-    def _series(self, values: Float32) -> Float32:
+    def _series(self, values: Float32, stored: bool) -> Float32:
         days, features = self.series.days, len(self.series.features)
         values = np.asarray(values)
         if values.ndim != 2 or values.shape[1] != features or values.dtype.kind != "f":
@@ -138,6 +148,8 @@ class EvidenceTensors:
             )
         if np.isinf(values).any():
             raise InputError("the series holds infinite values; a gap is NaN")
+        if not stored:
+            self.plausible.require(values, "NaN")
         there = ~np.isnan(values)
         measured = int(there.any(axis=1).sum())
         if measured < LEAST_DAYS:

@@ -45,7 +45,9 @@ def evaluate_places(
 
     Returns:
         JSON-ready values; ``evidence`` has a part for ``all`` and for each kind left out, with
-        figures ``before`` and ``after`` the projection (None where the set has no rules).
+        figures ``before`` and ``after`` the projection (None where the set has no rules) over the
+        number of ``places`` that have another kind; with none such both are None.
+        ``has`` says how many places have each kind.
 
     Raises:
         InputError: no such split, rules that do not fit, or facts of product and set that differ.
@@ -64,29 +66,37 @@ def evaluate_places(
     parts: list[tuple[str, tuple[str, ...]]] = [("all", ())]
     parts += [(f"without {kind}", (kind,)) for kind in KINDS]
     evidence: dict[str, Any] = {}
-    done, total = 0, len(parts) * len(chosen)
+    kept = {
+        name: [number for number, at in enumerate(chosen) if reader.left(at, without)]
+        for name, without in parts
+    }
+    done, total = 0, sum(map(len, kept.values()))
     for name, without in parts:
+        numbers = kept[name]
+        evidence[name] = {"places": len(numbers), "before": None, "after": None}
+        if not numbers:
+            continue
         before, after = [], []
-        for first in range(0, len(chosen), BATCH):
-            part = slice(first, first + BATCH)
-            given = [reader(at, without) for at in chosen[part]]
-            answers = ask(given, None if limits is None else limits[part])
+        for first in range(0, len(numbers), BATCH):
+            part = numbers[first : first + BATCH]
+            given = [reader(chosen[number], without) for number in part]
+            answers = ask(given, None if limits is None else [limits[number] for number in part])
             before.append(answers.before)
             after.append(answers.probabilities)
             done += len(given)
             progress(done, total)
-        evidence[name] = {
-            "before": answer_figures(np.concatenate(before), labels, limits),
-            "after": None
-            if limits is None
-            else answer_figures(np.concatenate(after), labels, limits),
-        }
+        theirs = None if limits is None else [limits[number] for number in numbers]
+        truth = labels[numbers]
+        evidence[name]["before"] = answer_figures(np.concatenate(before), truth, theirs)
+        if theirs is not None:
+            evidence[name]["after"] = answer_figures(np.concatenate(after), truth, theirs)
     counts = np.bincount(labels, minlength=len(places.classes)).tolist()
     return {
         "data": places.about.name,
         "simulated": places.about.simulated,
         "split": split,
         "places": len(chosen),
+        "has": {kind: sum(kind in places.rows[at].kinds for at in chosen) for kind in KINDS},
         "labels": dict(zip(places.classes, counts, strict=True)),
         "rules": None if policy is None else {"name": policy.name, "sha256": policy.digest},
         "day": None if policy is None else day.isoformat(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from edgekd.contracts.evidence import Evidence, Float32, UInt8
 from edgekd.contracts.imageio import Raster
 from edgekd.contracts.place_set import PlaceRow, PlaceSet
+from edgekd.contracts.plausible import ranges_of
 from edgekd.contracts.policy import ClassFacts, Policy, load_policy
 from edgekd.contracts.policy_rows import ZoneRules, compile_zone
 from edgekd.contracts.tensors import ClassSpec, ImageInput, SeriesInput, TextInput
@@ -27,13 +28,13 @@ def check_fits(
     series: SeriesInput,
     places: PlaceSet,
 ) -> None:
-    """Raise unless a set has these classes, sizes and features.
+    """Raise unless a set has these classes, sizes and features, and values that they can have.
 
     Args:
         what: whose they are, for the sentence.
 
     Raises:
-        InputError: names what differs.
+        InputError: names what differs, or the place, day and feature of an impossible value.
     """
     about = places.about
     pairs: list[tuple[str, Any, Any]] = [
@@ -48,14 +49,18 @@ def check_fits(
                 f"{what} and the set {places.root} differ in {name}: {asked} and {given}; give a "
                 "set that is made for it"
             )
+    places.require_plausible(ranges_of(series))
 
 
 def read_picture(row: PlaceRow, side_px: int) -> UInt8:
     """A place's picture ``(side, side, 3)`` uint8.
 
     Raises:
+        InputError: the place has none.
         ImageError: it cannot be read, or is not of this side with three channels of 8 bits.
     """
+    if row.image is None:
+        raise InputError(f"place {row.name} has no picture")
     return read_picture_file(row.image, side_px)
 
 
@@ -92,6 +97,24 @@ def check_embeddings(texts: npt.NDArray[Any], places: PlaceSet, text: TextInput)
     return texts
 
 
+def row_embeddings(
+    places: PlaceSet, width: int, embed: Callable[[list[str]], npt.NDArray[Any]]
+) -> Float32:
+    """``(rows, width)`` float32, a row of the table each; 0 where a place has no text.
+
+    Args:
+        embed: makes embeddings ``(N, width)`` of texts, each of which it is given once.
+    """
+    found = np.zeros((len(places.rows), width), np.float32)
+    texts = places.texts
+    if texts:
+        known = dict(zip(texts, embed(texts), strict=True))
+        for at, row in enumerate(places.rows):
+            if row.text is not None:
+                found[at] = known[row.text]
+    return found
+
+
 def read_embeddings(path: Path, places: PlaceSet, text: TextInput) -> Float32:
     """Embeddings from a ``.npy`` file; see :func:`check_embeddings`.
 
@@ -115,7 +138,8 @@ class PlaceReader:
     Args:
         places: the set, that :func:`check_fits` accepted.
         image: input that pictures are for.
-        texts: ``(rows, width)`` float32 embeddings, a row of the table each.
+        texts: ``(rows, width)`` float32 embeddings, a row of the table each; those of places
+            without a text are not looked at.
     """
 
     def __init__(self, places: PlaceSet, image: ImageInput, texts: Float32) -> None:
@@ -123,17 +147,24 @@ class PlaceReader:
         self._side_px = image.tile_px
 
     def __call__(self, at: int, without: Sequence[str] = ()) -> Evidence:
-        """The place in row ``at`` of the table, less some kinds.
+        """What the place in row ``at`` of the table has, less some kinds.
 
         Raises:
             ImageError: its picture cannot be read, or has another size.
         """
         row = self.places.rows[at]
+        kinds = self.left(at, without)
         return Evidence(
-            image=None if "image" in without else read_picture(row, self._side_px),
-            series=None if "series" in without else self.places.series[row.series],
-            text=None if "text" in without else self.texts[at],
+            image=read_picture(row, self._side_px) if "image" in kinds else None,
+            series=self.places.series[row.series]
+            if row.series is not None and "series" in kinds
+            else None,
+            text=self.texts[at] if "text" in kinds else None,
         )
+
+    def left(self, at: int, without: Sequence[str]) -> tuple[str, ...]:
+        """Kinds that the place in row ``at`` has besides some."""
+        return tuple(kind for kind in self.places.rows[at].kinds if kind not in without)
 
     def rows_of(self, split: str) -> list[int]:
         """Numbers of a split's rows, or of ``all``.

@@ -1,7 +1,8 @@
 """A set of places, each with three kinds of evidence: a picture, sensor series, a text.
 
 A folder with ``places.yaml`` (what all places share), ``places.csv`` (a row for each), pictures and
-``series.npz``. Series belong to a station and a year, so places name one by its number.
+``series.npz``. Series belong to a station and a year, so places name one by its number. A place may
+lack a kind or two: the columns ``image``, ``series`` and ``text`` may be empty, not all of them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import csv
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,9 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 
+from edgekd.contracts.evidence import KINDS, LEAST_DAYS
+from edgekd.contracts.plausible import Plausible, Range, known_ranges
 from edgekd.contracts.policy import ClassFacts, Name, load_policy
 from edgekd.contracts.registry import nearest
 from edgekd.contracts.schema import Document, load_document
+from edgekd.contracts.tensors import Pair, check_ranges
 from edgekd.errors import InputError
 
 SET_FILE = "places.yaml"
@@ -50,11 +55,21 @@ class SeriesShape(Document):
         file: beside ``places.yaml``.
         days: rows of one series.
         features: names of its columns.
+        ranges: feature -> ``[lowest, highest]`` that it can have here, in place of what is known
+            of coasts; what a model takes is said in its recipe (``io.series.ranges``).
     """
 
     file: str = "series.npz"
     days: Annotated[int, pydantic.Field(ge=1, le=100_000)]
     features: Annotated[list[str], pydantic.Field(min_length=1, max_length=1000)]
+    ranges: dict[str, Pair] = pydantic.Field(default={}, validate_default=True)
+
+    @pydantic.field_validator("ranges")
+    @classmethod
+    def _of_features(
+        cls, value: dict[str, list[float]], info: pydantic.ValidationInfo
+    ) -> dict[str, list[float]]:
+        return check_ranges(value, info.data.get("features", list(value)))
 
 
 class PlaceSetFile(Document):
@@ -108,7 +123,7 @@ class PlaceRow:
             without labels may have.
         image: path of its picture.
         series: number in ``series.npz``.
-        text: what the place's papers say.
+        text: what the place's papers say. Of these three None is missing, and one is there.
     """
 
     name: str
@@ -116,9 +131,14 @@ class PlaceRow:
     group: str
     zone: str
     label: int | None
-    image: Path
-    series: int
-    text: str
+    image: Path | None
+    series: int | None
+    text: str | None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of evidence that it has, one at least."""
+        return tuple(kind for kind in KINDS if getattr(self, kind) is not None)
 
 
 @dataclass(frozen=True)
@@ -129,7 +149,7 @@ class PlaceSet:
         root: its folder.
         about: ``places.yaml``.
         rows: all places, in the order of the table.
-        series: ``(series, days, features)`` float32, NaN for gaps.
+        series: ``(series, days, features)`` float32, NaN for gaps; none where no place has one.
     """
 
     root: Path
@@ -146,6 +166,47 @@ class PlaceSet:
     def facts(self) -> dict[str, ClassFacts]:
         """What rules ask of the classes."""
         return {item.name: item.facts for item in self.about.classes}
+
+    @property
+    def texts(self) -> list[str]:
+        """Every text once, in the order of the table."""
+        return list(dict.fromkeys(row.text for row in self.rows if row.text is not None))
+
+    def require_plausible(self, ranges: Sequence[Range | None]) -> None:
+        """Raise where a series holds a value that its feature cannot have, or hardly any.
+
+        Args:
+            ranges: of each feature; a model's own (:func:`edgekd.contracts.plausible.ranges_of`).
+
+        Raises:
+            InputError: names place, day, feature, value and range.
+        """
+        check = Plausible(self.about.series.features, ranges)
+        path = self.root / self.about.series.file
+        for number, values in enumerate(self.series):
+            if (found := check.first(values)) is not None:
+                raise InputError(
+                    f"{path}: {self._whose(number)}: {found}; a gap is NaN, and a range of its own "
+                    "is declared in a recipe's io.series.ranges"
+                )
+            measured = int((~np.isnan(values)).any(axis=1).sum())
+            if measured < LEAST_DAYS:
+                raise InputError(
+                    f"{path}: {self._whose(number)} has values on {measured} of {len(values)} "
+                    f"days, expected {LEAST_DAYS} or more; leave the column series of its "
+                    "places empty"
+                )
+
+    def known_ranges(self) -> list[Range | None]:
+        """Of the features: what the set declares, or what is known of coasts."""
+        return known_ranges(self.about.series.features, self.about.series.ranges)
+
+    def _whose(self, number: int) -> str:
+        names = [row.name for row in self.rows if row.series == number]
+        if not names:
+            return f"series {number} (of no place)"
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return f"series {number} (place {names[0]}{more})"
 
     def part(self, split: str) -> list[PlaceRow]:
         """Rows of a split.
@@ -186,8 +247,14 @@ def load_places(root: Path, labels: bool = True) -> PlaceSet:
                 f"{file}: {key} is '{name}', which is not in the folder of the set; a set is one "
                 "folder: put the file there and name it by its path in it"
             )
-    series = _series(file.parent / about.series.file, about.series)
-    rows = _rows(file.parent, about, len(series), labels)
+    stored = file.parent / about.series.file
+    # a set of places without series needs no file of them
+    series = _series(stored, about.series) if stored.is_file() else None
+    rows = _rows(file.parent, about, None if series is None else len(series), labels)
+    if series is None and any(row.series is not None for row in rows):
+        series = _series(stored, about.series)
+    if series is None:
+        series = np.zeros((0, about.series.days, len(about.series.features)), np.float32)
     _no_leak(rows, file)
     if about.rules is not None:
         _zones_known(rows, file.parent / about.rules)
@@ -222,11 +289,14 @@ def _series(path: Path, shape: SeriesShape) -> npt.NDArray[np.float32]:
     empty = np.isnan(values).all(axis=1)
     if empty.all(axis=1).any():
         number = int(np.flatnonzero(empty.all(axis=1))[0])
-        raise InputError(f"series {number} of {path} is nothing but gaps; leave it out")
+        raise InputError(
+            f"series {number} of {path} is nothing but gaps; leave the column series of its places "
+            "empty, which says that they have none, and take it out of the file"
+        )
     return values
 
 
-def _rows(root: Path, about: PlaceSetFile, series: int, labels: bool) -> list[PlaceRow]:
+def _rows(root: Path, about: PlaceSetFile, series: int | None, labels: bool) -> list[PlaceRow]:
     path = root / about.table
     names = [item.name for item in about.classes]
     found: list[PlaceRow] = []
@@ -262,8 +332,8 @@ def _rows(root: Path, about: PlaceSetFile, series: int, labels: bool) -> list[Pl
 
 
 def _row(
-    root: Path, where: str, row: dict[str, Any], columns: int, classes: list[str], series: int,
-    labels: bool,
+    root: Path, where: str, row: dict[str, Any], columns: int, classes: list[str],
+    series: int | None, labels: bool,
 ) -> PlaceRow:  # fmt: skip
     if None in row or None in row.values():
         raise InputError(f"{where}: expected {columns} values")
@@ -281,13 +351,21 @@ def _row(
             f"{where}: label '{said}' is no class of the set"
             f"{nearest(said, classes)} (valid: {', '.join(classes)})"
         )
+    there = {kind: bool(row[kind].strip()) for kind in KINDS}
+    if not any(there.values()):
+        raise InputError(
+            f"{where}: place {row['name']} has neither image nor series nor text; one is needed at "
+            "least, or leave the row out"
+        )
     number = row["series"]
     digits = number.isascii() and number.isdigit() and len(number) <= 9
-    if not digits or int(number) >= series:
+    if there["series"] and (not digits or (series is not None and int(number) >= series)):
+        known = "on" if series is None else f"to {series - 1}"
         raise InputError(
-            f"{where}: series is '{number[:20]}', expected a number from 0 to {series - 1}"
+            f"{where}: series is '{number[:20]}', expected a number from 0 {known}, or nothing "
+            "where there is none"
         )
-    for key in ("name", "group", "zone", "text"):
+    for key in ("name", "group", "zone"):
         if not row[key].strip():
             raise InputError(f"{where}: {key} is empty")
     if "\0" in row["text"]:
@@ -295,11 +373,13 @@ def _row(
     if len(row["text"]) > _MOST_TEXT:
         raise InputError(f"{where}: text has more than {_MOST_TEXT:,} characters")
     image = root / row["image"]
-    if not _inside(row["image"]) or not image.is_file():
+    if there["image"] and (not _inside(row["image"]) or not image.is_file()):
         raise InputError(f"{where}: there is no picture {row['image']} in {root}")
     return PlaceRow(
-        row["name"], row["split"], row["group"], row["zone"], label, image, int(row["series"]),
-        row["text"],
+        row["name"], row["split"], row["group"], row["zone"], label,
+        image if there["image"] else None,
+        int(number) if there["series"] else None,
+        row["text"] if there["text"] else None,
     )  # fmt: skip
 
 
@@ -326,6 +406,8 @@ def _no_leak(rows: list[PlaceRow], file: Path) -> None:
         sides: dict[str | int, str] = {}
         for row in rows:
             key = getattr(row, what)
+            if key is None:
+                continue
             if sides.setdefault(key, row.split) != row.split:
                 raise InputError(
                     f"{file}: {what} {key} is in split {sides[key]} and in {row.split} (place "

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from edgekd.contracts.plausible import KNOWN, SENTINELS
 from edgekd.contracts.registry import nearest
 from edgekd.contracts.series import Floats, Series, in_order
+from edgekd.contracts.series_levels import MOST_OUTSIDE, check_levels
 from edgekd.contracts.series_text import head, read_lines, read_times, read_value, whole_json
 from edgekd.contracts.station import (
     FOOT_M,
@@ -30,10 +32,6 @@ DATUMS = (
     "MLLW", "MLW", "MTL", "MSL", "DTL", "MHW", "MHHW", "NAVD88", "STND", "LAT", "HAT", "IGLD85",
     "LWD", "CRD", "NGVD29",
 )  # fmt: skip
-#: heights that a level can have, m; the Great Lakes lie up to 184 m above IGLD 1985
-_PLAUSIBLE_M = {"IGLD85": (0.0, 250.0)}
-_PLAUSIBLE_ELSE_M = (-30.0, 30.0)
-_RECORD_MARGIN_M = 2.0
 #: the columns by which the products of CO-OPS that are no water levels are known
 _PRODUCTS = {
     "pressure": "air_pressure", "speed": "wind", "gust": "wind", "d": "wind",
@@ -106,6 +104,14 @@ def read_coops(
     rows as CSV (``t,v,s,f,q``). None of them says units, datum or zone, so they are to be given
     as they were asked for. An empty level is a gap.
 
+    A level of exactly 99, 999, 9999 or 99999, or less these, is a code for a gap where it is no
+    level that the station can have; such are gaps, and counted in the notes. (The Niagara does
+    stand at 99 m above IGLD 1985, which is kept.) Any other level that cannot be is an error.
+
+    Feet that are said to be metres show where the station's record is at hand (``metadata``);
+    without it where levels span more than 20 m, which no sea does: the largest tide has 16.3 m.
+    Smaller tides in feet look like any: nothing but what was asked of the service tells them.
+
     The four flags (the API's response help): of preliminary levels the first is O, the number of
     1 s samples farther than three sigma from the mean; of verified ones I, 1 where the level was
     inferred and not measured. F: the flat tolerance, R: the rate of change, L (T): the highest or
@@ -125,7 +131,8 @@ def read_coops(
 
     Raises:
         InputError: not such a file, another product, an error the service sent, a value that is
-            no number, a time with two values, levels that no sea has, or above 200 MB.
+            no number, a time with two values, levels or a span of them that no sea has, or above
+            200 MB.
     """
     name = _choice("units", units, ("metric", "english"), "what was asked of the API with units=")
     zone = _choice("time_zone", time_zone, ("gmt", "lst", "lst_ldt"), "the API's time_zone=")
@@ -171,12 +178,13 @@ def read_coops(
         notes.append(f"{int(flagged.sum()):,} levels with flag I, F, R or L: {done}")
         if drop_flagged:
             values[flagged] = np.nan
+    codes = np.isin(values[:, 0], SENTINELS)
     if name == "english":
         values *= FOOT_M
         notes.append(f"levels converted from feet to metres ({FOOT_M} m)")
     if shift_s:
         notes.append(f"times converted from local standard time to UTC ({-shift_s / 3600:+g} h)")
-    _check_levels(path, values[:, 0], rows.places, above, name, metadata)
+    notes += check_levels(path, values[:, 0], codes, rows.places, above, name, metadata)
     times, values, done_notes = in_order(
         times, values, source=str(path), place=rows.places.__getitem__
     )
@@ -209,28 +217,6 @@ def _shift_s(path: Path, zone: str, metadata: Station | None) -> int:
             "metadata (read_station) or fetch the data with time_zone=gmt"
         )
     return round(metadata.utc_offset_h * 3600)
-
-
-def _check_levels(
-    path: Path, values: Floats, places: list[str], datum: str, units: str, metadata: Station | None
-) -> None:
-    low, high = _PLAUSIBLE_M.get(datum, _PLAUSIBLE_ELSE_M)
-    why = "no sea stands so"
-    if metadata is not None and metadata.record_m is not None and datum in metadata.datums_m:
-        zero = metadata.height_m(datum)
-        low, high = (
-            metadata.record_m[0] - zero - _RECORD_MARGIN_M,
-            metadata.record_m[1] - zero + _RECORD_MARGIN_M,
-        )
-        why = f"station {metadata.id} never measured one {_RECORD_MARGIN_M:g} m near it"
-    outside = (values < low) | (values > high)  # a gap is neither
-    if outside.any():
-        row = int(np.argmax(outside))
-        raise InputError(
-            f"{path}: {places[row]} has a level of {values[row]:.3f} m above {datum}, expected "
-            f"{low:.1f} to {high:.1f} m: {why}; units were given as {units}, so they or the datum "
-            "are probably others (feet?)"
-        )
 
 
 def _coops_csv(path: Path) -> _Levels:
@@ -336,28 +322,26 @@ class _Column:
     channel: str
     missing: tuple[float, ...]
     units: tuple[str, ...]
-    low: float
-    high: float
     factor: float = 1.0
 
 
 _DEGREES = ("degT", "deg", "degt")
 _COLUMNS = {
-    "WDIR": _Column("wind_direction_deg", (999.0,), _DEGREES, 0, 360),
-    "WSPD": _Column("wind_speed_m_s", (99.0,), ("m/s",), 0, 95),
-    "GST": _Column("gust_m_s", (99.0,), ("m/s",), 0, 120),
-    "WVHT": _Column("wave_height_m", (99.0,), ("m",), 0, 40),
-    "DPD": _Column("wave_period_s", (99.0,), ("sec", "s"), 0, 60),
-    "APD": _Column("mean_wave_period_s", (99.0,), ("sec", "s"), 0, 60),
-    "MWD": _Column("wave_direction_deg", (999.0,), _DEGREES, 0, 360),
-    "PRES": _Column("pressure_hpa", (9999.0,), ("hPa",), 850, 1090),
-    "ATMP": _Column("air_temperature_c", (999.0,), ("degC",), -70, 60),
-    "WTMP": _Column("water_temperature_c", (999.0,), ("degC",), -5, 45),
-    "DEWP": _Column("dew_point_c", (999.0,), ("degC",), -90, 45),
+    "WDIR": _Column("wind_direction_deg", (999.0,), _DEGREES),
+    "WSPD": _Column("wind_speed_m_s", (99.0,), ("m/s",)),
+    "GST": _Column("gust_m_s", (99.0,), ("m/s",)),
+    "WVHT": _Column("wave_height_m", (99.0,), ("m",)),
+    "DPD": _Column("wave_period_s", (99.0,), ("sec", "s")),
+    "APD": _Column("mean_wave_period_s", (99.0,), ("sec", "s")),
+    "MWD": _Column("wave_direction_deg", (999.0,), _DEGREES),
+    "PRES": _Column("pressure_hpa", (9999.0,), ("hPa",)),
+    "ATMP": _Column("air_temperature_c", (999.0,), ("degC",)),
+    "WTMP": _Column("water_temperature_c", (999.0,), ("degC",)),
+    "DEWP": _Column("dew_point_c", (999.0,), ("degC",)),
     # old headers say "mi" and mean the same nautical miles
-    "VIS": _Column("visibility_m", (99.0,), ("nmi", "mi"), 0, 185_000, 1852.0),
-    "PTDY": _Column("pressure_tendency_hpa", (99.0,), ("hPa",), -60, 60),
-    "TIDE": _Column("water_level_m", (99.0,), ("ft",), -30, 30, FOOT_M),
+    "VIS": _Column("visibility_m", (99.0,), ("nmi", "mi"), 1852.0),
+    "PTDY": _Column("pressure_tendency_hpa", (99.0,), ("hPa",)),
+    "TIDE": _Column("water_level_m", (99.0,), ("ft",), FOOT_M),
 }
 _OLD_NAMES = {"WD": "WDIR", "BAR": "PRES", "BARO": "PRES"}
 _NEEDED = ("WSPD", "GST", "WVHT", "DPD", "PRES", "WTMP")
@@ -367,7 +351,6 @@ _OTHERS = {
     "SEP_FREQ": "raw spectral waves", "STN": "latest observations of all stations",
     "T": "water levels of tsunami buoys", "HEIGHT": "water levels of tsunami buoys",
 }  # fmt: skip
-_MOST_OUTSIDE = 0.01
 
 
 def read_ndbc(path: Path) -> Series:
@@ -381,8 +364,11 @@ def read_ndbc(path: Path) -> Series:
     degrees and a pressure of 999 hPa are values (NDBC, Measurement Descriptions and Units).
     Visibility is converted from nautical miles, ``TIDE`` (feet above MLLW) to metres.
 
-    A value that nature does not have becomes a gap, counted in the notes; where more than 1 % of
-    a column are such, the file is refused.
+    How many are missing so is counted in the notes. Nines of another column's rule (99.0 for a
+    temperature) are taken for missing, too, where the column cannot have such a value.
+
+    Any other value that nature does not have (:data:`edgekd.contracts.plausible.KNOWN`) becomes a
+    gap, counted in the notes; where more than 1 % of a column are such, the file is refused.
 
     Returns:
         A channel for each column of the file, also where nothing was measured; ``datum`` is MLLW
@@ -506,22 +492,32 @@ def _ndbc_units(path: Path, names: list[str], units: list[str]) -> None:
 def _ndbc_column(path: Path, name: str, column: Floats, places: list[str]) -> list[str]:
     """Make gaps of what is missing or impossible, convert, and say so; changes ``column``."""
     rule = _COLUMNS[name]
-    column[np.isin(column, rule.missing)] = np.nan
+    low, high = KNOWN[rule.channel]
+    empty = np.isnan(column)
+    notes = [f"{int(empty.sum()):,} values of {name} are MM: gaps"] if empty.any() else []
+    own = np.isin(column, rule.missing)
+    other = np.isin(column, SENTINELS) & ~own
     column *= rule.factor
-    measured = int(np.isfinite(column).sum())
-    outside = (column < rule.low) | (column > rule.high)
-    count = int(outside.sum())
+    outside = (column < low) | (column > high)
+    other &= outside
+    for which, whose in ((own, ""), (other, ", the nines of another column")):
+        if which.any():
+            code = column[int(np.argmax(which))] / rule.factor
+            notes.append(f"{int(which.sum()):,} values of {name} are {code:g}{whose}: gaps")
+    column[own | other] = np.nan
+    outside &= ~(own | other)
+    measured, count = int(np.isfinite(column).sum()), int(outside.sum())
     if not count:
-        return []
+        return notes
     first = int(np.argmax(outside))
     said = (
-        f"{count:,} of {measured:,} values of {name} lie outside {rule.low:g} to {rule.high:g} "
+        f"{count:,} of {measured:,} values of {name} lie outside {low:g} to {high:g} "
         f"({rule.channel}), first {column[first]:g} on {places[first]}"
     )
-    if count > _MOST_OUTSIDE * measured:
+    if count > MOST_OUTSIDE * measured:
         raise InputError(f"{path}: {said}; the column is probably in another unit")
     column[outside] = np.nan
-    return [f"{said}: gaps"]
+    return [*notes, f"{said}: gaps"]
 
 
 def _stamp(path: Path, place: str, words: list[str]) -> str:

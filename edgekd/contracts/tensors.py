@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -10,6 +10,21 @@ from edgekd.contracts.schema import Document
 
 Dimension = Annotated[int, pydantic.Field(ge=1)] | Literal["N"]
 Triple = Annotated[list[float], pydantic.Field(min_length=1)]
+Pair = Annotated[list[float], pydantic.Field(min_length=2, max_length=2)]
+
+
+def check_ranges(ranges: dict[str, list[float]], features: list[str]) -> dict[str, list[float]]:
+    """Ranges of features; for use in pydantic validators.
+
+    Raises:
+        ValueError: of a feature that is not there, or not from low to high.
+    """
+    for name, (low, high) in ranges.items():
+        if name not in features:
+            raise ValueError(f"there is no feature '{name}' (there are: {', '.join(features)})")
+        if not low < high:
+            raise ValueError(f"the range of {name} goes from {low:g} to {high:g}: lowest first")
+    return ranges
 
 
 class ImageInput(Document):
@@ -67,6 +82,8 @@ class SeriesInput(Document):
         days: rows; the last is the newest.
         features: names of the values of a day.
         mean, std: per feature in its own unit; absent in a recipe, for training finds them.
+        ranges: feature -> ``[lowest, highest]`` value that it can have, in its own unit; a value
+            outside is refused. Of features without one, see :mod:`edgekd.contracts.plausible`.
     """
 
     name: str = "series"
@@ -93,6 +110,23 @@ class SeriesInput(Document):
                 f"{len(value)}; all must agree"
             )
         return value
+
+    ranges: dict[str, Pair] = pydantic.Field(default={}, validate_default=True)
+
+    @pydantic.field_validator("ranges")
+    @classmethod
+    def _of_features(
+        cls, value: dict[str, list[float]], info: pydantic.ValidationInfo
+    ) -> dict[str, list[float]]:
+        return check_ranges(value, info.data.get("features", list(value)))
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_nothing(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Where none is declared the key is left out: files from before read and hash the same."""
+        values: dict[str, Any] = handler(self)
+        if not self.ranges:
+            values.pop("ranges", None)
+        return values
 
 
 class TextInput(Document):

@@ -25,6 +25,7 @@ from edgekd.contracts.place_evidence import (
 )
 from edgekd.contracts.place_recipe import PlaceRecipe
 from edgekd.contracts.place_set import PlaceSet
+from edgekd.contracts.plausible import Plausible
 from edgekd.contracts.policy import ClassFacts
 from edgekd.contracts.projection import Limits
 from edgekd.contracts.recipe import CalibrationSpec
@@ -120,7 +121,9 @@ class PlaceMaterial(Material):
     def input_sha256(self) -> Sha256:
         """Of all kinds of evidence: sizes, normalisation, statistics."""
         text = TextInput(name=self._io.text.name, width=self._io.text.width)
-        return input_sha256(self._io.image, self._io.series, text)
+        # what is refused changes no input
+        series = self._io.series.model_copy(update={"ranges": {}})
+        return input_sha256(self._io.image, series, text)
 
     def _sample(self, chosen: Sequence[tuple[int, tuple[str, ...]]]) -> Sample:
         reader = self._reader
@@ -142,7 +145,10 @@ class PlaceMaterial(Material):
         reader = self._reader
         assert reader is not None  # of require()
         picks = spread(reader.rows_of("val"), MOST_JUDGED_PLACES)
-        chosen = [(at, WITHOUT[number % len(WITHOUT)]) for number, at in enumerate(picks)]
+        chosen = [
+            (at, _takeable(reader, at, WITHOUT[number % len(WITHOUT)]))
+            for number, at in enumerate(picks)
+        ]
         return [
             self._sample(chosen[first : first + JUDGED_AT_ONCE])
             for first in range(0, len(chosen), JUDGED_AT_ONCE)
@@ -160,7 +166,7 @@ class PlaceMaterial(Material):
         for at in order:
             # places share series and texts: without its picture one may be as another
             for shift in range(len(WITHOUT)):
-                without = WITHOUT[(len(found) + shift) % len(WITHOUT)]
+                without = _takeable(reader, at, WITHOUT[(len(found) + shift) % len(WITHOUT)])
                 mark = _mark(reader(at, without))
                 if mark not in found:
                     found[mark] = at, without
@@ -170,9 +176,14 @@ class PlaceMaterial(Material):
         chosen = list(found.values())
         places = reader.places
         names = ", ".join(places.rows[at].name for at, _ in chosen)
-        lacking = sum(bool(without) for _, without in chosen)
+        lacking = sum(len(reader.left(at, without)) < len(KINDS) for at, without in chosen)
         source = f"{places.about.name}, split train: {names}; {lacking} of them lack a kind"
         return [self._sample([item]) for item in chosen], wanted, source
+
+
+def _takeable(reader: PlaceReader, at: int, without: tuple[str, ...]) -> tuple[str, ...]:
+    """``without``, or nothing where the place has no other kind."""
+    return without if reader.left(at, without) else ()
 
 
 def _mark(place: Evidence) -> bytes:
@@ -221,9 +232,15 @@ def golden_places(
             [_synthetic(recipe, without) for without in GOLDEN_WITHOUT], made_up,
             f"synthetic places (no data set at hand), with {invented}",
         )  # fmt: skip
-    rows = reader.rows_of("val")
+    every = reader.rows_of("val")
+    # kinds are left out of places that have all, where there are such
+    whole = [at for at in every if len(reader.left(at, ())) == len(KINDS)]
+    rows = whole or every
     picks = [rows[(number * len(rows)) // len(GOLDEN_WITHOUT)] for number in range(len(made_up))]
-    places = [reader(at, without) for at, without in zip(picks, GOLDEN_WITHOUT, strict=True)]
+    places = [
+        reader(at, _takeable(reader, at, without))
+        for at, without in zip(picks, GOLDEN_WITHOUT, strict=True)
+    ]
     about = reader.places.about
     names = ", ".join(dict.fromkeys(reader.places.rows[at].name for at in picks))
     source = f"real places of {about.name}, split val: {names}"
@@ -259,7 +276,7 @@ def _synthetic(recipe: PlaceRecipe, without: Sequence[str]) -> Evidence:
     vector = np.random.default_rng(20).normal(size=io.text.width)
     whole = {
         "image": synthetic_tile(io.image.tile_px, io.image.channel_count),
-        "series": (mean + std * waves).astype(np.float32),
+        "series": Plausible.of(io.series).clipped(mean + std * waves),
         "text": (vector / np.linalg.norm(vector)).astype(np.float32),
     }
     return Evidence(**{kind: value for kind, value in whole.items() if kind not in without})

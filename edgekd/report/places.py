@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekd.contracts.artifacts import sha256_file
-from edgekd.contracts.evidence import KINDS, Evidence
+from edgekd.contracts.evidence import KINDS, Evidence, Float32
 from edgekd.contracts.place_evaluation import same_facts
 from edgekd.contracts.place_evidence import (
     check_fits,
@@ -53,13 +53,13 @@ class PlacesAsked:
     """What a bundle is asked in a measurement.
 
     Attributes:
-        pictures: a file for each place.
+        pictures: a file for each place, None where it has none.
         rest: series and embedding of each.
         limits: rules of each; None for none.
         used, evidence, simulated, rules: for the record.
     """
 
-    pictures: list[Path]
+    pictures: list[Path | None]
     rest: list[Evidence]
     limits: list[Limits] | None
     used: InputUsed
@@ -93,6 +93,8 @@ def stored_or_random(
         place
         for place in session.read_golden().places()
         if all(getattr(place, kind) is not None for kind in KINDS)
+        and place.series is not None
+        and session.plausible.first(place.series) is None  # old bundles may store others
     ][:PLACES]
     side = session.manifest.inputs[0].tile_px
     if places:
@@ -115,7 +117,7 @@ def stored_or_random(
         zones = [every[number % len(every)] for number in range(len(places))]
     limits, in_force = _rules(session, rules, zones, session.evidence.facts)
     return PlacesAsked(
-        pictures=_written(places, folder),
+        pictures=list(_written(places, folder)),
         rest=[replace(place, image=None) for place in places],
         used=InputUsed.model_validate(
             {"kind": kind, "name": name, "width_px": side, "height_px": side, "bands": None,
@@ -150,27 +152,38 @@ def of_set(
     found = places.rows if split == "all" else places.part(split)
     picks = np.linspace(0, len(found) - 1, min(PLACES, len(found))).round().astype(int)
     rows: list[PlaceRow] = [found[at] for at in dict.fromkeys(picks.tolist())]
+    texts: dict[str, Float32] = {}
     if embeddings is None:
-        texts = session.embed([row.text for row in rows])
+        having = {row.name: row.text for row in rows if row.text is not None}
+        if having:
+            texts = dict(zip(having, session.embed(list(having.values())), strict=True))
     else:
-        numbers = {row.name: number for number, row in enumerate(places.rows)}
         every = read_embeddings(embeddings, places, evidence.text)
-        texts = every[[numbers[row.name] for row in rows]]
+        texts = {
+            row.name: every[number]
+            for number, row in enumerate(places.rows)
+            if row.text is not None
+        }
     side, about = manifest.inputs[0].tile_px, places.about
     facts = same_facts(evidence.facts, places.facts, str(places.root))
     limits, in_force = _rules(session, rules, [row.zone for row in rows], facts)
     made = "SIMULATED" if about.simulated else "real"
+    lacking = sum(len(row.kinds) < len(KINDS) for row in rows)
     return PlacesAsked(
         pictures=[row.image for row in rows],
         rest=[
-            Evidence(series=places.series[row.series], text=text)
-            for row, text in zip(rows, texts, strict=True)
+            Evidence(
+                series=None if row.series is None else places.series[row.series],
+                text=texts.get(row.name),
+            )
+            for row in rows
         ],
         used=InputUsed(
             kind="set", name=f"{len(rows)} places of {about.name}, split {split}", width_px=side,
             height_px=side, bands=None, sha256=sha256_file(places.root / about.table),
         ),
-        evidence=f"places of the set {about.name} ({made}: {about.source})",
+        evidence=f"places of the set {about.name} ({made}: {about.source})"
+        + (f"; {lacking} of them lack a kind" if lacking else ""),
         simulated=session.simulated or about.simulated,
         limits=limits,
         rules=in_force,
@@ -214,7 +227,7 @@ def _random(session: PlaceSession, side: int) -> list[Evidence]:
         found.append(
             Evidence(
                 image=random.integers(0, 256, (side, side, 3), dtype=np.uint8),
-                series=values.astype(np.float32),
+                series=session.plausible.clipped(values),
                 text=(text / np.linalg.norm(text)).astype(np.float32),
             )
         )
@@ -260,7 +273,8 @@ class AnswerBlocks(RunBlocks):
         for at in range(count):
             spent = Spent()
             begin = time.monotonic()
-            picture = read_picture_file(asked.pictures[at], self._side_px)
+            file = asked.pictures[at]
+            picture = None if file is None else read_picture_file(file, self._side_px)
             decoded = time.monotonic()
             limits = None if asked.limits is None else asked.limits[at]
             self._session.answer([replace(asked.rest[at], image=picture)], limits, spent)
@@ -291,7 +305,7 @@ class PlaceSubject(Subject):
     def __init__(self, session: PlaceSession, asked: PlacesAsked) -> None:
         side = session.manifest.inputs[0].tile_px
         whole = [
-            replace(rest, image=read_picture_file(path, side))
+            replace(rest, image=None if path is None else read_picture_file(path, side))
             for path, rest in zip(asked.pictures, asked.rest, strict=True)
         ]
         free = [session.inputs(place) for place in whole]

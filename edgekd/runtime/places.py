@@ -33,6 +33,7 @@ from edgekd.contracts.evidence import (
 )
 from edgekd.contracts.manifest import EvidenceDone, Manifest
 from edgekd.contracts.place_golden import Golden, read_golden
+from edgekd.contracts.plausible import Plausible
 from edgekd.contracts.projection import OBEYED, Limits, past_bounds, project
 from edgekd.contracts.trust import Requirement, Signers, requirements
 from edgekd.errors import (
@@ -125,16 +126,26 @@ class PlaceSession:
             :data:`edgekd.contracts.projection.OBEYED`.
 
         Raises:
-            InputError: evidence or rules that do not fit.
+            InputError: evidence or rules that do not fit, or a sensor's value that its feature
+                cannot have (:mod:`edgekd.contracts.plausible`).
             GateError: the model's scores are not finite, or an answer breaks a rule.
         """
-        took = Spent() if spent is None else spent
+        return self._answer(places, limits, Spent() if spent is None else spent, stored=False)
+
+    def _answer(
+        self,
+        places: Sequence[Evidence],
+        limits: Limits | Sequence[Limits] | None,
+        took: Spent,
+        stored: bool,
+    ) -> Answers:
         begin = time.monotonic()
         given = _limits(limits, len(places), self.rows, len(self.classes))
         scores, probabilities = [], []
         for first in range(0, len(places), BATCH):
             part = slice(first, first + BATCH)
-            tensors = self._tensors(places[part]) | {k: v[part] for k, v in given.items()}
+            tensors = self._tensors(places[part], stored=stored)
+            tensors |= {k: v[part] for k, v in given.items()}
             ready = time.monotonic()
             found = self.infer(tensors)
             done = time.monotonic()
@@ -238,7 +249,18 @@ class PlaceSession:
             GateError: a score is not finite.
         """
         golden = self.read_golden()
-        return _apart(self.answer(golden.places()).scores, golden.logits)
+        return _apart(self._stored(golden.places()).scores, golden.logits)
+
+    def _stored(
+        self, places: Sequence[Evidence], limits: Limits | Sequence[Limits] | None = None
+    ) -> Answers:
+        """Answers for the bundle's own places, whatever values they have."""
+        return self._answer(places, limits, Spent(), stored=True)
+
+    @property
+    def plausible(self) -> Plausible:
+        """Which values the series' features can have."""
+        return self._tensors.plausible
 
     def verify(self) -> None:
         """Answer the golden places, with and without their rules, and compare.
@@ -255,7 +277,7 @@ class PlaceSession:
         golden = self.read_golden()
         spec = self.manifest.golden
         places = golden.places()
-        free, bound = self.answer(places), self.answer(places, golden.limits())
+        free, bound = self._stored(places), self._stored(places, golden.limits())
         apart = _apart(bound.scores, golden.logits)
         same = float((bound.scores.argmax(1) == golden.logits.argmax(1)).mean())
         if spec.agreement_min is not None and not same >= spec.agreement_min:

@@ -269,6 +269,8 @@ def _described(found: dict[str, Any], service: Service) -> dict[str, Any]:
     rows |= {"minItems": asks.days, "maxItems": asks.days}
     rows["items"] |= {"minItems": len(asks.features), "maxItems": len(asks.features)}
     rows["description"] = f"{asks.days} days of {', '.join(asks.features)}"
+    rows["items"]["description"] = f"expected are {asks.plausible}; a gap is null"
+    rows["items"]["x-ranges"] = [item and [item.low, item.high] for item in asks.plausible.ranges]
     place["image"]["description"] = f"PNG or JPEG, {asks.side_px} x {asks.side_px} px, base64"
     components = found.setdefault("components", {}).setdefault("schemas", {})
     components |= definitions

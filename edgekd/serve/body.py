@@ -132,6 +132,7 @@ def _series(rows: list[Any], asks: Asks) -> Float32:
     if not (np.isnan(wide) | (np.abs(wide) <= _NUMBER_MOST)).all():
         _say_fault(rows, asks)
     found = wide.astype(np.float32)
+    asks.plausible.require(found, "null")
     measured = int((~np.isnan(found)).any(axis=1).sum())
     if measured < LEAST_DAYS:
         raise InputError(

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgekd.contracts.evidence import KINDS, Answers, Evidence, Float32
 from edgekd.contracts.manifest import EvidenceDone
+from edgekd.contracts.plausible import Plausible
 from edgekd.contracts.policy import ClassFacts
 from edgekd.contracts.projection import Limits
 from edgekd.errors import BundleError
@@ -75,6 +76,8 @@ class Asks:
         classes: in the order of the scores.
         side_px: of a picture.
         days, features: of a series; the newest day is the last.
+        plausible: which values the features can have; ``usual``: of each the mean that training
+            saw.
         text_width: of an embedding.
         reads_texts: whether there is an encoder of texts.
         facts: class -> what rules ask of it.
@@ -93,12 +96,15 @@ class Asks:
     facts: dict[str, ClassFacts]
     rows: int
     simulated: bool
+    plausible: Plausible
+    usual: tuple[float, ...]
 
     def warm_up(self) -> Evidence:
-        """A place of all kinds of evidence that means nothing: black, all zero."""
+        """A place of all kinds of evidence that means nothing: black, every day as the mean."""
+        day = self.plausible.clipped(np.array(self.usual))
         return Evidence(
             image=np.zeros((self.side_px, self.side_px, 3), np.uint8),
-            series=np.zeros((self.days, len(self.features)), np.float32),
+            series=np.tile(day, (self.days, 1)),
             text=np.zeros(self.text_width, np.float32),
         )
 
@@ -121,7 +127,8 @@ def asks_of(model: PlaceModel) -> Asks:
         side_px=manifest.inputs[0].tile_px, days=found.series.days,
         features=tuple(found.series.features), text_width=found.text.width,
         reads_texts=found.text_encoder is not None, facts=dict(found.facts), rows=model.rows,
-        simulated=model.simulated,
+        simulated=model.simulated, plausible=Plausible.of(found.series),
+        usual=tuple(found.series.mean or [0.0] * len(found.series.features)),
     )  # fmt: skip
 
 

@@ -98,3 +98,15 @@ def test_statistics_leave_gaps_out() -> None:
     )
     mean, std = series_statistics(values)
     assert mean == pytest.approx([3, 7, 0]) and std == pytest.approx([np.sqrt(8 / 3), 1, 1])
+
+
+def test_an_impossible_value_is_refused_and_a_stored_one_is_not(tensors: EvidenceTensors) -> None:
+    series = WHOLE.series.copy()  # type: ignore[union-attr]
+    series[6, 1] = 9999
+    with pytest.raises(
+        InputError,
+        match=r"day 7 has 9999 for wind_m_s, expected -95 to 105 \(50 standard deviations .*; a gap"
+        " is NaN",
+    ):
+        tensors([replace(WHOLE, series=series)])
+    assert tensors([replace(WHOLE, series=series)], stored=True)["series"][0, 6, 1] == 4997

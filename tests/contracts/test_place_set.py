@@ -80,7 +80,7 @@ def changed(row: int, column: str, value: str) -> list[list[str]]:
         ({"rows": changed(2, "image", "/c.png")}, "there is no picture"),
         ({"rows": changed(1, "name", "a")}, "place a stands in line 2 too"),
         ({"rows": changed(1, "zone", " ")}, "zone is empty"),
-        ({"rows": changed(1, "text", "")}, "text is empty"),
+        ({"rows": [[*ROWS[0][:5], "", " ", ""]]}, "place a has neither image nor series nor text"),
         ({"rows": changed(1, "group", "south")}, "group south is in split train and in test"),
         ({"rows": changed(1, "series", "1")}, "series 1 is in split train and in test"),
         ({"rows": [ROWS[0][:-1]]}, "expected 8 values"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,66 @@ def test_order_and_repeats(tmp_path: Path) -> None:
         read(tmp_path, plain(other))
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "code", ["99.0", "99", "-99", "999.000", "-999.000", "9999", "-9999", "99999", "-99999"]
+)
+@pytest.mark.parametrize("units", ["metric", "english"])
+def test_codes_for_a_gap_are_gaps_and_counted(
+    tmp_path: Path, form: str, code: str, units: str
+) -> None:
+    rows = [*ROWS, ("2015-01-01 00:24", code, "0", "0,0,0,0", "v"),
+            ("2015-01-01 00:30", code, "0", "0,0,0,0", "v")]  # fmt: skip
+    item = read(tmp_path, FORMS[form](rows), units=units)
+    factor = 0.3048 if units == "english" else 1
+    np.testing.assert_allclose(
+        item.values[:, 0], np.array([1.798, 1.7, np.nan, -0.5, np.nan, np.nan]) * factor
+    )
+    where = "row 5" if form == "json" else "line 6"
+    assert [note for note in item.notes if "codes for a gap" in note] == [
+        "2 levels are codes for a gap (99, 999, 9999, 99999 or less these), first on "
+        f"{where}: gaps now"
+    ]
+
+
+def test_a_level_that_can_be_is_no_code(tmp_path: Path) -> None:
+    item = read(tmp_path, one("99.0"), datum="IGLD")  # the Niagara stands there
+    assert item.values[0, 0] == 99 and "codes" not in " ".join(item.notes)
+    assert np.isnan(read(tmp_path, one("99.0"), metadata=STATION).values).all()
+
+
+def many(levels: list[float]) -> str:
+    start = np.datetime64("2015-01-01T00:00")
+    return plain(
+        [
+            (str(start + 6 * n).replace("T", " "), f"{level:.3f}", "0", "0,0,0,0", "v")
+            for n, level in enumerate(levels)
+        ]
+    )
+
+
+def test_a_lone_level_is_no_reason_to_think_of_feet(tmp_path: Path) -> None:
+    tide = [2 * math.sin(n / 20) for n in range(400)]
+    for level, words in (
+        (31.0, "1 of 400 levels are so: leave theirs empty"),
+        (25.0, "line 202 has a level of 25.000 m, and all but 2 % of them lie"),
+    ):
+        with pytest.raises(InputError, match=words) as caught:
+            read(tmp_path, many([*tide[:200], level, *tide[201:]]))
+        assert "feet" not in str(caught.value)
+
+
+def test_a_span_that_no_sea_has_is_feet_without_metadata(tmp_path: Path) -> None:
+    tide = [14 * math.sin(n / 20) for n in range(400)]  # some 28 ft, in Cook Inlet
+    with pytest.raises(InputError, match=r"go from -14.00 to 14.00 m, .* 16.3 m; .*feet\?"):
+        read(tmp_path, many(tide))
+    assert np.ptp(read(tmp_path, many(tide), units="english").values) < 9
+    fundy = [8.15 * math.sin(n / 20) for n in range(400)]
+    assert np.ptp(read(tmp_path, many(fundy)).values) > 16
+    wide = Station("1", "Far", 47.0, -122.0, -8.0, {"STND": 0.0, "MLLW": 20.0}, {}, (5.0, 35.0))
+    read(tmp_path, many(tide), metadata=wide)
+
+
 def one(level: str = "1", time: str = "2015-01-01 00:00", flags: str = "0,0,0,0",
         quality: str = "v") -> str:  # fmt: skip
     return plain([(time, level, "0", flags, quality)])
@@ -234,7 +295,7 @@ def test_size_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         read_coops(tmp_path, **METRIC)
 
 
-LEVEL = st.integers(-29_999, 29_999).map(lambda number: f"{number / 1000:.3f}") | st.just("")
+LEVEL = st.integers(-9_999, 9_999).map(lambda number: f"{number / 1000:.3f}") | st.just("")
 
 
 @given(st.dictionaries(st.integers(0, 10_000), LEVEL, min_size=1, max_size=30), st.randoms())

@@ -133,6 +133,26 @@ def test_a_value_nature_does_not_have_is_a_gap(tmp_path: Path) -> None:
         read(tmp_path, year(rows))
 
 
+def test_nines_are_gaps_by_column_and_counted(tmp_path: Path) -> None:
+    rows = [line(minute) for minute in range(10)]
+    rows[3] = line(3, WVHT="99.00", PRES="9999.0", WTMP="99.0", ATMP="MM", WDIR="99")
+    rows[4] = line(4, WVHT="9999.0", PRES="999.0")
+    item = read(tmp_path, year(rows))
+    assert np.isnan(item.channel("wave_height_m")).nonzero()[0].tolist() == [3, 4]
+    assert np.isnan(item.channel("water_temperature_c")).nonzero()[0].tolist() == [3]
+    assert item.channel("wind_direction_deg")[3] == 99 and item.channel("pressure_hpa")[4] == 999
+    assert item.notes[1:] == (
+        "1 values of WVHT are 99: gaps",
+        "1 values of WVHT are 9999, the nines of another column: gaps",
+        "1 values of PRES are 9999: gaps",
+        "1 values of ATMP are MM: gaps",
+        "1 values of WTMP are 99, the nines of another column: gaps",
+        "10 values of VIS are 99: gaps",
+        "10 values of TIDE are 99: gaps",
+        "the station is taken from the file's name",
+    )
+
+
 HEADER, UNITS, DATA = YEAR_2013.splitlines()
 
 

@@ -61,6 +61,8 @@ def test_every_operation_is_described(served: Served) -> None:
     parts = value["components"]["schemas"]
     place = parts["PlaceAsked"]["properties"]
     assert place["series"]["anyOf"][0]["minItems"] == DAYS
+    day = place["series"]["anyOf"][0]["items"]
+    assert day["x-ranges"] == [[-50, 50], [-95, 105]] and "level_m -50 to 50" in day["description"]
     assert "level_m, wind_m_s" in json.dumps(place) and "16 x 16 px" in json.dumps(place)
     assert "HTTPValidationError" not in json.dumps(value)
     used = {part.partition('"')[0] for part in json.dumps(value).split("#/components/schemas/")[1:]}

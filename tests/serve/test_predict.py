@@ -177,6 +177,10 @@ WRONG: list[tuple[str | dict[str, Any], str]] = [
     ('{"places": [{"zone": "A", "series": [' + f"[1, {'9' * 400}]," * 39 + "[0, 0]]}]}",
      "wind_m_s of day 1 of the series is 9999"),
     (place(series=[*series()[1:], [-2e30, 1]]), "level_m of day 40 of the series is -2e+30"),
+    (place(series=[*series()[1:], [99.0, 1]]),
+     "place 1: the series: day 40 has 99 for level_m, expected -50 to 50 (50 standard"),
+    (place(series=[*series()[1:], [0, 9999]]),
+     "(50 standard deviations about the mean that training saw); a gap is null"),
     (place(series="x" * 3000), "series is 'xxx"),
     (place(image="%%%"), "the picture is not base64"),
     (place(image="data:image/png;base64,aaaa"), "leave out what stands before the comma"),
@@ -335,3 +339,15 @@ def test_a_hundred_changes_under_requests_all_answers_obey(tmp_path: Path) -> No
         value = item.json()
         share = value["answers"][0]["probabilities"]["tower"]
         assert share == pytest.approx(value["rules"]["version"] / 200, abs=2 * OBEYED)
+
+
+def test_the_first_question_is_one_that_the_model_takes() -> None:
+    model = FakePlaces()
+    series = model.manifest.evidence.series.model_copy(
+        update={"features": ["pressure_low_hpa", "wave_height_mean_m"], "mean": [1011.0, -0.1]}
+    )  # no coast has a pressure of 0, which is what an empty array would say
+    model.manifest.evidence = model.manifest.evidence.model_copy(update={"series": series})
+    asks = asks_of(model)
+    first = asks.warm_up().series
+    assert first is not None and first.shape == (DAYS, 2) and (first == [1011, 0]).all()
+    assert asks.plausible.first(first) is None

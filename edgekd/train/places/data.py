@@ -17,16 +17,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from edgekd.contracts.evidence import Evidence, EvidenceTensors, series_statistics
+from edgekd.contracts.evidence import KINDS, Evidence, EvidenceTensors, series_statistics
 from edgekd.contracts.place_evidence import check_embeddings, check_fits, read_picture
 from edgekd.contracts.place_recipe import PlaceJitter, PlaceRecipe
 from edgekd.contracts.place_set import PlaceSet, load_places
+from edgekd.contracts.plausible import ranges_of
 from edgekd.errors import DatasetError
 from edgekd.train.places.checkpoint import with_statistics
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
 _ORDER, _JITTER = 0, 1
+_SAID = {"image": "a picture", "series": "a series", "text": "a text"}
 #: decoded pictures that are kept in memory, bytes
 _KEPT_BYTES = 2 << 30
 
@@ -45,7 +47,8 @@ class PlaceData:
         report: lines for the log.
 
     Raises:
-        InputError: classes, pictures, series or embeddings that do not fit.
+        InputError: classes, pictures, series or embeddings that do not fit, a value that a feature
+            cannot have, or a kind of evidence that no training place has.
     """
 
     def __init__(self, recipe: PlaceRecipe, places: PlaceSet, text: Float32) -> None:
@@ -54,14 +57,32 @@ class PlaceData:
         self.rows = {split: at for split in ("train", "val", "test") if (at := self._of(split))}
         if "train" not in self.rows:
             raise DatasetError(f"{places.root} has no place of split train")
+        for kind in KINDS:
+            if not self.having("train", kind):
+                raise DatasetError(
+                    f"no place of split train of {places.root} has {_SAID[kind]}; what is never "
+                    "seen is not learned, and a place that has it would be answered for all the "
+                    "same: give it to some"
+                )
         if recipe.io.series.mean is None:
-            used = sorted({places.rows[at].series for at in self.rows["train"]})
+            named = {places.rows[at].series for at in self.rows["train"]}
+            used = sorted(number for number in named if number is not None)
             recipe = with_statistics(recipe, *series_statistics(places.series[used]))
+            places.require_plausible(ranges_of(recipe.io.series))
         self.recipe = recipe
         self.tensors = EvidenceTensors(recipe.io.image, recipe.io.series, recipe.io.text)
         self.labels = np.array([row.label for row in places.rows], np.int64)
         names: dict[str, int] = {}
-        self.texts = np.array([names.setdefault(row.text, len(names)) for row in places.rows])
+        self.texts = np.array(
+            [
+                -1 if row.text is None else names.setdefault(row.text, len(names))
+                for row in places.rows
+            ]
+        )
+        #: ``(rows, 3)`` of 0 and 1: which kinds places have, in the order of KINDS
+        self.present = np.array(
+            [[kind in row.kinds for kind in KINDS] for row in places.rows], np.float32
+        )
         self._pictures: dict[int, UInt8] = {}
         self._held = 0
         self.digest = _digest(places)
@@ -73,16 +94,25 @@ class PlaceData:
             "texts",
             "training places: " + ", ".join(f"{name} {count}" for name, count in told),
         ]
+        without = (len(places.rows) - self.present.sum(0)).astype(int).tolist()
+        lacking = [f"{kind} {count}" for kind, count in zip(KINDS, without, strict=True) if count]
+        if lacking:
+            self.report.append(f"places without a kind: {', '.join(lacking)}")
         if places.about.simulated:
             self.report.insert(0, "SIMULATED data: figures made with it are no measurements")
 
     def _of(self, split: str) -> list[int]:
         return [at for at, row in enumerate(self.places.rows) if row.split == split]
 
+    def having(self, split: str, kind: str) -> list[int]:
+        """Rows of a split that have a kind."""
+        return [at for at in self.rows.get(split, []) if kind in self.places.rows[at].kinds]
+
     def picture(self, at: int) -> UInt8:
-        """``(side, side, 3)`` uint8 of a row.
+        """``(side, side, 3)`` uint8 of a row that has one.
 
         Raises:
+            InputError: it has none.
             ImageError: it cannot be read, or has another size.
         """
         if at not in self._pictures:
@@ -95,10 +125,13 @@ class PlaceData:
     def evidence(self, at: int, without: Sequence[str] = ()) -> Evidence:
         """What is known of the place in row ``at``, less some kinds."""
         row = self.places.rows[at]
+        kinds = [kind for kind in row.kinds if kind not in without]
         return Evidence(
-            image=None if "image" in without else self.picture(at),
-            series=None if "series" in without else self.places.series[row.series],
-            text=None if "text" in without else self.text[at],
+            image=self.picture(at) if "image" in kinds else None,
+            series=self.places.series[row.series]
+            if row.series is not None and "series" in kinds
+            else None,
+            text=self.text[at] if "text" in kinds else None,
         )
 
 
@@ -121,10 +154,11 @@ def _check_fits(recipe: PlaceRecipe, places: PlaceSet) -> None:
 def _digest(places: PlaceSet) -> str:
     found = hashlib.sha256()
     about = places.about
-    for name in ("places.yaml", about.table, about.series.file):
+    series = [about.series.file] if len(places.series) else []
+    for name in ("places.yaml", about.table, *series):
         found.update((places.root / name).read_bytes())
     for row in places.rows:
-        found.update(hashlib.sha256(row.image.read_bytes()).digest())
+        found.update(b"-" if row.image is None else hashlib.sha256(row.image.read_bytes()).digest())
     return found.hexdigest()
 
 
@@ -139,6 +173,8 @@ class PlaceItem(NamedTuple):
         row: of the table.
         sources: ``(3,)`` int64, numbers of the picture, the series, the text: places of one number
             have the same.
+        present: ``(3,)`` of 0 and 1, which kinds the place has; what stands in place of another is
+            a picture of the mean colour, a series of gaps, an embedding of 0.
     """
 
     image: Tensor
@@ -147,6 +183,7 @@ class PlaceItem(NamedTuple):
     label: int
     row: int
     sources: Tensor
+    present: Tensor
 
 
 class PlaceItems(Dataset[PlaceItem]):
@@ -158,13 +195,20 @@ class PlaceItems(Dataset[PlaceItem]):
         length: number of items.
         seed: of order and changes.
         balanced: classes come equally often; places of a class in turn.
+        kind: only places that have it; None is all.
     """
 
     def __init__(
-        self, data: PlaceData, jitter: PlaceJitter, length: int, seed: int, balanced: bool = False
+        self,
+        data: PlaceData,
+        jitter: PlaceJitter,
+        length: int,
+        seed: int,
+        balanced: bool = False,
+        kind: str | None = None,
     ) -> None:
         self.data, self.jitter, self._length, self._seed = data, jitter, length, seed
-        rows = np.array(data.rows["train"])
+        rows = np.array(data.rows["train"] if kind is None else data.having("train", kind))
         labels = data.labels[rows]
         self._groups = (
             [rows[labels == k] for k in np.unique(labels)] if balanced else [rows]
@@ -185,20 +229,30 @@ class PlaceItems(Dataset[PlaceItem]):
         data, at = self.data, self.row(number)
         random = np.random.default_rng([self._seed, _JITTER, number])
         row = data.places.rows[at]
-        arrays = data.tensors([data.evidence(at)])
+        evidence = data.evidence(at)
+        arrays = data.tensors([evidence])
         series = self._series(random, arrays[data.recipe.io.series.name][0])
-        text = torch.from_numpy(data.text[at])
+        text = torch.from_numpy(arrays[data.recipe.io.text.name][0])
+        picture = self._blank if evidence.image is None else evidence.image
         if self.jitter.text_noise:
             step = torch.from_numpy(random.normal(size=len(text)).astype(np.float32))
             text = text + self.jitter.text_noise * text.norm() * step / step.norm()
         return PlaceItem(
-            torch.from_numpy(self._picture(random, data.picture(at))),
+            torch.from_numpy(self._picture(random, picture)),
             torch.from_numpy(series),
             text,
             int(data.labels[at]),
             at,
-            torch.tensor([at, row.series, int(data.texts[at])]),
+            torch.tensor([at, -1 if row.series is None else row.series, int(data.texts[at])]),
+            torch.from_numpy(data.present[at]),
         )
+
+    @property
+    def _blank(self) -> UInt8:
+        """Where there is no picture: close to 0 when normalised, as in an answer."""
+        image = self.data.recipe.io.image
+        colour = np.clip(np.round(image.mean), 0, 255).astype(np.uint8)
+        return np.tile(colour, (image.tile_px, image.tile_px, 1))
 
     def _picture(self, random: np.random.Generator, picture: UInt8) -> UInt8:
         rules = self.jitter

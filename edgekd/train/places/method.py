@@ -34,6 +34,8 @@ class PlaceBatch(NamedTuple):
         sources: ``(N, 3)`` int64.
         answers: kind -> ``(N, classes)`` logits of the teacher that sees it.
         features: ``(N, width)`` of a teacher's encoder, where they are known already.
+        there: ``(N, 3)`` of 0 and 1, which kinds the places have at all; None is every kind. A
+            teacher has nothing to say of a place without its kind, nor has InfoNCE.
     """
 
     image: Tensor
@@ -44,6 +46,13 @@ class PlaceBatch(NamedTuple):
     sources: Tensor
     answers: Mapping[str, Tensor]
     features: Tensor | None = None
+    there: Tensor | None = None
+
+    def having(self, kind: str) -> Tensor:
+        """``(N,)`` bool: which places have a kind."""
+        if self.there is None:
+            return torch.ones_like(self.label, dtype=torch.bool)
+        return self.there[:, KINDS.index(kind)] > 0
 
 
 class KindMethod(Method):
@@ -143,7 +152,7 @@ class PlaceMethod(Method):
             total = total + rules.kd_weight * soft
             parts |= {"kd": soft.detach(), **told}
         if rules.contrast.weight:
-            every = {kind: torch.ones_like(batch.label, dtype=torch.bool) for kind in KINDS}
+            every = {kind: batch.having(kind) for kind in KINDS}
             sources = {kind: batch.sources[:, at] for at, kind in enumerate(KINDS)}
             contrast = info_nce(
                 learner.embeddings(tokens),
@@ -167,16 +176,18 @@ class PlaceMethod(Method):
             batch: of the step.
         """
         losses: dict[str, Tensor] = {}
+        heard: list[str] = []
         for kind in self.kinds:
             at = KINDS.index(kind)
-            everywhere = torch.ones_like(batch.label, dtype=torch.bool)
-            there = everywhere if alone else batch.present[:, at] > 0
+            there = batch.having(kind) if alone else batch.present[:, at] > 0
+            if bool(there.any()):
+                heard.append(kind)
             ours = alone.get(kind, scores)
             losses |= soft_losses(
                 ours, {kind: batch.answers[kind]}, self.temperatures, {kind: there}
             )
         if self.training:
-            self._remember(losses)
+            self._remember({kind: losses[kind] for kind in heard})
         means = {kind: float(self.means[KINDS.index(kind)]) for kind in self.kinds}
         given = (
             balanced_weights(means, self.weights)
@@ -210,8 +221,9 @@ class PlaceMethod(Method):
         for kind, loss in losses.items():
             at = KINDS.index(kind)
             now = loss.detach()
+            first = self.steps == 1 or not bool(self.means[at])  # in no batch before
             decay = self.rules.balance_decay
-            self.means[at] = now if self.steps == 1 else _blend(self.means[at], now, decay)
+            self.means[at] = now if first else _blend(self.means[at], now, decay)
 
 
 def _only(present: Tensor, kind: str) -> Tensor:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from edgekd.contracts import registry
 from edgekd.contracts.artifacts import canonical_json, sha256_bytes
+from edgekd.contracts.place_evidence import row_embeddings
 from edgekd.contracts.place_recipe import PLACE_TEACHERS, PlaceRecipe, PlaceTeacher
 from edgekd.contracts.schema import resolve_path
 from edgekd.errors import CheckpointError, InputError
@@ -137,7 +138,9 @@ def open_for_training(
     """
     places = open_places_for(recipe, root)
     encoder = text_encoder(recipe, recipe_folder)
-    vectors = embeddings_of([row.text for row in places.rows], encoder, cache, say=say)
+    vectors = row_embeddings(
+        places, encoder.width, lambda texts: embeddings_of(texts, encoder, cache, say=say)
+    )
     data = PlaceData(recipe, places, vectors)
     return OpenedPlaces(data, encoder, {"name": encoder.name, "sha256": encoder.sha256})
 
@@ -242,6 +245,8 @@ def _stage(
         weight_decay=stage.weight_decay, warmup_fraction=0.1, decay="cosine",
     )  # fmt: skip
     mark, path = folder / "made_from.txt", folder / TEACHER_NAME
+    io = recipe.plain()["io"]
+    io["series"].pop("ranges", None)  # they decide about what is refused, not what is learned
     made_from = sha256_bytes(
         canonical_json(
             {
@@ -249,7 +254,7 @@ def _stage(
                 "augment": recipe.distill.augment.model_dump(mode="json"),
                 "seed": spec.seed,
                 "text": dict(text) if entry.sees == "text" else None,
-                "io": recipe.plain()["io"],
+                "io": io,
                 "data": data.digest,
             }
         ).encode()

@@ -46,11 +46,19 @@ class _PlaceTask(Task):
     keeper: Keeper
     jitter: PlaceJitter
     validate_every: int
+    #: only places that have it are shown; None is all
+    kind: str | None = None
     _steps = 0
 
     def dataset(self, length: int) -> PlaceItems:
         """Training places."""
-        return PlaceItems(self.data, self.jitter, length, self.spec.seed)
+        return PlaceItems(self.data, self.jitter, length, self.spec.seed, kind=self.kind)
+
+    def _rows(self, split: str) -> list[int]:
+        """Rows of a split that are shown."""
+        if self.kind is None:
+            return self.data.rows.get(split, [])
+        return self.data.having(split, self.kind)
 
     def progress(self, step: int, steps: int) -> None:
         """Learn how many steps there are."""
@@ -67,8 +75,8 @@ class _PlaceTask(Task):
 
     def validate(self, step: int) -> dict[str, float]:
         """Accuracy on the validation places."""
-        rows = self.data.rows.get("val")
-        if rows is None or (step % self.validate_every and step != self._steps):
+        rows = self._rows("val")
+        if not rows or (step % self.validate_every and step != self._steps):
             return {}
         with self.keeper.average.applied(self.keeper.learner):
             scores = torch.from_numpy(self.scores(rows))
@@ -127,7 +135,8 @@ class KindTask(_PlaceTask):
         self.keeper = Keeper(learner, _TEACHER_EMA, "best", "log_likelihood")
         self.jitter = recipe.distill.augment
         self.validate_every = entry.stage.val_every_steps
-        self.size = len(data.rows["train"])
+        self.kind = entry.sees
+        self.size = len(self._rows("train"))
         self.columns = ["loss", "label", "student_std", "student_rank", *_VALIDATED]
         self._features: Float32 | None = None
 
@@ -153,14 +162,14 @@ class KindTask(_PlaceTask):
         side = self.entry.image_px or self.recipe.io.image.tile_px
         mark = f"{self.data.digest} {self.learner.encoder_sha256} {side}"
         path = (self._cache or out) / f"features-{sha256_bytes(mark.encode())[:16]}.npz"
-        rows = list(range(len(self.data.places.rows)))
         if path.is_file():
             with np.load(path, allow_pickle=False) as stored:
                 if str(stored["mark"]) == mark:
                     self._features = stored["features"]
                     return
+        rows = [at for at, row in enumerate(self.data.places.rows) if row.image is not None]
         log(f"features of {len(rows):,} pictures at {side} px, kept in {path}")
-        self._features = teacher_features(self.learner, self.data, rows)
+        self._features = self._spread(rows, teacher_features(self.learner, self.data, rows))
         path.parent.mkdir(parents=True, exist_ok=True)
         with publish_file(path) as part, part.open("wb") as file:
             np.savez(file, features=self._features, mark=np.array(mark))
@@ -206,7 +215,7 @@ class KindTask(_PlaceTask):
         weights = self.keeper.weights(done)
         done["simulated"] = self.data.places.about.simulated
         self.learner.load_state_dict(weights)
-        every = list(range(len(self.data.places.rows)))
+        every = [at for at, row in enumerate(self.data.places.rows) if self.kind in row.kinds]
         value = {
             TEACHER_MARK: TEACHER_FORMAT,
             "recipe": self.recipe.plain(),
@@ -214,10 +223,17 @@ class KindTask(_PlaceTask):
             "weights": weights,
             "sha256": answers_sha256(self.learner),
             "data": {"name": self.data.places.about.name, "sha256": self.data.digest},
-            "answers": torch.from_numpy(self.scores(every)),
+            # 0 for places without the kind, which nobody asks this teacher about
+            "answers": torch.from_numpy(self._spread(every, self.scores(every))),
             "distilled": done,
         }
         save_torch(value, path)
+
+    def _spread(self, rows: list[int], values: Float32) -> Float32:
+        """``values`` of rows in a table of all rows, 0 elsewhere."""
+        found = np.zeros((len(self.data.places.rows), values.shape[1]), values.dtype)
+        found[rows] = values
+        return found
 
 
 class StudentTask(_PlaceTask):
@@ -293,11 +309,16 @@ class StudentTask(_PlaceTask):
     def batch(
         self, items: PlaceItem, device: torch.device, autocast: Callable[[], Any]
     ) -> PlaceBatch:
-        """On the device; what is left out is drawn here, from the run's own random state."""
+        """On the device; what is left out is drawn here, from the run's own random state.
+
+        A place that would lose all that it has keeps it.
+        """
         del autocast
-        present = left_out(
+        present = items.present * left_out(
             len(items.image), self.recipe.distill.missing.shares(), torch.default_generator
         )
+        none = present.sum(1) == 0
+        present[none] = items.present[none]
         rows = torch.as_tensor(items.row)
         return PlaceBatch(
             image=items.image.to(device),
@@ -307,6 +328,7 @@ class StudentTask(_PlaceTask):
             present=present.to(device),
             sources=items.sources.to(device),
             answers={kind: values[rows].to(device) for kind, values in self._answers.items()},
+            there=items.present.to(device),
         )
 
     def scores(self, rows: list[int]) -> Float32:
