@@ -72,4 +72,4 @@ def test_keys_of_places_are_listed_by_their_own_word(capfd: pytest.CaptureFixtur
     out = capfd.readouterr().out
     assert "distill.missing.image (0.1): part that loses it" in out and "mask" not in out
     assert main(["ls", "targets", "--places"]) == 2
-    assert "--under and --places belong to" in capfd.readouterr().err
+    assert "--under, --places, --rules and --place-set belong to" in capfd.readouterr().err

@@ -269,7 +269,8 @@ def test_int8_is_verified_as_it_is_written_on_another_processor(int8: Path) -> N
     with pytest.raises(EdgeKDError, match="was built for rpi5"):
         open_places(int8)
     manifest = read_manifest(int8)
-    assert 1e-2 <= manifest.golden.atol < 2 and manifest.golden.agreement_min == 0.75
+    # a tiny student of random weights, whose convolutions' outputs are of 8 bits, too
+    assert 1e-2 <= manifest.golden.atol < 3 and manifest.golden.agreement_min == 0.75
     with open_places(int8, any_device=True) as session:
         session.verify()
         assert session.golden_error() < 1e-4, "stored as a session here runs it"

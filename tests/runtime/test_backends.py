@@ -18,7 +18,7 @@ from edgekd.contracts import registry
 from edgekd.errors import BundleError, EdgeKDError, EnvironmentLacksError, InputError
 from edgekd.runtime.backends.base import Backend
 from edgekd.runtime.backends.fake import FakeBackend
-from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
+from edgekd.runtime.backends.onnxrt import ROUNDS_BIASES, OnnxRuntimeBackend
 from tests.helpers.bundles import make_model
 from tests.helpers.fake_cuda import GPU
 from tests.helpers.fake_tensorrt import FakeBoard, trt_backend
@@ -417,7 +417,7 @@ def test_a_provider_that_does_not_start_is_told(
     monkeypatch.setattr(onnxruntime, "InferenceSession", start)
     with pytest.raises(EnvironmentLacksError, match=f"asked for {gpu}, {CPU}, ONNX Runtime took"):
         OnnxRuntimeBackend(path, provider=[gpu, CPU])
-    assert options == [{"enable_fallback": 0}]
+    assert options == [{"enable_fallback": 0, "disabled_optimizers": ROUNDS_BIASES}]
 
 
 def test_details_name_the_device_of_a_provider(
