@@ -417,7 +417,8 @@ def manifest_lines(manifest: Manifest) -> list[str]:
     return [
         f"input {spec.name}: {spec.channels}, {spec.tile_px} px",
         f"input {evidence.series.name}: {evidence.series.days} days of "
-        f"{', '.join(evidence.series.features)}",
+        f"{', '.join(evidence.series.features)}; levels are above "
+        f"{evidence.series.datum or 'a datum that was not said in training'}",
         f"input {evidence.text.name}: embeddings of {evidence.text.width}, {by}",
         f"rules: room for {evidence.rules.rows}; every answer obeys those that it is given",
         *(
@@ -485,7 +486,7 @@ def validate_set(path: Path) -> dict[str, Any]:
     for row in places.rows:
         if row.image is not None:
             read_picture(row, places.about.image_px)
-    data = [*set_lines(places), *_series_lines(places)]
+    data = [*set_lines(places), *_datum_lines(places), *_series_lines(places)]
     policy = set_rules(places)
     today = datetime.date.today()
     if policy is not None and available("scipy"):
@@ -506,12 +507,29 @@ def validate_set(path: Path) -> dict[str, Any]:
     }
 
 
+def _datum_lines(places: PlaceSet) -> list[str]:
+    """What levels are above, or that nobody said it."""
+    from edgekd.contracts.series_daily import HEIGHTS
+
+    shape = places.about.series
+    if not set(HEIGHTS) & set(shape.features):
+        return []
+    if shape.datum is None:
+        return [
+            "series.datum is not said, so nothing compares it with a model's: add it "
+            "(datum: MLLW, MHHW, NAVD88, ...)"
+        ]
+    return [f"levels are above {shape.datum}"]
+
+
 def _series_lines(places: PlaceSet) -> list[str]:
     """What ``edgekd series`` wrote of the series, where it made them.
 
     Raises:
         InputError: the record is of another file, or series of two splits share days.
     """
+    from edgekd.contracts.datum import differ
+    from edgekd.contracts.place_set import SET_FILE
     from edgekd.contracts.series_windows import leaks, read_record, record_path
     from edgekd.errors import InputError
 
@@ -527,6 +545,13 @@ def _series_lines(places: PlaceSet) -> list[str]:
     stations = sorted({item.station for item in record.sources if item.station})
     buoys = sorted({item.buoy for item in record.sources if item.buoy})
     datums = sorted({item.datum for item in record.sources if item.datum})
+    said = places.about.series.datum
+    other = [name for name in datums if differ(name, said)]
+    if other:
+        raise InputError(
+            f"{places.root}: {SET_FILE} says that levels are above {said}, and "
+            f"{record_path(path).name} that they are above {other[0]}; correct series.datum"
+        )
     return [
         f"series: of station {', '.join(stations) or 'not known'} above "
         f"{', '.join(datums) or 'no datum'}, buoy {', '.join(buoys) or 'none known'}, "

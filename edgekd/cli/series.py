@@ -107,6 +107,7 @@ def command(
     would come from there are gaps of every day. Give files from 31 days before the first day on:
     one figure looks back a month.
     """
+    from edgekd.contracts.datum import differ
     from edgekd.contracts.series_daily import FEATURES
     from edgekd.contracts.series_windows import (
         last_days,
@@ -150,6 +151,12 @@ def command(
         read_weather(buoy_files) if buoy_files else None,
         level_files, buoy_files,
     )  # fmt: skip
+    asks = None if product is None else product.io.series.datum
+    if differ(asks, found.source.datum):
+        raise InputError(
+            f"{recipe} takes levels above {asks}, and these are above {found.source.datum}; "
+            f"convert them: --to-datum {asks}"
+        )
     record = write_series(
         output, found, last or last_days(found, count, every), count, features, least, add
     )
@@ -239,12 +246,16 @@ def _start(output: Path, recipe: PlaceRecipe, record: SeriesRecord) -> list[str]
     from edgekd.contracts.place_set import COLUMNS, SET_FILE
 
     of = sorted({f"NOAA CO-OPS {item.station}" for item in record.sources if item.station})
+    datums = [item.datum for item in record.sources if item.datum]  # one, or none
     of += sorted({f"NDBC {item.buoy}" for item in record.sources if item.buoy})
     about = {
         "schema": 1, "name": f"{recipe.name}-places", "simulated": False,
         "classes": [{"name": item.name, "facts": {}} for item in recipe.io.classes],
         "image_px": recipe.io.image.tile_px,
-        "series": {"file": output.name, "days": record.days, "features": record.features},
+        "series": {
+            "file": output.name, "days": record.days, "features": record.features,
+            **({"datum": datums[0]} if datums else {}),
+        },
         "table": "places.csv",
     }  # fmt: skip
     head = (

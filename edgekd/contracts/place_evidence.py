@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekd.contracts.datum import differ
 from edgekd.contracts.evidence import Evidence, Float32, UInt8
 from edgekd.contracts.imageio import Raster
 from edgekd.contracts.place_set import PlaceRow, PlaceSet
@@ -28,7 +29,7 @@ def check_fits(
     series: SeriesInput,
     places: PlaceSet,
 ) -> None:
-    """Raise unless a set has these classes, sizes and features, and values that they can have.
+    """Raise unless a set has these classes, sizes, features and datum, and possible values.
 
     Args:
         what: whose they are, for the sentence.
@@ -49,6 +50,12 @@ def check_fits(
                 f"{what} and the set {places.root} differ in {name}: {asked} and {given}; give a "
                 "set that is made for it"
             )
+    if differ(series.datum, about.series.datum):
+        raise InputError(
+            f"{what} takes levels above {series.datum}, and those of the set {places.root} are "
+            f"above {about.series.datum}: make its series again (edgekd series --to-datum "
+            f"{series.datum})"
+        )
     places.require_plausible(ranges_of(series))
 
 

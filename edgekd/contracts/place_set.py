@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 
+from edgekd.contracts.datum import Datum
 from edgekd.contracts.evidence import KINDS, LEAST_DAYS
 from edgekd.contracts.plausible import Plausible, Range, known_ranges
 from edgekd.contracts.policy import ClassFacts, Name, load_policy
@@ -57,11 +58,14 @@ class SeriesShape(Document):
         features: names of its columns.
         ranges: feature -> ``[lowest, highest]`` that it can have here, in place of what is known
             of coasts; what a model takes is said in its recipe (``io.series.ranges``).
+        datum: what levels are heights above, e.g. ``MHHW``; None where nobody said it. A model
+            keeps that of what it learned from, and refuses another.
     """
 
     file: str = "series.npz"
     days: Annotated[int, pydantic.Field(ge=1, le=100_000)]
     features: Annotated[list[str], pydantic.Field(min_length=1, max_length=1000)]
+    datum: Datum | None = None
     ranges: dict[str, Pair] = pydantic.Field(default={}, validate_default=True)
 
     @pydantic.field_validator("ranges")

@@ -22,6 +22,8 @@ FEATURES = (
     "pressure_low_hpa",
     "water_temperature_mean_c",
 )
+#: features that are heights above the levels' datum; the other three of levels are differences
+HEIGHTS = FEATURES[:2]
 #: (channel, what is taken of a day) behind the seven features of weather, in their order
 _WEATHER = (
     ("wave_height_m", "mean"),

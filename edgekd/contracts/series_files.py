@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekd.contracts.datum import datum_name
 from edgekd.contracts.plausible import KNOWN, SENTINELS
 from edgekd.contracts.registry import nearest
 from edgekd.contracts.series import Floats, Series, in_order
@@ -22,7 +23,6 @@ from edgekd.contracts.series_text import head, read_lines, read_times, read_valu
 from edgekd.contracts.station import (
     FOOT_M,
     Station,
-    datum_name,
     parse_json,
     refuse_error,
 )

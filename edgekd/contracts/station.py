@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.contracts.artifacts import read_bytes
+from edgekd.contracts.datum import datum_name
 from edgekd.contracts.registry import nearest
 from edgekd.contracts.series import LEVELS, Series
 from edgekd.errors import InputError
@@ -18,8 +19,6 @@ from edgekd.errors import InputError
 FOOT_M = 0.3048
 _MOST_JSON_BYTES = 50_000_000
 UNITS_M = {"feet": FOOT_M, "ft": FOOT_M, "meters": 1.0, "metres": 1.0, "m": 1.0}
-#: the same datum under the two names that the data and the metadata service have for it
-_ALIASES = {"NAVD": "NAVD88", "IGLD": "IGLD85", "NGVD": "NGVD29"}
 #: entries of the list of datums that are ranges (of length) and intervals (of time), no heights
 _NO_HEIGHTS = ("GT", "MN", "DHQ", "DLQ", "HWI", "LWI")
 _RISING = ("MLLW", "MLW", "MTL", "MHW", "MHHW")
@@ -70,12 +69,6 @@ class Station:
                 f"{nearest(name, list(self.datums_m))} (it has: {', '.join(self.datums_m)})"
             )
         return self.datums_m[name]
-
-
-def datum_name(datum: str) -> str:
-    """The one name of a datum that has several: NAVD is NAVD88, IGLD is IGLD85."""
-    name = datum.strip().upper()
-    return _ALIASES.get(name, name)
 
 
 def to_datum(series: Series, station: Station, datum: str) -> Series:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from edgekd.contracts.datum import Datum
 from edgekd.contracts.schema import Document
 
 Dimension = Annotated[int, pydantic.Field(ge=1)] | Literal["N"]
@@ -84,6 +85,8 @@ class SeriesInput(Document):
         mean, std: per feature in its own unit; absent in a recipe, for training finds them.
         ranges: feature -> ``[lowest, highest]`` value that it can have, in its own unit; a value
             outside is refused. Of features without one, see :mod:`edgekd.contracts.plausible`.
+        datum: what levels are heights above, e.g. ``MHHW``; absent in a recipe, training takes the
+            set's. Series above another datum are refused.
     """
 
     name: str = "series"
@@ -112,6 +115,7 @@ class SeriesInput(Document):
         return value
 
     ranges: dict[str, Pair] = pydantic.Field(default={}, validate_default=True)
+    datum: Datum | None = None
 
     @pydantic.field_validator("ranges")
     @classmethod
@@ -124,8 +128,9 @@ class SeriesInput(Document):
     def _without_nothing(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Where none is declared the key is left out: files from before read and hash the same."""
         values: dict[str, Any] = handler(self)
-        if not self.ranges:
-            values.pop("ranges", None)
+        for key in ("ranges", "datum"):
+            if not getattr(self, key):
+                values.pop(key, None)
         return values
 
 

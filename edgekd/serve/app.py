@@ -268,7 +268,8 @@ def _described(found: dict[str, Any], service: Service) -> dict[str, Any]:
     rows = place["series"]["anyOf"][0]
     rows |= {"minItems": asks.days, "maxItems": asks.days}
     rows["items"] |= {"minItems": len(asks.features), "maxItems": len(asks.features)}
-    rows["description"] = f"{asks.days} days of {', '.join(asks.features)}"
+    above = f"; levels are heights above {asks.datum}" if asks.datum else ""
+    rows["description"] = f"{asks.days} days of {', '.join(asks.features)}{above}"
     rows["items"]["description"] = f"expected are {asks.plausible}; a gap is null"
     rows["items"]["x-ranges"] = [item and [item.low, item.high] for item in asks.plausible.ranges]
     place["image"]["description"] = f"PNG or JPEG, {asks.side_px} x {asks.side_px} px, base64"

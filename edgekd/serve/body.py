@@ -91,15 +91,34 @@ def evidence_of(place: PlaceAsked, number: int, asks: Asks) -> Evidence:
         asks: what the model takes.
 
     Raises:
-        InputError: a picture or series that does not fit.
+        InputError: a picture, series or datum that does not fit.
     """
     try:
+        _same_datum(place, asks)
         return Evidence(
             image=None if place.image is None else _picture(place.image, asks),
             series=None if place.series is None else _series(place.series, asks),
         )
     except InputError as err:
         raise InputError(f"place {number}: {err}") from err
+
+
+def _same_datum(place: PlaceAsked, asks: Asks) -> None:
+    if place.datum is None:
+        return
+    if place.series is None:
+        raise InputError(f"there is a datum, {place.datum}, and no series; leave it out")
+    if place.datum == asks.datum:
+        return
+    if asks.datum is None:
+        raise InputError(
+            f"levels are said to be above {place.datum}, and the model {asks.name} does not say "
+            "what those that it learned from were above; leave datum out"
+        )
+    raise InputError(
+        f"levels are above {place.datum}, and the model {asks.name} takes those above "
+        f"{asks.datum}; subtract how much higher {asks.datum} lies"
+    )
 
 
 def _picture(text: str, asks: Asks) -> Any:

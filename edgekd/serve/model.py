@@ -78,6 +78,7 @@ class Asks:
         days, features: of a series; the newest day is the last.
         plausible: which values the features can have; ``usual``: of each the mean that training
             saw.
+        datum: what levels are above; None where it was not said in training.
         text_width: of an embedding.
         reads_texts: whether there is an encoder of texts.
         facts: class -> what rules ask of it.
@@ -98,6 +99,7 @@ class Asks:
     simulated: bool
     plausible: Plausible
     usual: tuple[float, ...]
+    datum: str | None = None
 
     def warm_up(self) -> Evidence:
         """A place of all kinds of evidence that means nothing: black, every day as the mean."""
@@ -129,6 +131,7 @@ def asks_of(model: PlaceModel) -> Asks:
         reads_texts=found.text_encoder is not None, facts=dict(found.facts), rows=model.rows,
         simulated=model.simulated, plausible=Plausible.of(found.series),
         usual=tuple(found.series.mean or [0.0] * len(found.series.features)),
+        datum=found.series.datum,
     )  # fmt: skip
 
 

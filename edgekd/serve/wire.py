@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 import pydantic
 
+from edgekd.contracts.datum import Datum
 from edgekd.contracts.policy import MOST_LETTERS
 from edgekd.contracts.schema import Document
 
@@ -29,6 +30,8 @@ class PlaceAsked(Document):
         image: PNG or JPEG of the model's own side, RGB of 8 bits, as base64.
         series: a row for each day, the newest last, and in it a number for each feature, in its
             own unit; null is a gap.
+        datum: what the levels of the series are above, e.g. ``MHHW``; another than the model's is
+            refused. null: nothing is compared.
         text: what the ordinance says there. Absent: what the rules in force say of the zone, if
             anything. null: none.
     """
@@ -36,6 +39,7 @@ class PlaceAsked(Document):
     zone: str = pydantic.Field(min_length=1, max_length=64)
     image: Image | None = None
     series: Series | None = None
+    datum: Datum | None = None
     text: str | None = pydantic.Field(default=None, min_length=1, max_length=MOST_LETTERS)
 
 

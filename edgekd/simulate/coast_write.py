@@ -31,6 +31,8 @@ from edgekd.simulate.coast_places import CLASSES, FACTS, make_shore, places_of, 
 COAST_VERSION = 1
 PROVENANCE_FILE = "provenance.json"
 RULES_FILE = "rules.yaml"
+#: of levels and heights on simulated coasts: the tide's of the station
+DATUM = "MHHW"
 MOST_COASTS, MOST_PLACES = 999, 2000
 _SAYS = "SIMULATED by edgekd simulate coast; no place is meant"
 
@@ -144,7 +146,7 @@ def features_of(year: Year) -> npt.NDArray[np.float32]:
     """The days of a year as the student takes them, ``(365, 12)``, NaN for gaps."""
     start = np.datetime64(year.start, "s")
     times = np.arange(start, start + np.timedelta64(HOURS, "h"), np.timedelta64(1, "h"))
-    levels = Series(times, year.level_m[:, None], ("water_level_m",), "simulated", datum="MHHW")
+    levels = Series(times, year.level_m[:, None], ("water_level_m",), "simulated", datum=DATUM)
     weather = Series(
         times,
         np.stack(
@@ -171,7 +173,12 @@ def _about(order: CoastOrder, tide: Tide) -> dict[str, Any]:
         "classes": [{"name": name, "facts": FACTS.get(name, {})} for name in CLASSES],
         "image_px": TILE_PX,
         "gsd_m": CELL_M,
-        "series": {"file": "series.npz", "days": DAYS, "features": list(FEATURES)},
+        "series": {
+            "file": "series.npz",
+            "days": DAYS,
+            "features": list(FEATURES),
+            "datum": DATUM,
+        },
         "table": "places.csv",
         "rules": RULES_FILE,
     }

@@ -177,7 +177,28 @@ def test_from_files_to_a_set_that_is_valid(here: Path, capfd: Capture) -> None:
     out = capfd.readouterr().out
     assert "3 places, 3 series" in out
     assert "series: of station not known above MLLW, buoy 46041, 2014-11-20 to 2015-03-19" in out
-    assert load_places(here / "set").about.series.days == 40
+    assert "\n  levels are above MLLW\n" in out
+    shape = load_places(here / "set").about.series
+    assert shape.days == 40 and shape.datum == "MLLW"
+    about = here / "set" / "places.yaml"
+    about.write_text(about.read_text().replace("datum: MLLW", "datum: MHHW"))
+    assert main(["validate", "set"]) == 2
+    assert "series.json that they are above MLLW; correct series.datum" in capfd.readouterr().err
+    about.write_text(about.read_text().replace("  datum: MHHW\n", ""))
+    assert main(["validate", "set"]) == 0
+    assert "series.datum is not said" in capfd.readouterr().out
+
+
+def test_series_of_a_recipe_with_another_datum(here: Path, capfd: Capture) -> None:
+    (here / "r.yaml").write_text(
+        (ROOT / "engines" / "coastal.yaml").read_text()
+        .replace("    days: 365\n", "    days: 365\n    datum: MHHW\n")
+    )  # fmt: skip
+    arguments = ["series", "-o", "set/series.npz", *BOTH, "--days", "40", "--recipe", "r.yaml"]
+    assert main(arguments) == 2 and not (here / "set" / "series.npz").exists()
+    err = capfd.readouterr().err
+    assert "r.yaml takes levels above MHHW, and these are above MLLW" in err
+    assert "--to-datum MHHW" in err
 
 
 def test_series_of_two_splits_share_no_days(here: Path, capfd: Capture) -> None:

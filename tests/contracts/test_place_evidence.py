@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from edgekd.contracts.place_evaluation import evaluate_places, same_facts
 from edgekd.contracts.place_evidence import (
@@ -17,9 +19,10 @@ from edgekd.contracts.place_evidence import (
     read_picture,
     set_rules,
 )
-from edgekd.contracts.place_set import PlaceSet, load_places
+from edgekd.contracts.place_set import PlaceSet, SeriesShape, load_places
 from edgekd.contracts.policy import ClassFacts
 from edgekd.contracts.projection import project
+from edgekd.contracts.tensors import SeriesInput
 from edgekd.errors import EdgeKDError, InputError
 from tests.helpers.place_line import (
     CLASSES,
@@ -83,14 +86,44 @@ def test_sets_of_another_product_are_refused(
         check_fits("the product", io.classes, io.image, io.series, places)
 
 
+@pytest.mark.parametrize(
+    ("model", "of_set", "fits"),
+    [
+        (None, None, True), (None, "MLLW", True), ("MHHW", None, True),
+        ("MHHW", "mhhw", True), ("NAVD88", "NAVD", True), ("MHHW", "MLLW", False),
+    ],
+)  # fmt: skip
+def test_levels_above_another_datum_are_refused(
+    places: PlaceSet, model: str | None, of_set: str | None, fits: bool
+) -> None:
+    values = place_values()
+    series = {k: v for k, v in place_recipe().io.series.model_dump().items() if k != "mean"}
+    series = {k: v for k, v in series.items() if k != "std"} | {"datum": model}
+    io = place_recipe(io=values["io"] | {"series": series}).io
+    shape = SeriesShape.model_validate(places.about.series.model_dump() | {"datum": of_set})
+    there = replace(places, about=places.about.model_copy(update={"series": shape}))
+    if fits:
+        check_fits("the product", io.classes, io.image, io.series, there)
+        return
+    with pytest.raises(InputError, match="takes levels above MHHW, .* above MLLW.*--to-datum MHHW"):
+        check_fits("the product", io.classes, io.image, io.series, there)
+
+
+def test_a_datum_is_a_name_and_absent_ones_are_not_written() -> None:
+    shape = {"days": 40, "features": ["level_m"]}
+    assert "datum" not in SeriesInput.model_validate(shape).model_dump()
+    assert SeriesInput.model_validate(shape | {"datum": " navd "}).model_dump()["datum"] == "NAVD88"
+    for wrong in ("", "above the sea", "a" * 33, 7):
+        with pytest.raises(ValidationError):
+            SeriesInput.model_validate(shape | {"datum": wrong})
+
+
 def test_pictures_of_another_size_or_depth_are_refused(places: PlaceSet, tmp_path: Path) -> None:
     row = places.rows[0]
     with pytest.raises(EdgeKDError, match="has 64 x 64 px, expected 32 x 32"):
         read_picture(row, 32)
     deep = tmp_path / "deep.png"
     cv2.imwrite(str(deep), np.zeros((64, 64, 3), np.uint16))
-    from dataclasses import replace
-
     with pytest.raises(EdgeKDError, match="has uint16 pixels"):
         read_picture(replace(row, image=deep), 64)
 

@@ -49,7 +49,9 @@ class FakePlaces:
     ) -> None:  # fmt: skip
         self._delay_s, self._broken = delay_s, broken
         image = ImageInput(shape=["N", 3, SIDE_PX, SIDE_PX], mean=[127.0] * 3, std=[128.0] * 3)
-        series = SeriesInput(days=DAYS, features=FEATURES, mean=[0.0, 5.0], std=[1.0, 2.0])
+        series = SeriesInput(
+            days=DAYS, features=FEATURES, mean=[0.0, 5.0], std=[1.0, 2.0], datum="MHHW"
+        )
         encoder = TextEncoderDone(
             model="text.onnx", tokenizer="tokenizer.json", name="fake", sha256="0" * 64,
             width=WIDTH, max_tokens=64, overlap_tokens=8, precision="fp32",

@@ -52,7 +52,8 @@ def write_tiny_places(folder: Path, counts: tuple[int, int, int] = (24, 8, 8)) -
     about = {
         "schema": 1, "name": "tiny", "source": "a test", "licence": "none", "simulated": True,
         "classes": [{"name": name, "facts": FACTS.get(name, {})} for name in CLASSES],
-        "image_px": SIDE, "gsd_m": 2.0, "series": {"days": DAYS, "features": FEATURES},
+        "image_px": SIDE, "gsd_m": 2.0,
+        "series": {"days": DAYS, "features": FEATURES, "datum": "MHHW"},
     }  # fmt: skip
     (folder / "places.yaml").write_text(yaml.safe_dump(about), encoding="utf-8")
     return folder

@@ -7,6 +7,8 @@ import datetime
 import json
 import struct
 import zlib
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 
 from edgekd.contracts.projection import OBEYED
+from edgekd.errors import InputError
 from edgekd.serve.model import asks_of
 from edgekd.serve.service import Bounds
 from edgekd.serve.wire import PredictAnswer, Problem
@@ -154,7 +157,7 @@ WRONG: list[tuple[str | dict[str, Any], str]] = [
     ({"places": []}, "places is [], but list should have at least 1 item"),
     ({"places": [{"zone": "A"}] * 17}, "list should have at most 16 items"),
     ({"places": [{"zone": "A"}], "rules": None}, "unknown key 'rules'"),
-    (place(pixels="x"), "unknown key 'pixels' in places.0 (valid: image, series, text, zone)"),
+    (place(pixels="x"), "unknown key 'pixels' in places.0 (valid: datum, image, series, text, "),
     (place(**{f"k{n}": 1 for n in range(40)}), "has 41 keys, expected a handful"),
     (place(zone="C", series=series()), "place 1: policy 'bay' has no zone 'C' (valid: A, B)"),
     (place(zone="\ud83d", series=series()), "unable to parse raw data as a unicode string"),
@@ -165,6 +168,10 @@ WRONG: list[tuple[str | dict[str, Any], str]] = [
     (place(text="x" * 9000), "should have at most 8000 characters"),
     (place(text=5), "text is 5, but input should be a valid string"),
     (place(series=series()[:20]), "the series is too short: 20 days, expected 40"),
+    (place(series=series(), datum="MLLW"), "levels are above MLLW, and the model fake-places takes "
+     "those above MHHW"),
+    (place(series=series(), datum="the sea"), "'the sea' is no name of a datum"),
+    (place(text="x", datum="MHHW"), "there is a datum, MHHW, and no series"),
     (place(series=[*series(), [0, 0]]), "the series is too long: 41 days"),
     (place(series=[[1.0]] * DAYS), "day 1 of the series has 1 values, expected 2: level_m, wind"),
     (place(series=[5] * DAYS), "day 1 of the series has no list"),
@@ -219,6 +226,22 @@ def test_a_series_arrives_as_it_was() -> None:
     assert found is not None and found.dtype == np.float32 and found.shape == (DAYS, 2)
     assert np.isnan(found[0, 1]) and np.isnan(found).sum() == 1
     assert found[0, 0] == 0.25 and found[1].tolist() == [3.0, np.float32(-1e-3)]
+
+
+def test_levels_above_the_models_own_datum_are_taken(served: Served) -> None:
+    for datum in ("MHHW", " mhhw", None):
+        found = served.predict({"zone": "A", "series": series(), "datum": datum})
+        assert found.status_code == 200, found.text
+    assert "levels are heights above MHHW" in served.ask("GET", "/openapi.json").text
+
+
+def test_a_model_that_says_no_datum_compares_none() -> None:
+    from edgekd.serve.body import evidence_of, read_places
+
+    asks = replace(asks_of(FakePlaces()), datum=None)
+    for body, fits in ((place(series=series()), True), (place(series=series(), datum="X"), False)):
+        with nullcontext() if fits else pytest.raises(InputError, match="does not say what"):
+            evidence_of(read_places(json.dumps(body).encode())[0], 1, asks)
 
 
 def test_a_place_of_a_batch_is_named(served: Served) -> None:

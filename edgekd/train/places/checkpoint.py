@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from edgekd.contracts import registry
+from edgekd.contracts.datum import differ
 from edgekd.contracts.place_recipe import PlaceIo, PlaceRecipe, parse_place_recipe
 from edgekd.errors import CheckpointError
 from edgekd.train.checkpoint import BEST_NAME, in_folder, read_torch, save_torch, whole
@@ -57,10 +58,19 @@ def build_student(name: str, io: PlaceIo, pretrained: bool | None) -> PlaceStude
     return model
 
 
-def with_statistics(recipe: PlaceRecipe, mean: list[float], std: list[float]) -> PlaceRecipe:
-    """The recipe with the scale that training found for its series."""
+def with_statistics(
+    recipe: PlaceRecipe, mean: list[float], std: list[float], datum: str | None = None
+) -> PlaceRecipe:
+    """The recipe with the scale that training found for its series.
+
+    Args:
+        datum: what the levels that were learned from are above; the recipe's own, if it says one,
+            was compared with it.
+    """
     values = recipe.plain()
     values["io"]["series"] |= {"mean": mean, "std": std}
+    if datum is not None:
+        values["io"]["series"]["datum"] = datum
     return parse_place_recipe(values, f"recipe '{recipe.name}'")
 
 
@@ -116,6 +126,8 @@ def check_matches_places(checkpoint: PlaceCheckpoint, recipe: PlaceRecipe, sourc
         ("io.series.features", then.io.series.features, now.io.series.features),
         ("io.text", _plain(then, "text"), _plain(now, "text")),
     ]
+    if differ(then.io.series.datum, now.io.series.datum):
+        pairs.append(("io.series.datum", then.io.series.datum, now.io.series.datum))
     for key, before, after in pairs:
         if before != after:
             raise CheckpointError(

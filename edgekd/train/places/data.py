@@ -67,7 +67,8 @@ class PlaceData:
         if recipe.io.series.mean is None:
             named = {places.rows[at].series for at in self.rows["train"]}
             used = sorted(number for number in named if number is not None)
-            recipe = with_statistics(recipe, *series_statistics(places.series[used]))
+            scale = series_statistics(places.series[used])
+            recipe = with_statistics(recipe, *scale, places.about.series.datum)
             places.require_plausible(ranges_of(recipe.io.series))
         self.recipe = recipe
         self.tensors = EvidenceTensors(recipe.io.image, recipe.io.series, recipe.io.text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ import torch
 
 from edgekd.contracts.place_recipe import PlaceRecipe
 from edgekd.errors import CheckpointError, InputError
-from edgekd.train.places.checkpoint import load_places_checkpoint, rebuild_places
+from edgekd.train.places.checkpoint import (
+    check_matches_places,
+    load_places_checkpoint,
+    rebuild_places,
+)
 from edgekd.train.places.data import PlaceData
 from edgekd.train.places.predict import student_scores
 from edgekd.train.places.run import distill_places
@@ -57,13 +62,23 @@ def test_a_run_leaves_teachers_student_and_curves(run: Path, folder: Path) -> No
     checkpoint = load_places_checkpoint(run)
     assert checkpoint.text == TEXT and checkpoint.tuning["simulated"]
     assert set(checkpoint.tuning["shares"]) == {"image", "series", "text"}
-    assert checkpoint.parsed_recipe("x").io.series.mean is not None
+    learned = checkpoint.parsed_recipe("x").io.series
+    assert learned.mean is not None and learned.datum == "MHHW", "the set's, for it was not said"
     rows = read_curves(run / "curves.csv")
     assert len(rows) == 4
     for row in rows:
         shares = [float(row[f"share_{kind}"]) for kind in ("image", "series", "text")]
         assert sum(shares) == pytest.approx(1, abs=1e-5)
     assert [row["val_accuracy"] != "" for row in rows] == [False, True, False, True]
+
+
+def test_a_checkpoint_and_a_recipe_of_another_datum(run: Path) -> None:
+    checkpoint, values = load_places_checkpoint(run), tiny_values()
+    for datum, fits in ((None, True), ("mhhw", True), ("MLLW", False)):
+        series = values["io"]["series"] | {"datum": datum}
+        now = tiny_recipe(io=values["io"] | {"series": series})
+        with nullcontext() if fits else pytest.raises(CheckpointError, match="series.datum MHHW"):
+            check_matches_places(checkpoint, now, "x")
 
 
 def test_a_checkpoint_answers_as_the_run_did(run: Path, folder: Path) -> None:
