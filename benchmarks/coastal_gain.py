@@ -134,7 +134,8 @@ def main(
     elif not no_timing:
         from _coastal_time import measure
 
-        timing = measure(recipe, RECIPE.parent, opened, output, min(pieces), limits[0])
+        trained = output / f"seed_{min(pieces)}" / "distilled"
+        timing = measure(recipe, RECIPE.parent, opened, trained, limits[0])
     verdict = tables.verdict(found, every, None if timing is None else timing["times"])
     coasts = [places.rows[at].group for at in rows["test"]]
     gains = {
