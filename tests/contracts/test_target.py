@@ -81,6 +81,9 @@ def test_declared_targets(name: str) -> None:
 
 
 def test_what_decides_int8() -> None:
-    traits = {name: load_target(name).cpu for name in ("rpi4", "rpi5", "x86-cpu")}
+    traits = {name: load_target(name).cpu for name in target_names()}
     found = {k: (v.int8_dot_product, v.int8_weight_bits) for k, v in traits.items() if v}
-    assert found == {"rpi4": (False, 8), "rpi5": (True, 8), "x86-cpu": (False, 7)}
+    jetsons = {name: (True, 8) for name in ("agx-orin", "orin-nano-8gb", "orin-nx-16gb")}
+    assert found == jetsons | {
+        "rpi4": (False, 8), "rpi5": (True, 8), "x86-cpu": (False, 7), "x86-vnni": (True, 8),
+    }  # fmt: skip

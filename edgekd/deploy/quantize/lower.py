@@ -76,11 +76,14 @@ def is_native(target: Target) -> bool:
 def is_timeable(target: Target) -> bool:
     """Whether times of this machine say something about the target.
 
-    A class without one board (``x86-cpu``) holds this machine, whatever it has.
+    A class without one board holds this machine: ``x86-cpu`` whatever it has, ``x86-vnni`` where
+    it has 8-bit dot products. Boards of one kind of core are timed on that kind alone.
     """
     if not is_native(target) or target.cpu is None:
         return is_native(target)
-    return target.cpu.cores is None or target.cpu.int8_dot_product == has_int8_dot_product()
+    if target.cpu.cores is None:
+        return has_int8_dot_product() or not target.cpu.int8_dot_product
+    return target.cpu.int8_dot_product == has_int8_dot_product()
 
 
 def asked_of(recipe: AnyRecipe, target: Target) -> list[str]:
@@ -190,10 +193,11 @@ def _int8(
 ) -> tuple[Int8, list[CandidateDone]]:
     """The INT8 model, and what stands in the manifest of a layout that was tried and left.
 
-    Chains of convolutions in integers, where there are any; else, or where that layout keeps the
-    gates with more layers high or not at all and the other does better, products alone.
+    Chains of convolutions in integers, where there are any. Where that layout keeps the gates with
+    layers high alone, or not at all, products alone are tried as well: taken where they keep the
+    gates and the chains do not, or where this machine can time them and they are faster.
     """
-    native = is_native(target)
+    native, timeable = is_native(target), is_timeable(target)
     chains = any(layer.kind == "conv" for layer in grounds.layers())
     integer = Integer(calibration.outputs, signed=target.arch != "x86_64")
     if chains and not calibration.outputs:
@@ -203,15 +207,21 @@ def _int8(
         )
         return grounds.int8(calibration, bits, optimize=native), []
     first = grounds.int8(calibration, bits, optimize=native, integer=integer)
-    if not chains or (first.passed and not first.kept_high):
+    if not chains or (first.passed and not (first.kept_high and timeable)):
         return first, []
     grounds.say("convolutions in integers do not keep the gates as they are: try products alone")
     second = grounds.int8(calibration, bits, optimize=native)
-    order = [(not item.passed, len(item.kept_high)) for item in (first, second)]
-    taken, left = (first, second) if order[0] <= order[1] else (second, first)
     names = {True: "convolutions in integers end to end", False: "products alone in integers"}
-    said = f"{names[left.integer is not None]}: {left.why}; {names[taken.integer is not None]} is "
-    said += "better: it " + taken.why
+    if first.passed and second.passed:
+        seconds = [timed(grounds, item.graph(weight_bits=bits))[1] for item in (first, second)]
+        taken, left = (first, second) if seconds[0] <= seconds[1] else (second, first)
+        said = f"{names[left.integer is not None]}: {left.why}, {max(seconds):.3g} s of one core a "
+        said += f"{grounds.material.unit}; {names[taken.integer is not None]} is faster: "
+        said += f"{min(seconds):.3g} s"
+    else:
+        taken, left = (second, first) if second.passed else (first, second)
+        said = f"{names[left.integer is not None]}: {left.why}; "
+        said += f"{names[taken.integer is not None]} is better: it {taken.why}"
     size = left.graph(weight_bits=bits).ByteSize()
     return taken, [
         candidate(

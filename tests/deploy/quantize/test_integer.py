@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.contracts.target import load_target
+from edgekd.deploy.quantize import lower as lower_module
 from edgekd.deploy.quantize.emulate import emulate
 from edgekd.deploy.quantize.grounds import Int8
 from edgekd.deploy.quantize.integer import MOST_STEPS, Integer, insert_integer, outputs
@@ -248,8 +251,7 @@ def calibrated(schema: int) -> CalibrationFile:
     ("chains", "products", "taken"),
     [
         ((True, 0), (True, 0), "chains"),
-        ((True, 2), (True, 2), "chains"),
-        ((True, 2), (True, 1), "products"),
+        ((True, 2), (True, 0), "chains"),  # nobody can time them here, and they are the fast ones
         ((False, 3), (True, 3), "products"),
         ((False, 1), (False, 1), "chains"),
     ],
@@ -260,9 +262,34 @@ def test_products_alone_are_what_a_build_falls_back_to_and_says_so(
     tried = Tried(chains, products)
     found, others = _int8(tried, calibrated(2), load_target("rpi5"), 8)  # type: ignore[arg-type]
     assert ("chains" if found.integer is not None else "products") == taken
-    assert len(others) == (chains != (True, 0))
+    assert len(others) == (not chains[0])
     for item in others:
         assert not item.chosen and "end to end" in item.why and "products alone" in item.why
+
+
+@pytest.mark.parametrize(
+    ("chains", "seconds", "taken"),
+    [
+        ((True, 0), (9.0, 1.0), "chains"),  # nothing to be asked: products are not tried
+        ((True, 1), (2.0, 3.0), "chains"),
+        ((True, 1), (3.0, 2.0), "products"),
+        ((False, 1), (2.0, 3.0), "products"),
+    ],
+)
+def test_of_two_layouts_that_keep_the_gates_the_faster_is_taken(
+    monkeypatch: pytest.MonkeyPatch, chains: tuple[bool, int], seconds: tuple[float, float],
+    taken: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(lower_module, "is_timeable", lambda target: True)
+    left = list(seconds)
+    monkeypatch.setattr(lower_module, "timed", lambda grounds, proto: (1.0, left.pop(0)))
+    tried: Any = Tried(chains, (True, 0))
+    tried.material = SimpleNamespace(unit="place")
+    found, others = _int8(tried, calibrated(2), load_target("x86-cpu"), 7)
+    assert ("chains" if found.integer is not None else "products") == taken
+    assert len(others) == (chains != (True, 0)) and not any(item.chosen for item in others)
+    if chains == (True, 1):
+        assert "3 s of one core a place" in others[0].why and "is faster: 2 s" in others[0].why
 
 
 def test_a_calibration_without_outputs_keeps_convolutions_in_float_and_says_so() -> None:

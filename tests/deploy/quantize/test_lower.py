@@ -141,6 +141,9 @@ def test_without_dot_products_int8_must_be_timed_or_asked_for(
     [
         ("x86_64", False, "x86-cpu", True),
         ("x86_64", True, "x86-cpu", True),  # the class holds any x86
+        ("x86_64", True, "x86-vnni", True),
+        ("x86_64", False, "x86-vnni", False),
+        ("aarch64", True, "x86-vnni", False),
         ("aarch64", True, "rpi5", True),
         ("aarch64", True, "rpi4", False),
         ("aarch64", False, "rpi4", True),
