@@ -3,11 +3,11 @@
 All run with one thread and take turns, so that what else the machine does meets all. The student's
 answer is all that a bundle does with decoded evidence: checks, tensors, the network, the rules, and
 that the answer obeys; the embedding of the text is there already, since it is made when rules
-change. It is timed twice, in FP32 and as ``edgekd build --target x86-cpu`` makes it here, which is
-INT8 where that keeps the gates and is faster; the second is what is deployed. The ensemble's answer
-is its networks alone, in FP32: in ONNX Runtime, as the student, and in PyTorch, as they were
-trained (edgekd deploys no teachers); each once with the encoder of texts (a text with every answer,
-as the teachers were taught), once without.
+change. It is timed twice, in FP32 and as ``edgekd build`` makes it for this processor's class
+(``x86-vnni`` or ``x86-cpu``), which is INT8 where that keeps the gates and is faster; the second is
+what is deployed. The ensemble's answer is its networks alone, in FP32: in ONNX Runtime, as the
+student, and in PyTorch, as they were trained (edgekd deploys no teachers); each once with the
+encoder of texts (a text with every answer, as the teachers were taught), once without.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from edgekd.contracts.projection import Limits
 from edgekd.deploy.export.onnx_export import traced
 from edgekd.deploy.export.text_encoder import export_text_encoder
 from edgekd.deploy.places import build_places
+from edgekd.deploy.quantize.lower import has_int8_dot_product
 from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
 from edgekd.runtime.places import open_places
 from edgekd.runtime.text import TextEncoder
@@ -81,8 +82,9 @@ def measure(
             update={"precision": recipe.precision.model_copy(update={"allowed": ["fp32"]})}
         )
         places = (data.places, data.text)
-        exact = build_places(plain, "x86-cpu", trained, root / "fp32", *places)
-        built = build_places(recipe, "x86-cpu", trained, root / "built", *places)
+        kind = "x86-vnni" if has_int8_dot_product() else "x86-cpu"
+        exact = build_places(plain, kind, trained, root / "fp32", *places)
+        built = build_places(recipe, kind, trained, root / "built", *places)
         chosen = built.manifest.precision
         deployed = f"student, as built ({chosen.done})"
         with (
@@ -105,6 +107,7 @@ def measure(
         "ratios": ratios,
         "times": ratios[deployed]["ensemble, ONNX Runtime"],
         "built": {
+            "target": kind,
             "done": chosen.done,
             "candidates": [item.model_dump(mode="json") for item in chosen.candidates],
         },

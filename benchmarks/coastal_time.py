@@ -1,9 +1,9 @@
 """What an answer of the coastal student costs here: ``python benchmarks/coastal_time.py RUN``.
 
 RUN is what ``edgekd distill engines/coastal.yaml`` left: student and teachers. Milliseconds of an
-answer on one thread of this CPU, the student in FP32 and as ``edgekd build --target x86-cpu`` makes
-it, against the ensemble of its teachers. They are those of ``coastal_gain.py``, without its five
-seeds: times are the shapes' and not the weights', and another machine has others.
+answer on one thread of this CPU, the student in FP32 and as ``edgekd build`` makes it for the class
+of this processor, against the ensemble of its teachers. They are those of ``coastal_gain.py``,
+without its five seeds: times are the shapes' and not the weights', and another machine has others.
 
 Asked for: 15 times faster than the ensemble. Ends with 0 where that holds, with 1 where it does
 not.
