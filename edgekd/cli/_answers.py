@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _TRIED_TEXTS = 64
 #: places that are asked about at once by ``edgekd run``
 _BATCH = 32
+#: texts that a bundle's encoder reads from one sign of life to the next
+_TEXTS_AT_ONCE = 16
 
 
 def answers_for_places(bundle: Path, signer: list[Path] | None) -> bool:
@@ -180,14 +182,27 @@ def _writer(encoder: TextEncoder, precision: str, places: PlaceSet | None) -> Wr
     return write
 
 
-def vectors_for(session: PlaceSession, places: PlaceSet, embeddings: Path | None) -> Float32:
-    """Embeddings of a set's texts: from a file, or by the bundle's own encoder."""
+def vectors_for(
+    session: PlaceSession, places: PlaceSet, embeddings: Path | None, split: str
+) -> Float32:
+    """Embeddings of the texts of a split: from a file, or by the bundle's own encoder."""
+    import numpy as np
+
     from edgekd.contracts.place_evidence import check_embeddings, read_embeddings, row_embeddings
 
     text = session.evidence.text
     if embeddings is not None:
         return read_embeddings(embeddings, places, text)
-    return check_embeddings(row_embeddings(places, text.width, session.embed), places, text)
+
+    def embed(texts: list[str]) -> Float32:
+        found = []
+        with progress_bar("texts", "text") as update:
+            for first in range(0, len(texts), _TEXTS_AT_ONCE):
+                found.append(session.embed(texts[first : first + _TEXTS_AT_ONCE]))
+                update(min(first + _TEXTS_AT_ONCE, len(texts)), len(texts))
+        return np.concatenate(found)
+
+    return check_embeddings(row_embeddings(places, text.width, embed, split), places, text)
 
 
 def evaluate_bundle(
@@ -203,7 +218,8 @@ def evaluate_bundle(
     with open_places(model, signer, any_device) as session:
         manifest, evidence = session.manifest, session.evidence
         check_fits(str(model), manifest.classes, manifest.inputs[0], evidence.series, places)
-        reader = PlaceReader(places, manifest.inputs[0], vectors_for(session, places, embeddings))
+        vectors = vectors_for(session, places, embeddings, split)
+        reader = PlaceReader(places, manifest.inputs[0], vectors)
         with progress_bar("eval", "place") as update:
             result = evaluate_places(
                 session.answer, reader, split, evidence.facts, session.rows, day, update
@@ -302,7 +318,8 @@ def run(
     with open_places(bundle, signer, any_device) as session, publish_file(output) as part:
         manifest, evidence = session.manifest, session.evidence
         check_fits(str(bundle), manifest.classes, manifest.inputs[0], evidence.series, places)
-        reader = PlaceReader(places, manifest.inputs[0], vectors_for(session, places, embeddings))
+        vectors = vectors_for(session, places, embeddings, split)
+        reader = PlaceReader(places, manifest.inputs[0], vectors)
         chosen = reader.rows_of(split)
         zones = [str(getattr(places.rows[at], zone_column)) for at in chosen]
         known = {}

@@ -105,20 +105,25 @@ def check_embeddings(texts: npt.NDArray[Any], places: PlaceSet, text: TextInput)
 
 
 def row_embeddings(
-    places: PlaceSet, width: int, embed: Callable[[list[str]], npt.NDArray[Any]]
+    places: PlaceSet,
+    width: int,
+    embed: Callable[[list[str]], npt.NDArray[Any]],
+    split: str = "all",
 ) -> Float32:
     """``(rows, width)`` float32, a row of the table each; 0 where a place has no text.
 
     Args:
         embed: makes embeddings ``(N, width)`` of texts, each of which it is given once.
+        split: whose texts are embedded; rows of others are 0, and nobody may ask for them.
     """
     found = np.zeros((len(places.rows), width), np.float32)
-    texts = places.texts
+    asked = [row.text if split in ("all", row.split) else None for row in places.rows]
+    texts = list(dict.fromkeys(text for text in asked if text is not None))
     if texts:
         known = dict(zip(texts, embed(texts), strict=True))
-        for at, row in enumerate(places.rows):
-            if row.text is not None:
-                found[at] = known[row.text]
+        for at, text in enumerate(asked):
+            if text is not None:
+                found[at] = known[text]
     return found
 
 

@@ -43,6 +43,13 @@ def test_a_place_may_lack_kinds(folder: Path) -> None:
     assert (np.abs(vectors).sum(1) > 0).tolist() == has.tolist() and not has.all()
     asked: list[list[str]] = []
     row_embeddings(places, WIDTH, lambda texts: (asked.append(texts), vectors_of(texts))[1])
+    of_test = row_embeddings(
+        places, WIDTH, lambda texts: (asked.append(texts), vectors_of(texts))[1], "test"
+    )
+    mine = [at for at, row in enumerate(places.rows) if row.split == "test"]
+    others = [at for at, row in enumerate(places.rows) if row.split != "test"]
+    assert np.array_equal(of_test[mine], vectors[mine]) and not of_test[others].any()
+    assert set(asked.pop()) == {places.rows[at].text for at in mine} - {None}
     assert asked == [places.texts] and len(places.texts) == len(set(places.texts))
     reader = PlaceReader(places, place_recipe().io.image, vectors)
     for at in reader.rows_of("test"):
