@@ -173,10 +173,17 @@ class EvidenceTensors:
         return embedding
 
 
+def never_measured(values: Float32, features: Sequence[str]) -> list[str]:
+    """Features of ``(series, days, features)`` that are nothing but gaps."""
+    gone = np.isnan(values).reshape(-1, len(features)).all(axis=0)
+    return [features[int(at)] for at in np.flatnonzero(gone)]
+
+
 def series_statistics(values: Float32) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per feature of ``(series, days, features)``, gaps left out.
 
-    A feature that never changes, or was never measured, has deviation 1.
+    A feature that never changes, or was never measured, has deviation 1; see
+    :func:`never_measured`.
     """
     flat = values.reshape(-1, values.shape[-1]).astype(np.float64)
     there = ~np.isnan(flat)

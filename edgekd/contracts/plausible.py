@@ -83,7 +83,18 @@ class Range(NamedTuple):
     why: str
 
     def __str__(self) -> str:
+        if self.is_empty:
+            return f"none ({self.why})"
         return f"{self.low:g} to {self.high:g} ({self.why})"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no value is inside."""
+        return self.low > self.high
+
+
+#: of a feature that training never saw a value of
+NEVER = Range(float("inf"), float("-inf"), "training had no value of it")
 
 
 class Outside(NamedTuple):
@@ -118,9 +129,14 @@ def known_ranges(
 def ranges_of(series: SeriesInput) -> list[Range | None]:
     """Range of each feature that a model takes: declared, known, or of training's values.
 
+    :data:`NEVER` where training had none: such a feature would go into the network as a number
+    whose meaning was never learned.
+
     None only of a feature that is neither, in a recipe whose model was not trained yet.
     """
     found = known_ranges(series.features, series.ranges)
+    for name in series.unmeasured:
+        found[series.features.index(name)] = NEVER
     if series.mean is None or series.std is None:
         return found
     why = f"{DEVIATIONS:g} standard deviations about the mean that training saw"
@@ -181,6 +197,10 @@ class Plausible:
             raise InputError(f"the series: {found}; a gap is {gap}")
 
     def clipped(self, values: npt.NDArray[Any]) -> Float32:
-        """``values (..., features)`` brought into their ranges, for what is made up."""
+        """``values (..., features)`` brought into their ranges, for what is made up.
+
+        Of a feature that takes none it is a gap, NaN.
+        """
         found: Float32 = np.clip(values.astype(np.float32), self._low, self._high)
+        found[..., self._low > self._high] = np.nan
         return found

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from edgekd.contracts.artifacts import canonical_json, sha256_bytes
+from edgekd.contracts.datum import Datum, differ
 from edgekd.contracts.registry import nearest
 from edgekd.contracts.schema import Document, load_document
 from edgekd.errors import InputError
@@ -166,6 +167,8 @@ class Policy(Document):
         zones: name -> what it is, for a person.
         texts: zone -> what the ordinance says there, in words; for models that read. Zones may be
             absent.
+        datum: what ``min_floor_m`` is above, e.g. ``MHHW``; absent, what the product's levels and
+            floors are above. Another than the product's is refused.
         rules: in any order.
     """
 
@@ -174,7 +177,16 @@ class Policy(Document):
     title: str = ""
     zones: dict[Name, str] = pydantic.Field(min_length=1)
     texts: dict[Name, Clause] = {}
+    datum: Datum | None = None
     rules: list[Rule]
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_nothing(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Where no datum is said the key is left out: rules from before have the same digest."""
+        values: dict[str, Any] = handler(self)
+        if self.datum is None:
+            values.pop("datum", None)
+        return values
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Policy:
@@ -210,6 +222,22 @@ class Policy(Document):
         """SHA-256 of what the file says, whatever its spelling."""
         value = self.model_dump(mode="json", by_alias=True)
         return sha256_bytes(canonical_json(value).encode())
+
+    def require_datum(self, datum: str | None, whose: str) -> None:
+        """Raise where floors are known to be above another datum than a product's.
+
+        Args:
+            datum: of the product's levels and of the floors of its classes; None: nobody said it.
+            whose: for the sentence.
+
+        Raises:
+            InputError: names both.
+        """
+        if differ(self.datum, datum):
+            raise InputError(
+                f"the rules '{self.name}' have heights above {self.datum}, and {whose} those above "
+                f"{datum}; convert every min_floor_m, and write datum: {datum}"
+            )
 
     def in_force(self, zone: str, day: datetime.date) -> list[Rule]:
         """The rules of a zone on a day, as the file orders them.

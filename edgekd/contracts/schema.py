@@ -19,6 +19,8 @@ Place = tuple[str | int, ...]
 FROM_COMMAND = -1
 #: letters of a wrong value in a message
 _SHOWN = 200
+#: numbers of YAML 1.1 in another base than ten: octal, hexadecimal, binary, sixties
+_OTHER_BASE = re.compile(r"[-+]?(0[0-9xXbBoO_]|[0-9_]+:)")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
@@ -69,7 +71,14 @@ class _Reader:
                 self.lines[here] = child.start_mark.line + 1
                 items.append(self.value(child, here))
             return items
-        return self._scalars.construct_object(node, deep=True)
+        value = self._scalars.construct_object(node, deep=True)
+        # 010 is 8 to YAML 1.1, and 1:30 is 90: not what who wrote it meant
+        if type(value) in (int, float) and _OTHER_BASE.match(node.value):
+            self.problems.append(
+                f"line {node.start_mark.line + 1}: {node.value[:40]} would be read as {value:g}; "
+                "write a plain decimal number, or a text in quotes"
+            )
+        return value
 
     def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
         result: dict[str, Any] = {}

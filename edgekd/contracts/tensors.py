@@ -85,6 +85,8 @@ class SeriesInput(Document):
         mean, std: per feature in its own unit; absent in a recipe, for training finds them.
         ranges: feature -> ``[lowest, highest]`` value that it can have, in its own unit; a value
             outside is refused. Of features without one, see :mod:`edgekd.contracts.plausible`.
+        unmeasured: features of which training had no value; one that is given is refused, for what
+            it means was never learned. Training finds them.
         datum: what levels are heights above, e.g. ``MHHW``; absent in a recipe, training takes the
             set's. Series above another datum are refused.
     """
@@ -116,6 +118,15 @@ class SeriesInput(Document):
 
     ranges: dict[str, Pair] = pydantic.Field(default={}, validate_default=True)
     datum: Datum | None = None
+    unmeasured: list[str] = pydantic.Field(default=[], validate_default=True)
+
+    @pydantic.field_validator("unmeasured")
+    @classmethod
+    def _there(cls, value: list[str], info: pydantic.ValidationInfo) -> list[str]:
+        for name in value:
+            if name not in info.data.get("features", value):
+                raise ValueError(f"there is no feature '{name}'")
+        return value
 
     @pydantic.field_validator("ranges")
     @classmethod
@@ -128,7 +139,7 @@ class SeriesInput(Document):
     def _without_nothing(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Where none is declared the key is left out: files from before read and hash the same."""
         values: dict[str, Any] = handler(self)
-        for key in ("ranges", "datum"):
+        for key in ("ranges", "datum", "unmeasured"):
             if not getattr(self, key):
                 values.pop(key, None)
         return values

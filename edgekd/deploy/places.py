@@ -153,7 +153,7 @@ def build_places(
         raise CheckpointError(
             f"{source} does not say whether it learned from a simulated set; train it again"
         )
-    recipe = with_statistics(recipe, series.mean, series.std, series.datum)
+    recipe = with_statistics(recipe, series.mean, series.std, series.datum, series.unmeasured)
     model = rebuild_places(checkpoint, source)
     reader = None
     if data is not None and texts is not None:

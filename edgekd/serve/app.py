@@ -271,7 +271,10 @@ def _described(found: dict[str, Any], service: Service) -> dict[str, Any]:
     above = f"; levels are heights above {asks.datum}" if asks.datum else ""
     rows["description"] = f"{asks.days} days of {', '.join(asks.features)}{above}"
     rows["items"]["description"] = f"expected are {asks.plausible}; a gap is null"
-    rows["items"]["x-ranges"] = [item and [item.low, item.high] for item in asks.plausible.ranges]
+    rows["items"]["x-ranges"] = [
+        None if item is None else [None, None] if item.is_empty else [item.low, item.high]
+        for item in asks.plausible.ranges
+    ]
     place["image"]["description"] = f"PNG or JPEG, {asks.side_px} x {asks.side_px} px, base64"
     components = found.setdefault("components", {}).setdefault("schemas", {})
     components |= definitions

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from pydantic import ValidationError
 
+from edgekd.contracts.evidence import never_measured
 from edgekd.contracts.plausible import KNOWN, Plausible, known_ranges, ranges_of
 from edgekd.contracts.series_daily import FEATURES
 from edgekd.contracts.tensors import SeriesInput
@@ -91,3 +93,29 @@ def test_files_without_ranges_are_what_they_were() -> None:
     assert set(json.loads(bare.model_dump_json())) == {"name", "days", "features", "mean", "std"}
     lake = SeriesInput(days=40, features=["level_mean_m"], ranges={"level_mean_m": [70, 190]})
     assert SeriesInput.model_validate(lake.model_dump(mode="json")) == lake
+
+
+def test_a_feature_that_training_never_saw_takes_no_value() -> None:
+    """It would go into the network as it is, 1013 where others are about 0."""
+    scale = {"mean": [0.1, 0.0], "std": [0.5, 1.0]}
+    series = SeriesInput(days=40, features=["level_mean_m", "pressure_low_hpa"],
+                         unmeasured=["pressure_low_hpa"], **scale)  # fmt: skip
+    assert SeriesInput.model_validate(series.model_dump(mode="json")) == series
+    plain = SeriesInput(days=40, features=["level_mean_m", "pressure_low_hpa"], **scale)
+    assert "unmeasured" not in plain.model_dump()
+    values = np.full((40, 2), np.nan, np.float32)
+    values[:, 0] = 0.2
+    check = Plausible.of(series)
+    check.require(values, "NaN")
+    values[4, 1] = 1013.0
+    Plausible.of(plain).require(values, "NaN")
+    with pytest.raises(InputError, match="day 5 has 1013 for pressure_low_hpa, expected none .*tr"):
+        check.require(values, "NaN")
+    made = check.clipped(np.array([[0.3, 1000.0], [99.0, 5.0]]))
+    assert np.isnan(made[:, 1]).all() and made[0, 0] == np.float32(0.3) and made[1, 0] < 99
+    with pytest.raises(ValidationError, match="there is no feature 'pressure'"):
+        SeriesInput(days=40, features=["level_mean_m"], unmeasured=["pressure"])
+    both = np.stack([values, values])
+    assert never_measured(both, plain.features) == []
+    both[:, 4, 1] = np.nan
+    assert never_measured(both, plain.features) == ["pressure_low_hpa"]

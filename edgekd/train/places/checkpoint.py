@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -59,18 +59,25 @@ def build_student(name: str, io: PlaceIo, pretrained: bool | None) -> PlaceStude
 
 
 def with_statistics(
-    recipe: PlaceRecipe, mean: list[float], std: list[float], datum: str | None = None
+    recipe: PlaceRecipe,
+    mean: list[float],
+    std: list[float],
+    datum: str | None = None,
+    unmeasured: Sequence[str] = (),
 ) -> PlaceRecipe:
     """The recipe with the scale that training found for its series.
 
     Args:
         datum: what the levels that were learned from are above; the recipe's own, if it says one,
             was compared with it.
+        unmeasured: features that no series had a value of.
     """
     values = recipe.plain()
     values["io"]["series"] |= {"mean": mean, "std": std}
     if datum is not None:
         values["io"]["series"]["datum"] = datum
+    if unmeasured:
+        values["io"]["series"]["unmeasured"] = list(unmeasured)
     return parse_place_recipe(values, f"recipe '{recipe.name}'")
 
 

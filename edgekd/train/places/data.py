@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from edgekd.contracts.evidence import KINDS, Evidence, EvidenceTensors, series_statistics
+from edgekd.contracts.evidence import (
+    KINDS,
+    Evidence,
+    EvidenceTensors,
+    never_measured,
+    series_statistics,
+)
 from edgekd.contracts.place_evidence import check_embeddings, check_fits, read_picture
 from edgekd.contracts.place_recipe import PlaceJitter, PlaceRecipe
 from edgekd.contracts.place_set import PlaceSet, load_places
@@ -68,7 +74,8 @@ class PlaceData:
             named = {places.rows[at].series for at in self.rows["train"]}
             used = sorted(number for number in named if number is not None)
             scale = series_statistics(places.series[used])
-            recipe = with_statistics(recipe, *scale, places.about.series.datum)
+            never = never_measured(places.series[used], recipe.io.series.features)
+            recipe = with_statistics(recipe, *scale, places.about.series.datum, never)
             places.require_plausible(ranges_of(recipe.io.series))
         self.recipe = recipe
         self.tensors = EvidenceTensors(recipe.io.image, recipe.io.series, recipe.io.text)
@@ -99,6 +106,11 @@ class PlaceData:
         lacking = [f"{kind} {count}" for kind, count in zip(KINDS, without, strict=True) if count]
         if lacking:
             self.report.append(f"places without a kind: {', '.join(lacking)}")
+        if never := self.recipe.io.series.unmeasured:
+            self.report.append(
+                f"never measured: {', '.join(never)}; what learns from these places will take no "
+                "value of it"
+            )
         if places.about.simulated:
             self.report.insert(0, "SIMULATED data: figures made with it are no measurements")
 

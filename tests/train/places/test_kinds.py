@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,24 @@ def test_an_impossible_value_is_refused_before_training(folder: Path) -> None:
     put_value(folder, 5, 4, 0, 9999)  # of the test split: training's own values bound it
     with pytest.raises(InputError, match=r"series 5 .*: day 4 has 9999 for level_m, expected -7"):
         opened(folder)
+
+
+def test_a_feature_that_no_training_place_has_is_known_as_one(tmp_path: Path) -> None:
+    folder = write_tiny_places(tmp_path / "set")
+    places = load_places(folder)
+    gone = places.series.copy()
+    train = sorted({row.series for row in places.part("train") if row.series is not None})
+    gone[train, :, 1] = np.nan
+    name = places.about.series.features[1]
+
+    def learns_from(series: np.ndarray[Any, Any]) -> PlaceData:
+        changed = replace(places, series=series)
+        return PlaceData(tiny_recipe(), changed, row_embeddings(changed, WIDTH, vectors_of))
+
+    with pytest.raises(InputError, match=f"for {name}, expected none .training had no value of it"):
+        learns_from(gone)  # validation and test have it
+    gone[:, :, 1] = np.nan
+    data = learns_from(gone)
+    assert data.recipe.io.series.unmeasured == [name]
+    assert any(line.startswith(f"never measured: {name}; ") for line in data.report)
+    assert learns_from(places.series).recipe.io.series.unmeasured == []
