@@ -182,6 +182,12 @@ def validate(path: Path, against: Against | None, today: datetime.date) -> dict[
             part = _zone(zone, day, rules, None if made is None else made.limits(zone, day))
             zones.append(part)
             lines += _zone_lines(part, policy, day == today)
+    unlimited = [] if against is None else _unlimited(policy, against, today)
+    lines += [
+        f"not limited by {', '.join(item['rules'])}, since their {item['fact']} is not said: "
+        + ", ".join(item["classes"])
+        for item in unlimited
+    ]
     over = [r.id for r in policy.rules if r.valid.until is not None and r.valid.until <= today]
     if over:
         lines.append(f"no longer in force: {', '.join(over)}")
@@ -205,10 +211,26 @@ def validate(path: Path, against: Against | None, today: datetime.date) -> dict[
         "day": today.isoformat(),
         "later_days": [day.isoformat() for day in days[1:]],
         "zones": zones,
+        "not_limited": unlimited,
         "summary": f"valid rules '{policy.name}': {_many(len(policy.rules), 'rule')}, "
         f"{_many(len(policy.zones), 'zone')}; {held}",
         "data": lines,
     }
+
+
+def _unlimited(policy: Policy, against: Against, today: datetime.date) -> list[dict[str, Any]]:
+    """Facts that rules of today or later ask for, and the classes that do not say them."""
+    from edgekd.contracts.policy_rows import unsaid
+
+    found: dict[str, dict[str, Any]] = {}
+    for rule in policy.rules:
+        fact, lacking = unsaid(rule, against.classes, against.facts)
+        if not lacking or (rule.valid.until is not None and rule.valid.until <= today):
+            continue
+        item = found.setdefault(fact, {"fact": fact, "rules": [], "classes": lacking})
+        if rule.id not in item["rules"]:
+            item["rules"].append(rule.id)
+    return list(found.values())
 
 
 def _days(policy: Policy, today: datetime.date) -> list[datetime.date]:

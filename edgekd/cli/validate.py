@@ -67,7 +67,7 @@ def command(
             if sensor_set_file(path) is not None:
                 detail = _sensor_set(path)
             elif path.name == SET_FILE or (path / SET_FILE).is_file():
-                from edgekd.cli._answers import validate_set
+                from edgekd.cli._place_sets import validate_set
 
                 detail = validate_set(path)
             elif path.is_dir():

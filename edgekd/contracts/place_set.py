@@ -3,6 +3,7 @@
 A folder with ``places.yaml`` (what all places share), ``places.csv`` (a row for each), pictures and
 ``series.npz``. Series belong to a station and a year, so places name one by its number. A place may
 lack a kind or two: the columns ``image``, ``series`` and ``text`` may be empty, not all of them.
+Blanks at the ends of a cell count in texts alone.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 
-from edgekd.contracts.datum import Datum
+from edgekd.contracts.datum import Datum, differ
 from edgekd.contracts.evidence import KINDS, LEAST_DAYS
 from edgekd.contracts.plausible import Plausible, Range, known_ranges
 from edgekd.contracts.policy import ClassFacts, Name, load_policy
 from edgekd.contracts.registry import nearest
 from edgekd.contracts.schema import Document, load_document
+from edgekd.contracts.series_windows import SeriesRecord, leaks, read_record, record_path
 from edgekd.contracts.tensors import Pair, check_ranges
 from edgekd.errors import InputError
 
@@ -154,12 +156,14 @@ class PlaceSet:
         about: ``places.yaml``.
         rows: all places, in the order of the table.
         series: ``(series, days, features)`` float32, NaN for gaps; none where no place has one.
+        record: ``series.json``, which fits them; None where ``edgekd series`` did not make them.
     """
 
     root: Path
     about: PlaceSetFile
     rows: list[PlaceRow]
     series: npt.NDArray[np.float32]
+    record: SeriesRecord | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -201,6 +205,20 @@ class PlaceSet:
                     "places empty"
                 )
 
+    def require_apart(self) -> None:
+        """Raise where series of two splits have days of one station in common.
+
+        Raises:
+            InputError: names two such series, and how many more there are.
+        """
+        if self.record is None:
+            return
+        sides = {row.series: row.split for row in self.rows if row.series is not None}
+        shared = leaks(self.record, sides)
+        if shared:
+            more = f" (and {len(shared) - 1} more such pairs)" if len(shared) > 1 else ""
+            raise InputError(f"{self.root}: {shared[0]}{more}; put both into one split")
+
     def known_ranges(self) -> list[Range | None]:
         """Of the features: what the set declares, or what is known of coasts."""
         return known_ranges(self.about.series.features, self.about.series.ranges)
@@ -232,12 +250,14 @@ def load_places(root: Path, labels: bool = True) -> PlaceSet:
 
     Args:
         root: the folder, or its ``places.yaml``.
-        labels: whether every place must have one; otherwise the column may be empty or absent.
+        labels: whether it is learned from or judged by: then every place must have a label, and
+            series of two splits share no days of a station. Otherwise the column may be empty or
+            absent, and splits mean nothing.
 
     Raises:
         InputError: a file that is missing or outside the folder, a row that does not fit or lacks
-            a label that is needed, a group in two splits, or a zone that the set's rules do not
-            have.
+            a label that is needed, a group in two splits, a zone that the set's rules do not
+            have, or a ``series.json`` that is of other series.
     """
     file = root if root.is_file() else root / SET_FILE
     if not file.is_file():
@@ -262,7 +282,40 @@ def load_places(root: Path, labels: bool = True) -> PlaceSet:
     _no_leak(rows, file)
     if about.rules is not None:
         _zones_known(rows, file.parent / about.rules)
-    return PlaceSet(file.parent, about, rows, series)
+    record = _record(stored, about.series, len(series)) if len(series) else None
+    found = PlaceSet(file.parent, about, rows, series, record)
+    if labels:
+        found.require_apart()
+    return found
+
+
+def _record(path: Path, shape: SeriesShape, count: int) -> SeriesRecord | None:
+    """What ``edgekd series`` wrote of the series, where it made them.
+
+    Raises:
+        InputError: it is damaged, of another file, or says something else of them than the set.
+    """
+    place = record_path(path)
+    if not place.is_file():
+        return None
+    record = read_record(path)
+    if len(record.series) != count:
+        raise InputError(
+            f"{place} tells of {len(record.series)} series, and {path} holds {count}; make both "
+            "again"
+        )
+    if record.features != shape.features:
+        raise InputError(
+            f"{path.parent}: {SET_FILE} says that the features are {', '.join(shape.features)}, "
+            f"and {place.name} that they are {', '.join(record.features)}; correct series.features"
+        )
+    for datum in sorted({item.datum for item in record.sources if item.datum is not None}):
+        if differ(datum, shape.datum):
+            raise InputError(
+                f"{path.parent}: {SET_FILE} says that levels are above {shape.datum}, and "
+                f"{place.name} that they are above {datum}; correct series.datum"
+            )
+    return record
 
 
 def _series(path: Path, shape: SeriesShape) -> npt.NDArray[np.float32]:
@@ -341,16 +394,18 @@ def _row(
 ) -> PlaceRow:  # fmt: skip
     if None in row or None in row.values():
         raise InputError(f"{where}: expected {columns} values")
+    # 'north ' beside 'north' would be two groups, and a coast in two splits
+    row = {key: value if key == "text" else value.strip() for key, value in row.items()}
     said = row.get(LABEL, "")
     label = classes.index(said) if said in classes else None
-    if labels and not said.strip():
+    if labels and not said:
         raise InputError(
             f"{where}: place {row['name']} has no {LABEL}, and learning and counting mistakes need "
             f"one (valid: {', '.join(classes)}); edgekd run answers for places without"
         )
     if row["split"] not in SPLITS:
         raise InputError(f"{where}: split is '{row['split']}', expected {', '.join(SPLITS)}")
-    if said.strip() and label is None:
+    if said and label is None:
         raise InputError(
             f"{where}: label '{said}' is no class of the set"
             f"{nearest(said, classes)} (valid: {', '.join(classes)})"
@@ -370,7 +425,7 @@ def _row(
             "where there is none"
         )
     for key in ("name", "group", "zone"):
-        if not row[key].strip():
+        if not row[key]:
             raise InputError(f"{where}: {key} is empty")
     if "\0" in row["text"]:
         raise InputError(f"{where}: text holds a zero byte, so it is no text")

@@ -58,7 +58,8 @@ class ZoneRules:
     Attributes:
         zone, day: of which place and date.
         rows: in the order of priority.
-        without: rules that limit no class of the product, in words.
+        without: rules that limit no class of the product, in words; a class without the fact that
+            a rule asks for is none that it limits, and is named.
         implied: ids of rules that the others imply, left out since there was no room.
         limits: what the projection takes.
     """
@@ -108,7 +109,13 @@ def compile_zone(
     for rule in sorted(policy.in_force(zone, day), key=lambda item: item.priority):
         row = _row(rule, classes, facts)
         if row is None:
-            without.append(f"rule {rule.id} limits no class of the product")
+            fact, lacking = unsaid(rule, classes, facts)
+            without.append(
+                f"rule {rule.id} limits none of the classes that have a {fact}, and passes over "
+                f"those without ({', '.join(lacking)})"
+                if lacking
+                else f"rule {rule.id} limits no class of the product"
+            )
         else:
             made.append(row)
     settled: list[Row] = []
@@ -130,6 +137,21 @@ def compile_zone(
         rows,
     )
     return ZoneRules(zone, day, settled, without, implied, limits)
+
+
+def unsaid(
+    rule: Rule, classes: Sequence[str], facts: Mapping[str, ClassFacts]
+) -> tuple[str, list[str]]:
+    """The fact that a rule asks for, and the classes without it, which it does not limit.
+
+    Returns:
+        Name of the fact and names of classes, in their order; ``("", [])`` of a linear rule.
+    """
+    if rule.coefficients is not None:
+        return "", []
+    _, fact, _ = _limit(rule)
+    known = _known(fact, classes, facts)
+    return fact, [name for name in classes if name not in known]
 
 
 def padded(rules: npt.ArrayLike, bounds: npt.ArrayLike, rows: int) -> Limits:
@@ -177,11 +199,7 @@ def _row(rule: Rule, classes: Sequence[str], facts: Mapping[str, ClassFacts]) ->
         return _linear(rule, rule.coefficients, classes)
     limit, fact, says = _limit(rule)
     above = rule.type == "height_limit"
-    known = {
-        name: value
-        for name in classes
-        if name in facts and (value := getattr(facts[name], fact)) is not None
-    }
+    known = _known(fact, classes, facts)
     if not known:
         raise InputError(
             f"rule {rule.id} of type {rule.type} asks for {fact}, which no class of the product "
@@ -199,6 +217,15 @@ def _row(rule: Rule, classes: Sequence[str], facts: Mapping[str, ClassFacts]) ->
         says += f" with more than {100 * rule.share:g} % of the probability"
     coefficients = np.array([float(name in forbidden) for name in classes])
     return Row(rule, coefficients, rule.share or 0.0, 0.0, says)
+
+
+def _known(fact: str, classes: Sequence[str], facts: Mapping[str, ClassFacts]) -> dict[str, float]:
+    """Class -> its fact, of classes that have it."""
+    return {
+        name: value
+        for name in classes
+        if name in facts and (value := getattr(facts[name], fact)) is not None
+    }
 
 
 def _limit(rule: Rule) -> tuple[float, str, str]:

@@ -8,7 +8,6 @@ when and of what it is, and what was done on the way.
 from __future__ import annotations
 
 import datetime
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -329,6 +328,12 @@ def read_record(path: Path) -> SeriesRecord:
             f"{path} is not the file that {place} tells of: it was changed or written by "
             "something else; make both again"
         )
+    for number, window in enumerate(record.series):
+        if window.source >= len(record.sources) or window.last_day < window.first_day:
+            raise InputError(
+                f"{place} is damaged: series {number} is of source {window.source} of "
+                f"{len(record.sources)}, {window.first_day} to {window.last_day}; make both again"
+            )
     return record
 
 
@@ -414,33 +419,43 @@ def _same(
             )
 
 
-def shared_days(record: SeriesRecord, one: int, other: int) -> int:
-    """Days that two series have of the same station or buoy."""
-    a, b = record.series[one], record.series[other]
-    first, last = max(a.first_day, b.first_day), min(a.last_day, b.last_day)
-    here, there = record.sources[a.source], record.sources[b.source]
-    alike = (
-        a.source == b.source
-        or {item.sha256 for item in (*here.levels, *here.weather)}
-        & {item.sha256 for item in (*there.levels, *there.weather)}
-        or (here.station and here.station == there.station)
-        or (here.buoy and here.buoy == there.buoy)
-    )
-    return max(0, (last - first).days + 1) if alike else 0
-
-
 def leaks(record: SeriesRecord, sides: Mapping[int, str]) -> list[str]:
-    """Sentences on series of different splits that have days of one station in common.
+    """Sentences on series of different splits that have days of one station or buoy in common.
 
     Args:
         sides: number of a series -> its split; series that no place names may be absent.
     """
-    found = []
-    for one, other in itertools.combinations(sorted(sides), 2):
-        days = shared_days(record, one, other) if sides[one] != sides[other] else 0
-        if days:
-            found.append(
-                f"series {one} ({sides[one]}) and {other} ({sides[other]}) share {days} days of "
-                "one station: what is learned would be tested on itself"
-            )
+    alike: dict[str, list[int]] = {}
+    for number in sides:
+        of = record.series[number].source
+        for origin in _origins(of, record.sources[of]):
+            alike.setdefault(origin, []).append(number)
+    shared: dict[tuple[int, int], int] = {}
+    for numbers in alike.values():
+        numbers.sort(key=lambda number: record.series[number].first_day)
+        for at, one in enumerate(numbers):
+            last = record.series[one].last_day
+            # thousands of windows are quick this way: few of them begin before this one ends
+            for place in range(at + 1, len(numbers)):
+                other = numbers[place]
+                window = record.series[other]
+                if window.first_day > last:
+                    break
+                if sides[one] != sides[other]:
+                    days = (min(last, window.last_day) - window.first_day).days + 1
+                    shared[min(one, other), max(one, other)] = days
+    return [
+        f"series {one} ({sides[one]}) and {other} ({sides[other]}) share {days} days of one "
+        "station: what is learned would be tested on itself"
+        for (one, other), days in sorted(shared.items())
+    ]
+
+
+def _origins(number: int, source: Source) -> set[str]:
+    """What days of a source are of; two that have one of these in common measured the same."""
+    found = {f"source {number}"} | {f"file {f.sha256}" for f in (*source.levels, *source.weather)}
+    if source.station:
+        found.add(f"station {source.station}")
+    if source.buoy:
+        found.add(f"buoy {source.buoy}")
     return found

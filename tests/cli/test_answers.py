@@ -33,6 +33,7 @@ from tests.helpers.place_line import (
     reuse_export,
     use_small_student,
 )
+from tests.helpers.series_record import write_record
 
 Capture = pytest.CaptureFixture[str]
 
@@ -312,3 +313,45 @@ def test_who_wants_rules_that_are_not_there_is_named(
         said = capsys.readouterr().err
         assert f"{data / 'places.yaml'} names the rules rules.yaml, and there is no" in said
         assert "take the key 'rules' out" in said
+
+
+def test_every_command_holds_series_against_their_record(
+    place_bundle: Path, place_line: PlaceLine, tmp_path: Path, capsys: Capture
+) -> None:
+    """Days in two splits are no matter to who only wants answers; other series are to all."""
+    data, texts = make_place_set(tmp_path / "set"), ["--embeddings", str(place_line.texts)]
+    about = data / "places.yaml"
+    about.write_text(about.read_text().replace("  features:", "  datum: MHHW\n  features:"))
+    recipe, out = tmp_path / "r.yaml", tmp_path / "a.csv"
+    recipe.write_text(yaml.safe_dump(place_values(data={"root": str(data)})))
+    checkpoint = str(place_line.checkpoint)
+    judge = [
+        ["eval", str(place_bundle), "--data", str(data), *texts],
+        ["eval", checkpoint, "--data", str(data), *texts],
+        ["build", str(recipe), "--target", "x86-cpu", "--checkpoint", checkpoint, *texts,
+         "--text-encoder", "none", "-o", str(tmp_path / "b")],
+        ["validate", str(data)],
+        ["validate", str(recipe)],
+    ]  # fmt: skip
+    ask = ["run", str(place_bundle), str(data), "-o", str(out), "--rules", "none", *texts]
+    bench = ["bench", str(place_bundle), "-o", str(tmp_path / "r.json"), "--rules", "none",
+             "--data", str(data), *texts]  # fmt: skip
+    years = [2010, 2011, 2012, 2013, 2014, 2015, 2016, 2011, 2018]
+    write_record(data, years)
+    for words in judge:
+        assert main(words) == 2, words
+        assert "series 1 (train) and 7 (test) share 35 days" in capsys.readouterr().err
+    assert main(ask) == 0 and out.is_file()
+    out.unlink()
+    for more, said in (
+        ({"datum": "MLLW"}, "above MHHW, and series.json that they are above MLLW"),
+        ({"sha256": "0"}, "series.npz is not the file that"),
+    ):
+        write_record(data, range(2010, 2019), **more)
+        for words in (*judge, ask, bench):
+            capsys.readouterr()
+            assert main(words) == 2, words
+            assert said in capsys.readouterr().err
+    assert not out.exists() and not (tmp_path / "b").exists()
+    write_record(data, range(2010, 2019))
+    assert main(judge[-1]) == main(ask) == 0

@@ -81,6 +81,9 @@ def test_rules_in_words_by_zone_and_day(
         assert out.index("1. floor: no floor below 4.5 m", later) > later
         assert "on 2026-06-01 and 1 later day with other rules" in out
         assert "no longer in force: old" in out
+        assert out.count("not limited by") == 2
+        assert "not limited by height, since their height_m is not said: water, park\n" in out
+        assert "not limited by floor, since their floor_m is not said: water, park\n" in out
 
 
 def test_json_and_without_classes(law: Path, capsys: Capture) -> None:
@@ -91,7 +94,20 @@ def test_json_and_without_classes(law: Path, capsys: Capture) -> None:
     assert first["day"] == "2026-06-01" and first["later_days"] == ["2030-01-01"]
     assert [item["zone"] for item in first["zones"]] == ["shore", "upland"] * 2
     assert first["zones"][0]["rules"][0]["says"] == "flood_zone min_floor_m 2"
-    assert "--against BUNDLE" in first["summary"]
+    assert "--against BUNDLE" in first["summary"] and first["not_limited"] == []
+
+
+def test_facts_that_nobody_asks_for_any_more_are_not_missed(
+    law: Path, place_line: PlaceLine, capsys: Capture
+) -> None:
+    words = ["validate", "law.yaml", "--against", str(place_line.data), "--json"]
+    law.write_text(LAW.replace("{from: 2030-01-01}", "{from: 2030-01-01, until: 2031-01-01}"))
+    for day, facts in (("2026-06-01", ["height_m", "floor_m"]), ("2031-01-01", ["height_m"])):
+        assert main([*words, "--day", day]) == 0
+        (found,) = json.loads(capsys.readouterr().out)["results"]
+        assert [item["fact"] for item in found["not_limited"]] == facts
+    assert found["not_limited"][0]["classes"] == ["water", "park"]
+    assert found["not_limited"][0]["rules"] == ["height"]
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,12 @@ def test_what_is_there_is_not_lost(here: Path, capfd: Capture, made: Callable[..
     ):
         assert main([*more, *options]) == 2
         assert words in capfd.readouterr().err
+    assert main([*more, "--days", "60", "--add", "--datum", "MHHW"]) == 2
+    said = capfd.readouterr().err
+    assert "has datum of the levels MLLW, and what is to be added MHHW; all series" in said
+    assert sha256_file(here / "set" / "series.npz") == before
+    assert main([*more[:3], *BOTH[-4:], "--days", "60", "--add"]) == 0, "weather has no datum"
+    capfd.readouterr()
     (here / "set" / "series.npz").write_bytes(b"other")
     assert main([*more, "--days", "60", "--add"]) == 2
     assert "is not the file that" in capfd.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 
 from edgekd.contracts.place_set import COLUMNS, load_places
 from edgekd.errors import EdgeKDError, InputError
+from tests.helpers.series_record import write_record
 
 ABOUT: dict[str, Any] = {
     "schema": 1, "name": "three", "source": "made up", "licence": "none", "simulated": True,
@@ -211,3 +213,62 @@ def test_other_columns_may_not_be_absent(tmp_path: Path) -> None:
     folder = write(tmp_path, rows=[row[:7] for row in ROWS], columns=COLUMNS[:7])
     with pytest.raises(InputError, match=r"expected name, .*text \(label may be absent"):
         load_places(folder, labels=False)
+
+
+def test_blanks_at_the_ends_of_cells_count_in_texts_alone(tmp_path: Path) -> None:
+    rows = [[f" {cell}\t" for cell in row] for row in ROWS]
+    plain, found = load_places(write(tmp_path)).rows, load_places(write(tmp_path, rows=rows)).rows
+    assert [row.text for row in found] == [f" {row[7]}\t" for row in ROWS]
+    texts = [row.text for row in plain]
+    assert [replace(row, text=text) for row, text in zip(found, texts, strict=True)] == plain
+
+
+def test_a_group_with_a_blank_is_no_other_group(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="group north is in split train and in test"):
+        load_places(write(tmp_path, rows=changed(2, "group", "north ")))
+    with pytest.raises(InputError, match="place a stands in line 2 too"):
+        load_places(write(tmp_path, rows=changed(1, "name", "a ")))
+
+
+SHAPE = {"days": 4, "features": ["level_m", "wind_m_s"], "datum": "MHHW"}
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"sha256": "0" * 64}, "series.npz is not the file that .*series.json tells of"),
+        ({"datum": "MLLW"}, "places.yaml says that levels are above MHHW, and series.json that "
+         "they are above MLLW; correct series.datum"),
+        ({"features": ["wind_m_s", "level_m"]}, "places.yaml says that the features are level_m, "
+         "wind_m_s, and series.json that they are wind_m_s, level_m; correct"),
+        ({"series": []}, "series.json tells of 0 series, and .*series.npz holds 2"),
+        ({"sources": []}, "series.json is damaged: series 0 is of source 0 of 0"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_record_of_other_series_is_refused_wherever_a_set_is_opened(
+    tmp_path: Path, more: dict[str, Any], words: str, labels: bool
+) -> None:
+    write(tmp_path, about={"series": SHAPE})
+    write_record(tmp_path, [2014, 2015])
+    assert len(load_places(tmp_path, labels).record.series) == 2
+    write_record(tmp_path, [2014, 2015], **more)
+    with pytest.raises(InputError, match=words):
+        load_places(tmp_path, labels)
+
+
+def test_days_in_two_splits_are_refused_where_a_set_is_learned_from_or_judges(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, about={"series": SHAPE})
+    write_record(tmp_path, [2015, 2015])
+    found = load_places(tmp_path, labels=False)  # answers are all that is wanted
+    words = r"series 0 \(train\) and 1 \(test\) share 35 days of one station.*into one split"
+    for fails in (found.require_apart, lambda: load_places(tmp_path)):
+        with pytest.raises(InputError, match=words):
+            fails()
+    write(tmp_path, about={"series": SHAPE}, rows=ROWS[:2])  # nobody names the second
+    write_record(tmp_path, [2015, 2015])
+    assert load_places(tmp_path).record is not None
+    (tmp_path / "series.json").unlink()
+    assert load_places(tmp_path).record is None

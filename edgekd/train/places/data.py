@@ -27,6 +27,7 @@ from edgekd.contracts.evidence import (
 from edgekd.contracts.place_evidence import check_embeddings, check_fits, read_picture
 from edgekd.contracts.place_recipe import PlaceJitter, PlaceRecipe
 from edgekd.contracts.place_set import PlaceSet, load_places
+from edgekd.contracts.place_twins import picture_hashes, twins
 from edgekd.contracts.plausible import ranges_of
 from edgekd.errors import DatasetError
 from edgekd.train.places.checkpoint import with_statistics
@@ -48,7 +49,8 @@ class PlaceData:
         text: ``(rows, width)`` float32 embeddings, a row of the table each.
 
     Attributes:
-        recipe: with the statistics of the training split's series, unless it had them.
+        recipe: with the statistics of the training split's series, unless it had them, and with
+            the datum that the set's levels are above.
         digest: sha256 over everything that training reads.
         report: lines for the log.
 
@@ -70,13 +72,16 @@ class PlaceData:
                     "seen is not learned, and a place that has it would be answered for all the "
                     "same: give it to some"
                 )
-        if recipe.io.series.mean is None:
+        given, datum = recipe.io.series, places.about.series.datum
+        if given.mean is None or given.std is None:
             named = {places.rows[at].series for at in self.rows["train"]}
             used = sorted(number for number in named if number is not None)
             scale = series_statistics(places.series[used])
             never = never_measured(places.series[used], recipe.io.series.features)
-            recipe = with_statistics(recipe, *scale, places.about.series.datum, never)
+            recipe = with_statistics(recipe, *scale, datum, never)
             places.require_plausible(ranges_of(recipe.io.series))
+        else:  # the bundle keeps what it learned above, whoever found the scale
+            recipe = with_statistics(recipe, given.mean, given.std, datum)
         self.recipe = recipe
         self.tensors = EvidenceTensors(recipe.io.image, recipe.io.series, recipe.io.text)
         self.labels = np.array([row.label for row in places.rows], np.int64)
@@ -93,7 +98,8 @@ class PlaceData:
         )
         self._pictures: dict[int, UInt8] = {}
         self._held = 0
-        self.digest = _digest(places)
+        hashes = picture_hashes(places)
+        self.digest = _digest(places, hashes)
         counts = np.bincount(self.labels[self.rows["train"]], minlength=len(places.classes))
         told = zip(places.classes, counts, strict=True)
         split = ", ".join(f"{len(at):,} {name}" for name, at in self.rows.items())
@@ -111,6 +117,7 @@ class PlaceData:
                 f"never measured: {', '.join(never)}; what learns from these places will take no "
                 "value of it"
             )
+        self.report += twins(places, hashes)
         if places.about.simulated:
             self.report.insert(0, "SIMULATED data: figures made with it are no measurements")
 
@@ -164,14 +171,14 @@ def _check_fits(recipe: PlaceRecipe, places: PlaceSet) -> None:
     check_fits(f"recipe '{recipe.name}'", io.classes, io.image, io.series, places)
 
 
-def _digest(places: PlaceSet) -> str:
+def _digest(places: PlaceSet, pictures: Sequence[bytes | None]) -> str:
     found = hashlib.sha256()
     about = places.about
     series = [about.series.file] if len(places.series) else []
     for name in ("places.yaml", about.table, *series):
         found.update((places.root / name).read_bytes())
-    for row in places.rows:
-        found.update(b"-" if row.image is None else hashlib.sha256(row.image.read_bytes()).digest())
+    for picture in pictures:
+        found.update(b"-" if picture is None else picture)
     return found.hexdigest()
 
 

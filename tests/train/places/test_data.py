@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from edgekd.contracts.place_recipe import PlaceJitter
 from edgekd.errors import ImageError, InputError
 from edgekd.train.places.data import PlaceData, PlaceItems, open_places_for
+from tests.helpers.series_record import write_record
 from tests.helpers.tiny_places import (
     DAYS,
     SIDE,
@@ -161,3 +163,58 @@ def test_the_digest_is_of_all_that_is_read(folder: Path, tmp_path: Path) -> None
     picture = copy / "train_03.png"
     picture.write_bytes(picture.read_bytes() + b"x")
     assert PlaceData(tiny_recipe(), *load_tiny(copy)).digest != one
+
+
+@pytest.mark.parametrize("asked", [None, "MHHW"])
+@pytest.mark.parametrize("given", [True, False])
+def test_the_datum_is_the_set_s_whoever_gives_the_scale(
+    folder: Path, given: bool, asked: str | None
+) -> None:
+    values = tiny_values()
+    values["io"]["series"] |= {"mean": [0.5, 5.0], "std": [1.0, 2.0]} if given else {}
+    values["io"]["series"] |= {"datum": asked} if asked else {}
+    series = PlaceData(tiny_recipe(io=values["io"]), *load_tiny(folder)).recipe.io.series
+    assert series.datum == "MHHW" and (series.mean == [0.5, 5.0]) == given
+
+
+def test_a_datum_that_only_the_recipe_says_stays(tmp_path: Path) -> None:
+    folder = write_tiny_places(tmp_path / "p", (2, 1, 1))
+    about = (folder / "places.yaml").read_text()
+    (folder / "places.yaml").write_text(about.replace("datum: MHHW", "datum: null"))
+    values = tiny_values()
+    values["io"]["series"] |= {"mean": [0.5, 5.0], "std": [1.0, 2.0], "datum": "MLLW"}
+    data = PlaceData(tiny_recipe(io=values["io"]), *load_tiny(folder))
+    assert data.recipe.io.series.datum == "MLLW"
+
+
+@pytest.mark.parametrize(
+    ("years", "more", "words"),
+    [
+        ([2010, 2011, 2012, 2013, 2011, 2015], {}, r"series 1 \(train\) and 4 \(test\) share 35"),
+        (range(2010, 2016), {"datum": "MLLW"}, "above MHHW, and series.json that they are above M"),
+        (range(2010, 2016), {"sha256": "0"}, "is not the file that"),
+    ],
+)
+def test_a_set_whose_series_are_others_is_not_learned_from(
+    tmp_path: Path, years: list[int], more: dict[str, str], words: str
+) -> None:
+    folder = write_tiny_places(tmp_path / "p", (4, 4, 4))
+    write_record(folder, range(2010, 2016))
+    open_places_for(tiny_recipe(), folder)
+    write_record(folder, years, **more)
+    with pytest.raises(InputError, match=words):
+        open_places_for(tiny_recipe(), folder)
+
+
+def test_pictures_of_two_splits_are_told_and_the_digest_is_what_it_was(tmp_path: Path) -> None:
+    folder = write_tiny_places(tmp_path / "p", (2, 2, 2))
+    (folder / "test_01.png").write_bytes((folder / "train_00.png").read_bytes())
+    data = PlaceData(tiny_recipe(), *load_tiny(folder))
+    said = "1 picture of test is byte for byte in train, too, e.g. test_01.png and train_00.png"
+    assert [line for line in data.report if line.startswith(said)]
+    digest = hashlib.sha256()
+    for name in ("places.yaml", "places.csv", "series.npz"):
+        digest.update((folder / name).read_bytes())
+    for row in data.places.rows:
+        digest.update(hashlib.sha256(row.image.read_bytes()).digest())
+    assert data.digest == digest.hexdigest(), "runs that were begun go on"
