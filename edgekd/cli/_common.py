@@ -230,8 +230,10 @@ def run_folder(out: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as err:
-        # What a person stopped is theirs to look at, and so are curves of a run that had begun.
-        begun = any((*out.glob("*.ckpt"), *out.glob("curves.csv"), *out.glob("journal.jsonl")))
+        # What a person stopped is theirs to look at, and so are curves of a run that had begun,
+        # and teachers and stages that were trained before it, which have folders of their own.
+        left = ("*.ckpt", "curves.csv", "journal.jsonl")
+        begun = any(True for name in left for _ in out.rglob(name))
         if not isinstance(err, KeyboardInterrupt) and out in missing and not begun:
             shutil.rmtree(out, ignore_errors=True)
             with contextlib.suppress(OSError):  # a parent that another run uses by now stays

@@ -381,6 +381,12 @@ class PlaceRecipe(Document):
                 "precision.allowed holds int8, which needs calibration; write calibration: "
                 "{tiles: 64}"
             )
+        for item in self.teachers:
+            if item.sees == "text" and item.name != self.io.text.encoder:
+                raise ValueError(
+                    f"teacher {item.called} of texts is {item.name}, and io.text.encoder is "
+                    f"{self.io.text.encoder}; the embeddings are made by one of them"
+                )
         if not self.teachers and self.distill.label_weight == 0:
             raise ValueError("there are no teachers and distill.label_weight is 0: nothing teaches")
         return self

@@ -129,7 +129,7 @@ def compile_zone(
         raise InputError(
             f"zone {zone} has {len(settled)} rules in force on {day}, none of which the others "
             f"imply, and the product has room for {rows}; merge some, or build it with more room "
-            "(policy.rows)"
+            "(io.rules.rows of its recipe)"
         )
     limits = padded(
         np.array([row.coefficients for row in settled]).reshape(-1, len(classes)),

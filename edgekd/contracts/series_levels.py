@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekd.contracts.plausible import KNOWN
-from edgekd.contracts.series import Floats
+from edgekd.contracts.series import Floats, Series
 from edgekd.contracts.station import Station
 from edgekd.errors import InputError
 
@@ -21,6 +21,14 @@ _RECORD_MARGIN_M = 2.0
 _MOST_SPAN_M = 20.0
 #: part of the values that may be impossible before the whole is taken for another unit
 MOST_OUTSIDE = 0.01
+
+#: days, and samples in each, that a mean is taken of
+_DAYS_OF_MEAN, _SAMPLES_OF_DAY = 14, 20
+#: smaller tides drown in the weather, m
+_TIDE_LEAST_M = 0.5
+#: from mean sea level: what two weeks of storms, or a century of rise, may be off, m; and what is
+#: told
+_MEAN_OFF_M, _MEAN_ODD_M = 1.0, 0.5
 
 
 def check_levels(
@@ -77,6 +85,51 @@ def check_levels(
     if measured and not bounded:
         _check_span(path, values, places, probably)
     return notes
+
+
+def check_station(series: Series, station: Station) -> list[str]:
+    """Hold a station's levels against its own tide; what was noticed, in words.
+
+    A level that was given in the wrong unit, or above the wrong datum, is often one that the
+    station could have. Their mean and their daily range are not: a month's mean lies near mean sea
+    level, and a day's range near the great diurnal range, MHHW less MLLW.
+
+    Raises:
+        InputError: the range is half or twice what it should be, or the mean 1 m off.
+    """
+    datum, heights = series.datum, station.datums_m
+    days = (series.times - series.times[0]).astype("timedelta64[D]").astype(np.int64)
+    values = series.channel("water_level_m")
+    there = np.isfinite(values)
+    _, starts, counts = np.unique(days[there], return_index=True, return_counts=True)
+    whole = counts >= _SAMPLES_OF_DAY
+    if datum is None or datum not in heights or whole.sum() < _DAYS_OF_MEAN:
+        return []
+    known = values[there]
+    highs, lows = np.maximum.reduceat(known, starts), np.minimum.reduceat(known, starts)
+    seen = float((highs - lows)[whole].mean())
+    if {"MHHW", "MLLW"} <= heights.keys():
+        tide = heights["MHHW"] - heights["MLLW"]
+        if tide >= _TIDE_LEAST_M and not 0.5 <= seen / tide <= 2:
+            raise InputError(
+                f"{series.source}: levels of a day differ by {seen:.2f} m on average, and the tide "
+                f"of station {station.id} by {tide:.2f} m; units are probably others than given "
+                "(a foot is 0.3048 m), or it is another station"
+            )
+    if "MSL" not in heights:
+        return []
+    mean, expected = float(known.mean()), heights["MSL"] - heights[datum]
+    off = abs(mean - expected)
+    said = (
+        f"levels are {mean:.2f} m above {datum} on average, and mean sea level of station "
+        f"{station.id} is {expected:.2f} m above it"
+    )
+    if off > _MEAN_OFF_M:
+        raise InputError(
+            f"{series.source}: {said}; units or datum are probably others than given, or it is "
+            "another station"
+        )
+    return [f"{said}: {off:.2f} m apart, look at the datum"] if off > _MEAN_ODD_M else []
 
 
 def _check_span(path: Path, values: Floats, places: list[str], probably: str) -> None:

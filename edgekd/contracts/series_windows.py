@@ -25,6 +25,7 @@ from edgekd.contracts.schema import Document, parse_document
 from edgekd.contracts.series import Series, joined
 from edgekd.contracts.series_daily import FEATURES, daily_features
 from edgekd.contracts.series_files import read_coops, read_ndbc
+from edgekd.contracts.series_levels import check_station
 from edgekd.contracts.station import Station, to_datum
 from edgekd.errors import InputError, OutputError
 
@@ -164,6 +165,8 @@ def read_levels(
         parts.append(part)
     _one_place(parts, "give the station's metadata (--metadata), which says it of all")
     whole = joined(parts)
+    if metadata is not None:
+        whole = replace(whole, notes=(*whole.notes, *check_station(whole, metadata)))
     if above is None:
         return whole
     if metadata is None:
