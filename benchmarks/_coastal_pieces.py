@@ -17,7 +17,7 @@ from edgekd.contracts.evidence import KINDS
 from edgekd.contracts.place_recipe import BALANCE_DECAY, PlaceRecipe, parse_place_recipe
 from edgekd.errors import InputError
 from edgekd.train.places.checkpoint import load_places_checkpoint, rebuild_places
-from edgekd.train.places.data import PlaceData
+from edgekd.train.places.data import PlaceData, sampled_kinds
 from edgekd.train.places.predict import student_scores
 from edgekd.train.places.run import OpenedPlaces, distill_places
 from edgekd.train.places.teachers._saved import load_kind_teacher
@@ -91,12 +91,14 @@ def make(
     """
     here = out / f"seed_{seed}" / arm
     mine = recipe_of(recipe, arm, seed)
+    sampled = sampled_kinds(mine, opened.data)
     made_from = sha256_bytes(
         canonical_json(
             {
                 "recipe": _that_matters(mine),
                 "data": opened.data.digest,
                 "text": opened.text,
+                **({"sampled": list(sampled)} if sampled else {}),
             }
         ).encode()
     )
@@ -152,6 +154,7 @@ def _that_matters(recipe: PlaceRecipe) -> dict[str, Any]:
     values = {k: v for k, v in recipe.plain().items() if k not in _NOT_TRAINED}
     if values["distill"]["balance_decay"] == BALANCE_DECAY:
         del values["distill"]["balance_decay"]  # pieces from before it was a key had this
+    del values["distill"]["sampling"]  # what it does depends on the set; see sampled_kinds
     return values
 
 

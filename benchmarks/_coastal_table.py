@@ -225,7 +225,8 @@ def verdict(
     rows: Mapping[str, Mapping[str, Mapping[str, float]]],
     times: float | None,
 ) -> dict[str, Any]:
-    """What was asked for, and whether it holds; ``times`` is None where nothing was timed."""
+    """What was asked for, and whether it holds; ``times`` is None where nothing was timed, and then
+    ``not_judged`` says so."""
     below = 100 * (rows["ensemble"]["accuracy"]["mean"] - rows["distilled"]["accuracy"]["mean"])
     obey = min(item["rows"][name]["obey_after"] for item in seeds.values() for name in item["rows"])
     return {
@@ -235,5 +236,18 @@ def verdict(
         "fast_enough": None if times is None else times >= LEAST_TIMES,
         "least_obey_after": obey,
         "all_obey": obey == 1.0,
+        "not_judged": ["fast_enough"] if times is None else [],
         "seeds": len(seeds),
     }
+
+
+def held(found: Mapping[str, Any], no_timing: bool) -> bool:
+    """Whether all that was asked for holds; what was not judged does not.
+
+    Args:
+        found: by :func:`verdict`.
+        no_timing: nobody asks how fast; where it is known all the same, it counts.
+    """
+    excused = no_timing and found["fast_enough"] is None
+    fast = excused or bool(found["fast_enough"])
+    return bool(found["within_points"] and found["all_obey"] and fast)

@@ -36,6 +36,7 @@ def distill(
     from edgekd.contracts.place_recipe import place_root
     from edgekd.errors import InputError
     from edgekd.train.places.run import distill_places
+    from edgekd.train.places.task import said_of_seen
 
     if processes > 1:
         raise InputError("recipes of places run in one process; leave --devices and --nodes out")
@@ -65,6 +66,7 @@ def distill(
         [
             f"student: {done['steps']} steps in {done['seconds']:.0f} s; {losses}",
             *([f"shares of the teachers: {shares}"] if shares else []),
+            f"seen: {said_of_seen(done['seen'])}",
             f"checkpoint: {result.path}",
             *(
                 ["SIMULATED data: figures made with it are no measurements"]

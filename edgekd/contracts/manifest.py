@@ -185,6 +185,8 @@ class GoldenSpec(Document):
 
     Attributes:
         atol: largest difference of a logit allowed on the device.
+        rms_max: largest root mean square of the logits' differences allowed there, over all places
+            and classes; None where ``atol`` says it all, as of bundles from before it was stored.
         agreement_min: part of the cells that must have the stored class there, 0-1; None where
             ``atol`` says it all.
     """
@@ -192,6 +194,7 @@ class GoldenSpec(Document):
     file: FileName = GOLDEN_NAME
     count: int = pydantic.Field(ge=1)
     atol: float = pydantic.Field(gt=0)
+    rms_max: float | None = pydantic.Field(default=None, gt=0)
     agreement_min: float | None = pydantic.Field(default=None, ge=0, le=1)
     source: str
 

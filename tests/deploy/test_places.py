@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from edgekd.contracts import projection
 from edgekd.contracts.artifacts import canonical_json, sha256_bytes, sha256_file
-from edgekd.contracts.evidence import EvidenceTensors
+from edgekd.contracts.evidence import Answers, EvidenceTensors
 from edgekd.contracts.manifest import Manifest, TextEncoderDone
 from edgekd.contracts.place_evidence import PlaceReader
 from edgekd.contracts.place_set import load_places
@@ -27,6 +27,7 @@ from edgekd.deploy.export.places_export import torch_places
 from edgekd.deploy.finalize import finalize
 from edgekd.deploy.place_samples import (
     MOST_JUDGED_PLACES,
+    GoldenPlaces,
     PlaceMaterial,
     golden_places,
     open_reader,
@@ -274,6 +275,68 @@ def test_int8_is_verified_as_it_is_written_on_another_processor(int8: Path) -> N
     with open_places(int8, any_device=True) as session:
         session.verify()
         assert session.golden_error() < 1e-4, "stored as a session here runs it"
+
+
+def test_rounding_elsewhere_may_do_what_rounding_here_did(
+    int8: Path, place_line: PlaceLine, place_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pixels that are off by a fraction of a code, so that some round elsewhere, are taken; all
+    logits off by the error of INT8, which is the bound of the worst of them, are not."""
+    spec, io = read_manifest(int8).golden, place_recipe().io
+    assert read_manifest(place_bundle).golden.rms_max is None
+    with open_places(int8, any_device=True) as session:
+        golden, backend = session.read_golden(), session.backend
+        tensors = session._tensors(golden.places())
+        with OnnxRuntimeBackend(place_line.export, threads=1) as exact:
+            apart = exact.infer(tensors)["logits"].astype(np.float64) - golden.logits
+        assert spec.atol == pytest.approx(np.abs(apart).max(), rel=1e-3)
+        assert spec.rms_max == pytest.approx(np.sqrt((apart**2).mean()), rel=1e-3)
+        real = backend.infer
+
+        def rounded(inputs: Any, stream: bool = False) -> Any:
+            noise = np.random.default_rng(0).normal(0, 1e-3, inputs["image"].shape)
+            return real({**inputs, "image": inputs["image"] + noise.astype("f4")}, stream)
+
+        monkeypatch.setattr(backend, "infer", rounded)
+        assert session.golden_error() > 1e-2, "codes round elsewhere"
+        session.verify()
+
+        def infer(inputs: Any, stream: bool = False) -> Any:
+            scores = real(inputs, stream)["logits"]
+            scores = scores + 0.99 * np.float32(spec.atol) * (-1) ** np.arange(len(io.classes))
+            law = (inputs[name] for name in ("rules", "bounds", "inside"))
+            return {"logits": scores.astype("f4"),
+                    "probabilities": project(scores, *law).astype("f4")}  # fmt: skip
+
+        monkeypatch.setattr(backend, "infer", infer)
+        with pytest.raises(GateError, match=r"logits \(root mean square\) on this machine"):
+            session.verify()
+
+
+def test_a_recipe_s_own_golden_bound_is_taken_for_both(
+    quick: None, place_line: PlaceLine, tmp_path: Path
+) -> None:
+    gates = place_recipe().plain()["gates"] | {"golden": {"atol": 5.0}}
+    spec = build(place_line, tmp_path / "b", "rpi5", **INT8, gates=gates).golden
+    assert (spec.atol, spec.rms_max) == (5.0, 5.0)
+
+
+def test_an_answer_that_breaks_a_rule_fails_its_gate(place_bundle: Path) -> None:
+    with open_places(place_bundle) as session:
+        golden = session.read_golden()
+    places = GoldenPlaces(golden.places(), list(golden.limits()), "a test")
+    for past, passed in ((0.0, True), (0.1, False)):
+        given = golden.probabilities.copy()
+        row = int(golden.rules[0].any(1).argmax())
+        banned = int(golden.rules[0][row].argmax())
+        given[0] *= 1 - past
+        given[0, banned] += past
+        answers = Answers(golden.logits, golden.logits, given)
+        gate = {item.name: item for item in module._law_gates(places, answers)}["answers_obey"]
+        assert gate.passed == passed
+        assert gate.value == pytest.approx(past, abs=1e-5)
+    with pytest.raises(GateError, match="gate answers_obey failed"):
+        module.require_gates([gate])
 
 
 def test_a_saved_calibration_makes_the_same_file(

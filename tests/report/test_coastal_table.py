@@ -206,13 +206,33 @@ def test_the_verdict_takes_the_worst_of_all_seeds_and_rows(table: ModuleType) ->
     assert not found["within_points"] and found["fast_enough"] is None
 
 
+@pytest.mark.parametrize(
+    ("times", "no_timing", "want"),
+    [
+        (15.0, False, True), (14.9, False, False), (14.9, True, False), (15.0, True, True),
+        (None, False, False), (None, True, True),
+    ],
+)  # fmt: skip
+def test_what_was_not_timed_does_not_hold_unless_nobody_asked(
+    table: ModuleType, times: float | None, no_timing: bool, want: bool
+) -> None:
+    rows = {name: {"accuracy": 0.9, "obey_after": 1.0} for name in ("ensemble", "distilled")}
+    seeds = {0: {"rows": rows}}
+    found = table.verdict(seeds, table.together(seeds), times)
+    assert found["not_judged"] == (["fast_enough"] if times is None else [])
+    assert table.held(found, no_timing) == want
+    for key in ("within_points", "all_obey"):
+        assert not table.held(found | {key: False}, no_timing)
+
+
 # the pieces, and the record
 
 
 def test_kept_pieces_are_taken_and_never_trained_nor_removed(
     pieces: ModuleType, tmp_path: Path
 ) -> None:
-    opened = SimpleNamespace(data=SimpleNamespace(digest="d"), text={"sha256": "t"})
+    data = SimpleNamespace(digest="d", present=np.ones((2, 3), "f4"), rows={"train": [0, 1]})
+    opened = SimpleNamespace(data=data, text={"sha256": "t"})
     folder = tmp_path / "seed_3" / "labels"
     folder.mkdir(parents=True)
     (folder / "begun.txt").write_text("of other settings")
@@ -233,6 +253,7 @@ def test_pieces_from_before_a_key_are_still_known(pieces: ModuleType) -> None:
         for decay in (0.98, 0.9)
     )
     assert "balance_decay" not in before["distill"] and "targets" not in before
+    assert "sampling" not in before["distill"], "what it does depends on the set"
     assert after["distill"] == before["distill"] | {"balance_decay": 0.9}
 
 
@@ -259,6 +280,22 @@ def gain(table: ModuleType, pieces: ModuleType, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(found, "limits_of", lambda *given: [RULE] * 4)
     monkeypatch.setattr(found, "make", make)
     return found
+
+
+@pytest.mark.parametrize(("options", "code"), [([], 1), (["--no-timing"], 0)])
+def test_without_milliseconds_it_ends_as_its_help_says(
+    gain: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str], code: int
+) -> None:
+    """No record is there to take them from; nothing but them is wanting."""
+    environment = gain.here()[1]
+    monkeypatch.setattr(gain, "here", lambda: (tmp_path, environment))
+    monkeypatch.setattr(gain.tables, "MOST_POINTS", 100)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "places.yaml").touch()
+    asked = ["--data", str(tmp_path / "set"), "-o", str(tmp_path), "--seeds", "2", "--kept"]
+    result = CliRunner().invoke(gain.main, [*asked, *options])
+    assert '"not_judged": ["fast_enough"]' in result.output, result.output
+    assert result.exit_code == code, result.output
 
 
 def test_the_record_says_what_its_reader_must_know(

@@ -198,6 +198,117 @@ def test_a_projection_that_is_a_little_off_does_not_verify(
         session.verify()
 
 
+def off(
+    monkeypatch: pytest.MonkeyPatch, session: PlaceSession, change: Callable[[Float32], Any]
+) -> None:
+    """Other scores of the bundle's places, and the answers that follow from them."""
+    real = session.backend.infer
+
+    def infer(inputs: Any, stream: bool = False) -> Any:
+        scores = real(inputs, stream)[SCORES]
+        assert len(scores) <= 8, "a call of the model"
+        changed = change(scores.copy()).astype(np.float32)
+        law = (inputs[name] for name in ("rules", "bounds", "inside"))
+        return {SCORES: changed, PROBABILITIES: project(changed, *law).astype(np.float32)}
+
+    monkeypatch.setattr(session.backend, "infer", infer)
+
+
+def signs(scores: Float32) -> Float32:
+    return np.where(np.indices(scores.shape).sum(0) % 2, 1, -1).astype(np.float32)
+
+
+#: what a bundle of INT8 says: worst logit, root mean square, part of the classes
+INT8 = {"golden__atol": 0.2, "golden__rms_max": 0.02, "golden__agreement_min": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda z: z + 0.199 * signs(z), "differ by 0.199 logits .root mean square. .* are 0.02;"),
+        (lambda z: z - 0.199, r"differ by 0.199 logits .root mean square."),
+        (lambda z: z + 0.021 * signs(z), r"differ by 0.021 logits .root mean square."),
+        (lambda z: z + 0.21 * (np.indices(z.shape).sum(0) == 0), "differ by 0.21 logits on"),
+        # steps of rounding
+        (lambda z: z + 0.019 * signs(z), None),
+        (lambda z: z + 0.06 * (np.indices(z.shape)[1] == 0) * (np.indices(z.shape)[0] == 0), None),
+    ],
+)
+def test_int8_may_differ_by_rounding_and_no_more(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable,
+    words: str | None,
+) -> None:  # fmt: skip
+    """The worst logit's bound is the error of INT8 itself: not all may be off by as much."""
+    with open_places(copied(bundle, tmp_path, **INT8)) as session:
+        off(monkeypatch, session, change)
+        if words is None:
+            session.verify()
+        else:
+            with pytest.raises(GateError, match=f"golden scores {words}"):
+                session.verify()
+
+
+def test_bundles_from_before_the_bound_of_all_logits_still_verify(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = copied(bundle, tmp_path, golden__atol=0.2)
+    value = json.loads((out / "manifest.json").read_text())
+    del value["seal"], value["golden"]["rms_max"]
+    (out / "manifest.json").write_text(sealed_json(value))
+    with open_places(out) as session:
+        off(monkeypatch, session, lambda z: z + 0.199 * signs(z))
+        session.verify()
+
+
+@pytest.mark.parametrize(("turned", "passes"), [(2, True), (3, False)])
+def test_so_many_places_must_have_the_stored_class(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turned: int, passes: bool
+) -> None:
+    """Of nine places 75 %: seven."""
+    wide = {"golden__atol": 1e4, "golden__rms_max": None, "golden__agreement_min": 0.75}
+    calls = 0
+
+    def turn(scores: Float32) -> Float32:
+        nonlocal calls
+        calls += 1
+        if len(scores) > 1:  # the first call of eight; the ninth place comes alone
+            scores[:turned] *= -1
+        return scores
+
+    with open_places(copied(bundle, tmp_path, **wide)) as session:
+        off(monkeypatch, session, turn)
+        if passes:
+            session.verify()
+        else:
+            with pytest.raises(
+                GateError, match=r"66\.7 % of the golden places .* at least 75\.0 %"
+            ):
+                session.verify()
+    assert calls == 4
+
+
+@pytest.mark.parametrize("rules", [True, False])
+def test_answers_that_their_scores_do_not_explain_do_not_verify(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rules: bool
+) -> None:
+    """However far the worst logit may be off."""
+    with open_places(copied(bundle, tmp_path, **INT8 | {"golden__rms_max": None})) as session:
+        real = session.backend.infer
+
+        def infer(inputs: Any, stream: bool = False) -> Any:
+            found = {name: value.copy() for name, value in real(inputs, stream).items()}
+            if bool(inputs["rules"].any()) == rules:
+                top = found[PROBABILITIES].argmax(1)
+                found[PROBABILITIES][np.arange(len(top)), top] -= 5e-4
+                found[PROBABILITIES][:, 3] += 5e-4  # parks, that no rule forbids
+            return found
+
+        monkeypatch.setattr(session.backend, "infer", infer)
+        which = "answers" if rules else "answers without rules"
+        with pytest.raises(GateError, match=f"golden {which} differ by 0.0005 .* are 0.0002"):
+            session.verify()
+
+
 def copied(bundle: Path, folder: Path, **changes: Any) -> Path:
     """The bundle with other values in its manifest, sealed again."""
     out = folder / "copy"

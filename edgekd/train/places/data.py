@@ -34,8 +34,11 @@ from edgekd.train.places.checkpoint import with_statistics
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
-_ORDER, _JITTER = 0, 1
+_ORDER, _JITTER, _TIMES = 0, 1, 2
 _SAID = {"image": "a picture", "series": "a series", "text": "a text"}
+#: a place comes so many times as often as one whose kinds all places have, at most: of a kind that
+#: a handful of places have these would be all that is seen, and learned by heart
+MOST_TIMES = 10.0
 #: decoded pictures that are kept in memory, bytes
 _KEPT_BYTES = 2 << 30
 
@@ -206,16 +209,58 @@ class PlaceItem(NamedTuple):
     present: Tensor
 
 
+def sampled_kinds(recipe: PlaceRecipe, data: PlaceData) -> tuple[str, ...]:
+    """Kinds by which the student's places are drawn; none where each comes once in an epoch.
+
+    None, too, where no place is to come more often than another, as where all have all kinds: a
+    run is then what it is without.
+    """
+    rules = recipe.distill
+    if rules.sampling == "plain":
+        return ()
+    taught = {item.sees for item in recipe.teachers} if rules.kd_weight else set()
+    kinds = tuple(kind for kind in KINDS if kind in taught or not taught)
+    return () if _alike(kind_weights(_present(data, kinds))) else kinds
+
+
+def kind_weights(present: Float32) -> npt.NDArray[np.float64]:
+    """How often places are drawn, each beside the others.
+
+    A place stands for the rarest of its kinds: its weight is 1 / the part of places that have that
+    one, at most :data:`MOST_TIMES`. So, where that bound is not met, each of ``K`` kinds is in at
+    least a ``K``-th of what is drawn.
+
+    Args:
+        present: ``(places, kinds)`` of 0 and 1.
+    """
+    part = np.maximum(present.mean(0, dtype=np.float64), 1 / len(present))
+    weights: npt.NDArray[np.float64] = np.clip((present / part).max(1), 1, MOST_TIMES)
+    return weights
+
+
+def _present(data: PlaceData, kinds: Sequence[str]) -> Float32:
+    """``(training places, kinds)`` of 0 and 1."""
+    return data.present[data.rows["train"]][:, [KINDS.index(kind) for kind in kinds]]
+
+
+def _alike(weights: npt.NDArray[np.float64]) -> bool:
+    return bool((weights == weights[0]).all())
+
+
 class PlaceItems(Dataset[PlaceItem]):
-    """Training places, each once in an epoch, in an order that the seed decides.
+    """Training places, in an order that the seed decides; an epoch is as long as the set.
+
+    Each place comes once in an epoch, or, where kinds are balanced, as many times as its weight
+    (:func:`kind_weights`) beside the others' says, to within one; which places have the one more is
+    drawn anew for each epoch.
 
     Args:
         data: the set.
         jitter: random changes.
         length: number of items.
         seed: of order and changes.
-        balanced: classes come equally often; places of a class in turn.
         kind: only places that have it; None is all.
+        balanced: kinds of evidence that are to come more equally often; none: each place once.
     """
 
     def __init__(
@@ -224,26 +269,50 @@ class PlaceItems(Dataset[PlaceItem]):
         jitter: PlaceJitter,
         length: int,
         seed: int,
-        balanced: bool = False,
         kind: str | None = None,
+        balanced: Sequence[str] = (),
     ) -> None:
         self.data, self.jitter, self._length, self._seed = data, jitter, length, seed
-        rows = np.array(data.rows["train"] if kind is None else data.having("train", kind))
-        labels = data.labels[rows]
-        self._groups = (
-            [rows[labels == k] for k in np.unique(labels)] if balanced else [rows]
-        )  # fmt: skip
+        self._rows = np.array(data.rows["train"] if kind is None else data.having("train", kind))
+        columns = [KINDS.index(name) for name in balanced]
+        weights = kind_weights(data.present[self._rows][:, columns]) if columns else None
+        self._weights = None if weights is None or _alike(weights) else weights
+        self._kept: tuple[int, npt.NDArray[np.int64]] = (-1, self._rows)
 
     def __len__(self) -> int:
         return self._length
 
     def row(self, number: int) -> int:
         """Row of the table that item ``number`` is."""
-        groups = self._groups
-        epoch, place = divmod(number // len(groups), len(groups[number % len(groups)]))
-        random = np.random.default_rng([self._seed, _ORDER, number % len(groups), epoch])
-        group = groups[number % len(groups)]
-        return int(group[random.permutation(len(group))[place]])
+        epoch, place = divmod(number, len(self._rows))
+        return int(self._epoch(epoch)[place])
+
+    def seen(self, count: int) -> dict[str, float]:
+        """Kind -> the part of the first ``count`` items that has it."""
+        rows = [self.row(number) for number in range(count)]
+        parts = self.data.present[rows].mean(0, dtype=np.float64).tolist()
+        return dict(zip(KINDS, parts, strict=True))
+
+    def _epoch(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Rows of an epoch in their order; the last one asked for is kept."""
+        if self._kept[0] != epoch:
+            random = np.random.default_rng([self._seed, _ORDER, 0, epoch])
+            order = random.permutation(len(self._rows))
+            self._kept = (epoch, self._drawn(epoch)[order])
+        return self._kept[1]
+
+    def _drawn(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Rows of an epoch, each as many times as it comes: systematic sampling, for which places
+        stand in a random order and every ``1 / len``-th of the weights draws one."""
+        if self._weights is None:
+            return self._rows
+        random = np.random.default_rng([self._seed, _TIMES, epoch])
+        order = random.permutation(len(self._rows))
+        ends = np.cumsum(self._weights[order])
+        ticks = (np.arange(len(order)) + random.random()) * (ends[-1] / len(order))
+        places = np.searchsorted(ends, ticks, side="right").clip(max=len(order) - 1)
+        rows: npt.NDArray[np.int64] = self._rows[order[places]]
+        return rows
 
     def __getitem__(self, number: int) -> PlaceItem:
         data, at = self.data, self.row(number)

@@ -17,7 +17,7 @@ from edgekd.contracts.target import load_target
 from edgekd.deploy.quantize import lower as lower_module
 from edgekd.deploy.quantize.emulate import emulate
 from edgekd.deploy.quantize.grounds import Int8
-from edgekd.deploy.quantize.integer import MOST_STEPS, Integer, insert_integer, outputs
+from edgekd.deploy.quantize.integer import MOST_STEPS, Graph, Integer, insert_integer, outputs
 from edgekd.deploy.quantize.judge import Quality
 from edgekd.deploy.quantize.layers import Layer, find_layers
 from edgekd.deploy.quantize.lower import _int8
@@ -126,6 +126,38 @@ def test_every_convolution_and_sum_becomes_one_of_integers(tmp_path: Path) -> No
     layers = find_layers(proto)
     old = insert_qdq(proto, layers, values(proto, sorted({item.source for item in layers})))
     assert fused(old, tmp_path / "old.onnx")["QLinearConv"] < 3
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "want"),
+    [(0, 6, 6), (-1, 1, None), (1, 6, None), (0, 0, None), (None, 6, None), (0, None, np.inf)],
+)
+def test_what_is_never_negative(low: float | None, high: float | None, want: float | None) -> None:
+    """A Clip from 0; any other needs codes on both sides of it, or its bottom is not the lowest."""
+    limits = {"low": low, "high": high}
+    names = [name if value is not None else "" for name, value in limits.items()]
+    graph = helper.make_graph(
+        [helper.make_node("Clip", ["x", *names], ["y"])], "clip",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+        [numpy_helper.from_array(np.float32(v), n) for n, v in limits.items() if v is not None],
+    )  # fmt: skip
+    assert Graph(helper.make_model(graph)).top("y") == want
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_clip_of_both_signs_keeps_its_negative_values(signed: bool) -> None:
+    proto = residual()
+    for item in proto.graph.initializer:
+        if item.name in ("low", "high"):
+            limit = np.float32(-1 if item.name == "low" else 1)
+            item.CopyFrom(numpy_helper.from_array(limit, item.name))
+    want = emulate(proto)(picture())
+    made = laid(proto, signed)
+    assert np.abs(emulate(made)(picture()) - want).max() < 0.1 * want.std()
+    zeros = {item.name: int(numpy_helper.to_array(item)) for item in made.graph.initializer
+             if item.name.startswith("quantize/zero")}  # fmt: skip
+    assert set(zeros.values()) == {0 if signed else 128}
 
 
 @pytest.mark.parametrize("signed", [True, False])

@@ -84,6 +84,25 @@ def test_the_middle_of_a_picture_is_its_middle(
     assert int((one - two).abs().amax(2)[0, :64].argmax()) == token
 
 
+@pytest.mark.parametrize(
+    ("day", "weeks"), [(364, [52]), (360, [52]), (355, [51]), (3, [1]), (0, [0, 1])]
+)
+def test_the_newest_week_is_whole_and_the_oldest_is_filled_up(
+    net: CoastalNet, day: int, weeks: list[int]
+) -> None:
+    """365 days are 52 weeks and a day, the oldest one; a day is seen two days around it."""
+    given = some(1)
+    marked = given["series"].clone()
+    marked[:, day] += 5
+    with torch.no_grad():
+        one, two = (
+            net.tokens(given["image"], series, given["text"])["series"]
+            for series in (given["series"], marked)
+        )
+    assert one.shape[1] == 53
+    assert (one - two).abs().amax(2)[0].nonzero()[:, 0].tolist() == weeks
+
+
 def test_several_answers_of_the_same_tokens_are_single_answers(net: CoastalNet) -> None:
     given = some(3)
     presents = torch.tensor([[1.0, 1, 1], [1, 0, 0], [0, 1, 1]])[:, None].expand(3, 3, 3)
