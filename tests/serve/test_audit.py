@@ -141,18 +141,29 @@ def test_a_slow_disk_holds_up_the_change_and_nothing_else(tmp_path: Path, disk: 
 
 
 def test_rows_that_are_made_again_do_not_hold_up_the_loop(tmp_path: Path) -> None:
-    async def talk(client: httpx.AsyncClient, lock: threading.Lock) -> None:
+    held, go = threading.Event(), threading.Event()
+
+    def hold(lock: threading.Lock) -> None:
         with lock:  # as who makes the rows of another zone does
-            asked = asyncio.create_task(client.get("/v1/constraints"))
-            await asyncio.sleep(0.1)
-            for path in ("/healthz", "/v1/status"):
-                assert (await client.get(path)).status_code == 200
-            assert not asked.done()
+            held.set()
+            go.wait(5)
+
+    async def talk(client: httpx.AsyncClient) -> None:
+        asked = asyncio.create_task(client.get("/v1/constraints"))
+        await asyncio.sleep(0.1)
+        for path in ("/healthz", "/v1/status"):
+            assert (await client.get(path)).status_code == 200
+        assert not asked.done(), "it waited in the loop"
+        go.set()
         assert (await asked).status_code == 200
 
     with Served(tmp_path, towers(0.5)) as served:
         lock = served.service.store.current()._compiled._lock
-        served.run(lambda client: asyncio.wait_for(talk(client, lock), 10))
+        holder = threading.Thread(target=hold, args=(lock,))
+        holder.start()
+        assert held.wait(5)
+        served.run(talk)
+        holder.join(5)
 
 
 def test_what_is_on_the_disk_before_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
