@@ -225,7 +225,7 @@ async def drive(
                     tally.failures.append(f"PUT {response.status_code}: {response.text[:200]}")
 
         async def look() -> None:
-            while True:
+            while len(tally.rss_mib) < seconds:
                 try:
                     tally.rss_mib.append(round(rss_mib(pid), 2))
                 except (OSError, IndexError) as err:  # no process, or one that has ended
