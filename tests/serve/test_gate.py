@@ -381,9 +381,11 @@ def test_a_thread_of_the_model_that_ended_is_told_to_all(tmp_path: Path) -> None
     why = "the thread of the model has ended (TypeError: "
 
     async def talk(client: httpx.AsyncClient) -> list[httpx.Response]:
-        asked = [asyncio.create_task(client.post("/v1/predict", json=ASKED)) for _ in range(3)]
-        while served.service._worker.depth < 3:
-            await asyncio.sleep(0.01)
+        asked = []
+        for count in range(1, 4):  # the first is in the model, the others wait
+            asked.append(asyncio.create_task(client.post("/v1/predict", json=ASKED)))
+            while served.service._worker.depth < count or served.model.asked < 2:
+                await asyncio.sleep(0.01)
         served.model.go.set()
         return await asyncio.gather(*asked)
 
