@@ -112,9 +112,14 @@ def make_app(
                 f"it not packed, with the header Content-Type: {' or '.join(valid)}",
             )  # fmt: skip
 
+    # read once: no request waits for a disk that is written to
+    files = {
+        name: resources.files("edgekd.serve").joinpath(name).read_bytes()
+        for name in ("page.html", "page.css", "page.js")
+    }
+
     def file(name: str, kind: str) -> Response:
-        content = resources.files("edgekd.serve").joinpath(name).read_bytes()
-        return Response(content, media_type=f"{kind}; charset=utf-8")
+        return Response(files[name], media_type=f"{kind}; charset=utf-8")
 
     # -- what is asked
 
@@ -138,8 +143,8 @@ def make_app(
         """What is in force today; the ETag is the version, for If-Match."""
         if not service.store.version:
             return no_rules()
-        found = service.store.current()
-        return json_response(found.report(), headers={"etag": f'"{found.version}"'})
+        found = await service.rules()
+        return json_response(found, headers={"etag": f'"{found["version"]}"'})
 
     @app.get(
         f"{CONSTRAINTS}/text", tags=["rules"], summary="The rules as they were put",
@@ -168,7 +173,9 @@ def make_app(
         limit: Annotated[str, Query(json_schema_extra={
             "type": "integer", "minimum": 1, "maximum": 1000})] = "100",
     ) -> Response:  # fmt: skip
-        """The newest events first; refused changes are told, too, as far as they fit."""
+        """The newest events first: texts that came into force, and those that were looked at and
+        refused, as many as there is room for. What was turned away before that (no token, nobody's
+        name, a body of another type or too large, an If-Match that is no version) is not told."""
         if not limit.isascii() or not limit.isdigit() or len(limit) > 5:
             raise InputError(f"limit is {limit[:20]!r}, expected 1 to 1000")
         events = service.store.history(int(limit))
@@ -191,7 +198,7 @@ def make_app(
             description="Who puts them, for the trail; needed where there are no tokens.")] = None,
     ) -> Response:  # fmt: skip
         """Checked whole, on every day that is to come; then in force at once, for every later
-        answer. What is refused leaves the rules as they were."""
+        answer. A text that is refused leaves the rules as they were, and is told by the history."""
         look_at_type(request, (*_YAML, JSON_TYPE))
         who = _who(request.scope.get(WHO), x_who)
         found = await service.put(await request.body(), who, _expected(if_match))

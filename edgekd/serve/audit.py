@@ -1,11 +1,18 @@
 """Who asked for which change, when, and what became of it: one line of JSON for each, on the disk.
 
-A line is on the disk before what it tells takes effect. A process that is killed while it writes
-leaves a line without its end; that is put aside, byte for byte, when the trail is opened again.
+What is told are texts of rules that the store was given: those that came into force, and those that
+it refused. A request that is turned away before the store has its text (a wrong token, a page of
+elsewhere, a body of another type, nobody's name, no room) is its caller's fault, and no line.
+
+A line is on the disk before what it tells takes effect, and before anybody reads it here. A process
+that is killed while it writes leaves a line without its end; that is put aside, byte for byte, when
+the trail is opened again.
 
 What changes nothing (a refusal, the same text again) can be had as often as somebody likes, so only
-so many of such lines are written (:class:`Allowance`), and the next line tells how many were not:
-a stranger does not fill the disk. Changes are always told.
+so many of such lines are written (:class:`Allowance`), and the next line that is tells how many
+were not; a store that is closed writes one for it. So a stranger does not fill the disk. Changes
+are always told. A process that is killed (``kill -9``, a power cut) takes with it how many were not
+written since the last line, and no more: what was written stays.
 """
 
 from __future__ import annotations
@@ -39,7 +46,7 @@ class Allowance:
     """Whether one more line that changes nothing may be written; the caller has a lock.
 
     Attributes:
-        kept_back: lines since the last one that was written.
+        kept_back: lines since the last one that was written; in memory alone.
     """
 
     def __init__(self) -> None:
@@ -58,7 +65,7 @@ class Allowance:
         return True
 
     def told(self) -> str:
-        """What the next line says of those before it; empty where all were written."""
+        """What the next line says of those before it, at its end; empty where all were written."""
         if not self.kept_back:
             return ""
         return f" ({self.kept_back} refused or unchanged before it were not written)"
@@ -72,7 +79,8 @@ class Event(Document):
         who: as the caller named himself; None where that was no name, or the store itself speaks.
         event: ``accepted``: a new version is about to come into force. ``unchanged``: the text is
             the one in force. ``refused``: nothing changed. ``opened``: the store found what a
-            process that ended had left, and says what became of it.
+            process that ended had left, and says what became of it. ``closed``: the store ended,
+            and says how many lines were not written; where all were, it says nothing.
         version_before, version_after: in force, 0 where there were no rules.
         digest: SHA-256 of the text that was given; None where there was none.
         sentence: what happened, or why not.
@@ -80,7 +88,7 @@ class Event(Document):
 
     when: str
     who: str | None
-    event: Literal["accepted", "unchanged", "refused", "opened"]
+    event: Literal["accepted", "unchanged", "refused", "opened", "closed"]
     version_before: int = pydantic.Field(ge=0)
     version_after: int = pydantic.Field(ge=0)
     digest: str | None
@@ -89,6 +97,9 @@ class Event(Document):
 
 class Trail:
     """The file of events; the caller sees to it that one process has it.
+
+    One thread writes at a time, and others wait for it. Whoever reads never waits for the disk,
+    which may take seconds for a line: a card that tidies itself up must not stop a service.
 
     Args:
         path: of the file; made where there is none.
@@ -104,7 +115,9 @@ class Trail:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.torn: Path | None = None
-        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        #: held for as long as a list takes, and never while anything is written
+        self._memory = threading.Lock()
         try:
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         except OSError as err:
@@ -146,7 +159,7 @@ class Trail:
         return parse_document(Event, value, {}, f"line {number} of {self.path}")
 
     def append(self, event: Event) -> None:
-        """Bring an event to the disk, or leave the trail as it was.
+        """Bring an event to the disk and then tell it, or leave the trail as it was.
 
         Raises:
             OutputError: the disk is full, or the trail is closed.
@@ -156,7 +169,7 @@ class Trail:
             event = event.model_copy(update={"sentence": event.sentence[:_LONGEST] + rest})
         # escaped: whatever somebody calls himself stays inside its line
         line = json.dumps(event.model_dump(mode="json"), ensure_ascii=True).encode() + b"\n"
-        with self._lock:
+        with self._writing:
             try:
                 if os.fstat(self._file).st_size != self._end:  # what could not be cut off before
                     os.ftruncate(self._file, self._end)
@@ -170,20 +183,22 @@ class Trail:
                 raise OutputError(f"{self.path} cannot be written: {err.strerror}") from err
             self._end += len(line)
             self._last = len(line)
-            self._events.append(event)
+            with self._memory:
+                self._events.append(event)
 
     def take_back(self) -> None:
         """Cut off the event that was just appended, since what it tells could not be done."""
-        with self._lock:
+        with self._writing:
             self._end -= self._last
             self._last = 0
-            self._events.pop()
+            with self._memory:
+                self._events.pop()
             with contextlib.suppress(OSError):  # else as above
                 os.ftruncate(self._file, self._end)
 
     def last(self, limit: int) -> list[Event]:
-        """The newest events first, at most ``limit``."""
-        with self._lock:
+        """The newest events first, at most ``limit``; at once, whatever is being written."""
+        with self._memory:
             return list(self._events)[::-1][:limit]
 
     def close(self) -> None:

@@ -10,7 +10,8 @@ A folder, held by one process::
 A change goes to the disk in this order, each step whole before the next: the text, who and when,
 the line in the trail, and last ``current.json``, by one rename. So a kill at any place leaves the
 old rules or the new ones, never none and never half; and no rules are ever in force that the trail
-does not tell of. What the trail told and did not come into force, the next opening says.
+does not tell of. What the trail told and did not come into force, the next opening says. Texts that
+are refused here are told as well, see :mod:`edgekd.serve.audit`; what never came here is not.
 """
 
 from __future__ import annotations
@@ -175,7 +176,9 @@ class RuleStore:
         return current
 
     def history(self, limit: int = 100) -> list[Event]:
-        """The newest events first: accepted, unchanged and refused changes, and repairs.
+        """The newest events first: texts that were accepted, unchanged or refused, and repairs.
+
+        Nothing that is being written is waited for.
 
         Args:
             limit: 1 to :data:`edgekd.serve.audit.KEPT`; the file has all.
@@ -227,7 +230,8 @@ class RuleStore:
 
         They are compiled for every zone, today and on every later day on which anything changes,
         so that nothing can fail at a later midnight. A text equal to the one in force, to the
-        byte, makes no new version; the trail tells that it was put.
+        byte, makes no new version. The trail tells of every text that is given here, whatever
+        becomes of it; of those that change nothing, as many as there is an allowance for.
 
         Args:
             text: YAML or JSON in UTF-8, at most :data:`edgekd.serve.rule_text.MOST_BYTES`.
@@ -270,8 +274,15 @@ class RuleStore:
             return current
 
     def close(self) -> None:
-        """Let another process have the store; safe to call twice. What was read stays usable."""
+        """Let another process have the store; safe to call twice. What was read stays usable.
+
+        The trail gets a last line where refusals were not written, unless the disk is full.
+        """
         with self._writing:
+            if self._held >= 0 and self._allowance.kept_back:
+                with contextlib.suppress(EdgeKDError):  # a full disk holds no end up
+                    said, digest = "the store was closed", self._digest()
+                    self._tell("closed", self._when(), None, self.version, digest, said)
             self._trail.close()
             if self._held >= 0:
                 os.close(self._held)
@@ -321,6 +332,9 @@ class RuleStore:
         self._current = made
         return made
 
+    def _digest(self) -> str | None:
+        return None if self._current is None else self._current.digest
+
     def _refuse(self, err: EdgeKDError, when: str, who: str | None, digest: str | None) -> None:
         if not self._allowance.take():
             return
@@ -332,7 +346,7 @@ class RuleStore:
 
     def _tell(
         self,
-        event: Literal["accepted", "unchanged", "refused", "opened"],
+        event: Literal["accepted", "unchanged", "refused", "opened", "closed"],
         when: str,
         who: str | None,
         after: int,
@@ -392,8 +406,7 @@ class RuleStore:
         elif told < state.version:
             said.append(f"the trail did not tell of version {state.version}, which is in force")
         if said:
-            digest = None if self._current is None else self._current.digest
-            sentence = "; ".join(said)
+            digest, sentence = self._digest(), "; ".join(said)
             self._tell("opened", self._when(), None, state.version, digest, sentence, told)
 
     def _load(self, state: _Current) -> RuleSet:

@@ -2,7 +2,8 @@
 
 A request takes the version in force and the day of the law once, and everything in its answer is
 of those two, whatever is put meanwhile. Rules are checked, embedded and written in a thread of
-their own; the next request after the swap has them.
+their own; the next request after the swap has them. Nothing that the event loop asks waits for that
+thread or for the disk.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ _READERS: Final = 2
 _CHANGES: Final = 2
 #: a rule is stood at where its bound is so near, in units of probability
 _AT: Final = 1e-4
+#: probabilities sum to 1 within this
+_SUM: Final = 1e-4
 #: after that long in one request the model is taken for stuck, s
 _STUCK_S: Final = 60.0
 
@@ -161,6 +164,8 @@ class Service:
             return "there are no rules yet; put some (PUT /v1/constraints)"
         if fault := self.store.clock_fault():
             return fault
+        if ended := self._worker.ended:
+            return ended
         if self._worker.stuck_s > _STUCK_S:
             return f"the model has been at one request for {self._worker.stuck_s:.0f} s"
         return ""
@@ -176,11 +181,12 @@ class Service:
     def close(self) -> None:
         """Finish what is in hand and let go of the store; safe to call twice."""
         self.drain()
+        # the store first, which has something to write: a model that hangs holds up what follows
+        self._writer.shutdown()
+        self.store.close()
         self._worker.close()
         self._pool.shutdown()
-        self._writer.shutdown()
         self.power.close()
-        self.store.close()
 
     # -- answers
 
@@ -293,10 +299,18 @@ class Service:
             raise EdgeKDError("the model gave no probabilities; nothing is answered")
         rules, bounds, _ = zone.limits
         past = float(past_bounds(after[None], rules, bounds)[0])
-        if past > OBEYED or after.min() < -OBEYED or abs(float(after.sum()) - 1) > 1e-4:
+        least, total = float(after.min()), float(after.sum())
+        fault = ""
+        if past > OBEYED:
+            fault = f"is {past:.2g} past a rule in force"
+        elif least < -OBEYED:
+            fault = f"has a probability of {least:.2g}"
+        elif abs(total - 1) > _SUM:
+            fault = f"sums to {total:.6g}, expected 1"
+        if fault:
             raise GateError(
-                f"the answer is {past:.2g} past a rule in force, so it is not given; the bundle is "
-                "damaged: edgekd verify BUNDLE"
+                f"the answer {fault}, so it is not given; the bundle is damaged: edgekd verify "
+                "BUNDLE"
             )
         changed = float(past_bounds(before[None], rules, bounds)[0]) > OBEYED
         top, top_before = int(after.argmax()), int(before.argmax())
@@ -340,6 +354,18 @@ class Service:
 
     def _put(self, text: bytes, who: str, expected: int | None) -> dict[str, Any]:
         return self.store.put(text, who, expected=expected).report()
+
+    async def rules(self) -> dict[str, Any]:
+        """What is in force today, as :class:`edgekd.serve.wire.ConstraintsSaid`.
+
+        In a thread of those that read: rows that are not kept any more are made again.
+
+        Raises:
+            InputError: there are no rules yet.
+            EnvironmentLacksError: the clock is not set.
+        """
+        found = self.store.current()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, found.report)
 
     def status(self) -> dict[str, Any]:
         """What the page shows beside the rules."""

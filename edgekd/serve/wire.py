@@ -171,7 +171,7 @@ class EventSaid(Document):
 
     when: str
     who: str | None
-    event: Literal["accepted", "unchanged", "refused", "opened"]
+    event: Literal["accepted", "unchanged", "refused", "opened", "closed"]
     version_before: int
     version_after: int
     digest: str | None

@@ -7,23 +7,27 @@ that wait go into the model together: eight places at once take 8 ms each where 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Final
 
 from edgekd.contracts.evidence import Answers, Evidence
 from edgekd.contracts.projection import Limits
+from edgekd.errors import EdgeKDError
 from edgekd.serve.model import PlaceModel
 
 #: said to be waited before the model has ever answered, and at most, s
 _FIRST_S, _MOST_S = 1.0, 60.0
 #: part of the newest time in the running mean of the model's times
 _NEWEST: Final = 0.1
+#: what to do about a thread that has ended
+_AGAIN: Final = "begin the service again"
 #: places of waiting requests that go into the model at once; more gain nothing
 TOGETHER: Final = 8
 
@@ -78,6 +82,7 @@ class Worker:
         self._jobs: queue.Queue[_Job | None] = queue.Queue()
         self._waiting, self._lock = waiting, threading.Lock()
         self._open, self._depth = True, 0
+        self._why_ended = ""
         self._mean_s: float | None = None
         self._since_s: float | None = None
         self._thread = threading.Thread(target=self._run, name="edgekd-model", daemon=True)
@@ -94,6 +99,16 @@ class Worker:
         since = self._since_s
         return 0.0 if since is None else self._clock() - since
 
+    @property
+    def ended(self) -> str:
+        """Why nothing is answered any more; empty while something is, and when it was closed.
+
+        The thread does not begin again by itself: what ended it may have left the model half way.
+        """
+        if self._why_ended or not self._open or self._thread.is_alive():
+            return self._why_ended
+        return "the thread of the model has ended, so nothing is answered any more; " + _AGAIN
+
     def retry_after_s(self) -> float:
         """When the queue will have gone, as far as can be told."""
         mean_s = _FIRST_S if self._mean_s is None else self._mean_s
@@ -106,8 +121,11 @@ class Worker:
 
         Raises:
             Busy: the queue is full, or closed.
+            EdgeKDError: nothing is answered any more.
         """
         with self._lock:
+            if why := self.ended:
+                raise EdgeKDError(why)
             if not self._open:
                 raise Busy("the service is shutting down; ask another, or again later", 5)
             if self._depth > self._waiting:
@@ -130,29 +148,48 @@ class Worker:
         self._thread.join()
 
     def _run(self) -> None:
-        going = True
-        while going:
-            jobs, going = self._take()
-            try:
+        jobs: list[_Job] = []
+        try:
+            going = True
+            while going:
+                going = self._take(jobs)
                 # not those whose asker has gone
                 self._do([job for job in jobs if job.future.set_running_or_notify_cancel()])
-            finally:
                 with self._lock:
                     self._depth -= len(jobs)
-            del jobs  # their arrays, while the next are waited for
+                jobs.clear()  # their arrays, while the next are waited for
+        except BaseException as err:
+            self._end(jobs, err)
+            raise  # its trace is for the log
 
-    def _take(self) -> tuple[list[_Job], bool]:
-        """What waits, as far as it is worth while in one call, and whether more may come."""
-        jobs: list[_Job] = []
+    def _end(self, jobs: list[_Job], err: BaseException) -> None:
+        """Tell those in hand, those that wait and those to come that nobody answers them."""
+        with self._lock:
+            self._why_ended = (
+                f"the thread of the model has ended ({type(err).__name__}: {str(err)[:200]}), so "
+                f"nothing is answered any more; {_AGAIN}"
+            )
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    job = self._jobs.get_nowait()
+                    if job is not None:
+                        jobs.append(job)
+            self._depth = 0
+        for job in jobs:
+            with contextlib.suppress(InvalidStateError):  # answered, or its asker has gone
+                job.future.set_exception(EdgeKDError(self._why_ended))
+
+    def _take(self, jobs: list[_Job]) -> bool:
+        """Add what waits, as far as it is worth while in one call; whether more may come."""
         while sum(len(job.places) for job in jobs) < TOGETHER:
             try:
                 job = self._jobs.get(block=not jobs)
             except queue.Empty:
                 break
             if job is None:
-                return jobs, False
+                return False
             jobs.append(job)
-        return jobs, True
+        return True
 
     def _do(self, jobs: Sequence[_Job]) -> None:
         if not jobs:
@@ -165,6 +202,7 @@ class Worker:
         begun = self._since_s = self._clock()
         try:
             answers = self._model.answer([place for job in jobs for place in job.places], limits)
+            parts = _parts(answers, [len(job.places) for job in jobs])
         except BaseException as err:  # noqa: BLE001 - whoever asked gets it
             if len(jobs) > 1:  # it is the fault of one
                 return self._each(jobs)
@@ -175,12 +213,20 @@ class Worker:
         took = self._clock() - begun
         each, mean = took / len(jobs), self._mean_s
         self._mean_s = each if mean is None else mean + _NEWEST * (each - mean)
-        first = 0
-        for job in jobs:
-            part = slice(first, first := first + len(job.places))
-            mine = Answers(answers.scores[part], answers.before[part], answers.probabilities[part])
+        for job, mine in zip(jobs, parts, strict=True):
             job.future.set_result(Answered(mine, begun - job.asked_s, took, job is jobs[0]))
 
     def _each(self, jobs: Sequence[_Job]) -> None:
         for job in jobs:
             self._do([job])
+
+
+def _parts(answers: Answers, counts: Sequence[int]) -> list[Answers]:
+    """The rows of each request, in their order."""
+    found, first = [], 0
+    for count in counts:
+        part = slice(first, first := first + count)
+        found.append(
+            Answers(answers.scores[part], answers.before[part], answers.probabilities[part])
+        )
+    return found

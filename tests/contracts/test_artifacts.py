@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,46 @@ def test_an_exception_leaves_nothing(
         part.with_name(part.name + ".aux.xml").write_text("side file of a driver")
         raise failure("in the middle")
     assert left(tmp_path) == []
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is brought to the disk and moved, in its order; a part is told without its number."""
+    done: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def named(path: Path) -> str:
+        return re.sub(r"\.\d+-[0-9a-f]+\.", ".", path.name)
+
+    def synced(number: int) -> None:
+        done.append(f"sync {named(Path(f'/proc/self/fd/{number}').readlink())}")
+        sync(number)
+
+    def moved(self: Path, target: Path) -> Path:
+        done.append(f"move {named(self)} to {named(Path(target))}")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", moved)
+    return done
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, steps: list[str]) -> None:
+    """Else a power cut leaves the name of a file that is empty: its bytes first, then its name."""
+    (tmp_path / "out").mkdir()
+    for _ in range(2):
+        write_json(tmp_path / "out/a.json", {})
+        assert steps == ["sync .a.part.json", "move .a.part.json to a.json", "sync out"]
+        steps.clear()
+
+
+def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path: Path, steps: list[str]) -> None:
+    fill(tmp_path / "out/b", "old")
+    move = ["move .b.part to b", "sync out"]
+    assert set(steps[:3]) == {"sync m.json", "sync x", "sync .b.part"} and steps[3:] == move
+    steps.clear()
+    fill(tmp_path / "out/b", "new")
+    assert len(steps) == 6 and steps[3:] == ["move b to .b.moved", *move]
 
 
 def test_an_exception_leaves_the_old_file(tmp_path: Path) -> None:

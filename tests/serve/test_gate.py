@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edgekd.contracts.evidence import Evidence
-from edgekd.errors import InputError
+from edgekd.errors import EdgeKDError, InputError
 from edgekd.runtime.places import no_limits
 from edgekd.serve.gate import OPEN, Gate, Lane, local_hosts
 from edgekd.serve.service import Bounds
@@ -340,6 +340,94 @@ def test_ready_when_the_model_answered_and_there_are_rules(tmp_path: Path) -> No
             time.sleep(0.01)
         assert served.failed and "not finite" in str(served.service.failure)
         assert served.ask("GET", "/readyz").json()["reason"] == "the model did not answer"
+
+
+def test_a_model_that_is_stuck_is_not_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a minute in one request, and not before."""
+    bounds = Bounds(answer_s=0.3)
+    with Served(tmp_path, towers(0.2), FakePlaces(broken="stuck"), bounds=bounds) as served:
+        worker = served.service._worker
+        assert served.predict(*ASKED["places"]).status_code == 503
+        since_s = worker._since_s
+        assert since_s is not None
+        for after_s, why in ((59.0, ""), (61.0, "the model has been at one request for 61 s")):
+            monkeypatch.setattr(worker, "_clock", lambda at_s=since_s + after_s: at_s)
+            found = served.ask("GET", "/readyz")
+            assert found.json() == {"ok": not why, "reason": why}
+            assert found.status_code == (503 if why else 200)
+            assert served.ask("GET", "/healthz").status_code == 200
+            assert served.ask("GET", "/v1/status").json()["why"] == why
+        served.model.go.set()
+        end = time.monotonic() + 5
+        while worker.depth and time.monotonic() < end:
+            time.sleep(0.01)
+        assert served.ask("GET", "/readyz").status_code == 200, "it came back"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_of_the_model_that_ended_is_told_to_all(tmp_path: Path) -> None:
+    """To who was in hand, who waited, who comes later, and to /readyz; nobody waits in vain."""
+
+    class Ending(FakePlaces):
+        def answer(self, places: Any, limits: Any = None) -> Any:
+            found = super().answer(places, limits)
+            if self.asked == 2:  # behind what is caught: as memory that is not there
+                served.service._worker._mean_s = "no number"  # type: ignore[assignment]
+                self.go.wait(5)
+            return found
+
+    why = "the thread of the model has ended (TypeError: "
+
+    async def talk(client: httpx.AsyncClient) -> list[httpx.Response]:
+        asked = []
+        for count in range(1, 4):  # the first is in the model, the others wait
+            asked.append(asyncio.create_task(client.post("/v1/predict", json=ASKED)))
+            while served.service._worker.depth < count or served.model.asked < 2:
+                await asyncio.sleep(0.01)
+        served.model.go.set()
+        return await asyncio.gather(*asked)
+
+    with Served(tmp_path, towers(0.2), Ending(), bounds=Bounds(answer_s=20.0)) as served:
+        assert served.ask("GET", "/readyz").status_code == 200
+        begun_s = time.monotonic()
+        for found in (*served.run(talk), served.predict(*ASKED["places"])):
+            assert found.status_code == 500
+            assert Problem.model_validate(found.json()).error.startswith(why)
+        assert time.monotonic() - begun_s < 10, "at once"
+        ready = served.ask("GET", "/readyz")
+        assert ready.status_code == 503 and ready.json()["reason"].startswith(why)
+        assert ready.json()["reason"].endswith(", so nothing is answered any more; begin the "
+                                               "service again")  # fmt: skip
+        assert served.service._worker.depth == 0
+        assert served.put(towers(0.3)).status_code == 200, "rules can still be put"
+    with pytest.raises(EdgeKDError, match="has ended"):
+        served.service._worker.submit([], None)
+
+
+def test_a_thread_that_is_gone_without_a_word_is_not_ready(tmp_path: Path) -> None:
+    with Served(tmp_path, towers(0.2)) as served:
+        worker = served.service._worker
+        worker._jobs.put(None)
+        worker._thread.join(5)
+        found = served.ask("GET", "/readyz")
+        assert found.status_code == 503 and "the thread of the model has ended, so" in found.text
+        assert served.predict(*ASKED["places"]).status_code == 500
+
+
+def test_an_answer_without_its_parts_is_the_fault_of_who_asked_it() -> None:
+    class Broken(FakePlaces):
+        def answer(self, places: Any, limits: Any = None) -> Any:
+            found = super().answer(places, limits)
+            return found if self.asked > 1 else None
+
+    worker = Worker(Broken(), waiting=3)
+    free, place = no_limits(4, 4), Evidence(series=model_series())
+    with pytest.raises(AttributeError):
+        worker.submit([place], [free]).result(5)
+    assert worker.submit([place], [free]).result(5).answers.scores.shape == (1, 4)
+    worker.close()
 
 
 def test_a_worker_answers_one_at_a_time_and_then_ends() -> None:

@@ -270,6 +270,25 @@ def test_what_is_wrong_in_the_model_is_no_answer(tmp_path: Path, broken: str, wo
         assert served.figures.page()["answers"] == 0
 
 
+@pytest.mark.parametrize(("made", "words"), [
+    (lambda p: p * np.float32(0.9), "the answer sums to 0.9, expected 1, so it is not given"),
+    (lambda p: p * 0, "the answer sums to 0, expected 1"),
+    # the law bounds towers alone, and these sum to 1
+    (lambda p: np.array([[-0.1, 1.1, 0.0, 0.0]], np.float32), "has a probability of -0.1, so it"),
+])  # fmt: skip
+def test_what_are_no_probabilities_is_no_answer(tmp_path: Path, made: Any, words: str) -> None:
+    """They obey every rule, so that it is not the rules that stop them."""
+
+    class Short(FakePlaces):
+        def answer(self, places: Any, limits: Any = None) -> Any:
+            found = super().answer(places, limits)
+            return replace(found, probabilities=made(found.probabilities))
+
+    with Served(tmp_path, towers(0.25), Short()) as served:
+        found = served.predict({"zone": "A", "series": series()})
+        assert found.status_code == 500 and words in Problem.model_validate(found.json()).error
+
+
 def test_the_day_of_the_law_is_that_of_the_request(tmp_path: Path) -> None:
     rules = text(most("x", {"tower": 1}, 0.2, valid={"until": "2026-06-02"}),
                  most("x", {"tower": 1}, 0.4, valid={"from": "2026-06-02"}))  # fmt: skip
