@@ -324,6 +324,7 @@ def run(
         zones = [str(getattr(places.rows[at], zone_column)) for at in chosen]
         known = {}
         if policy is not None:
+            policy.require_datum(evidence.series.datum, f"{bundle} takes")
             unknown = sorted(set(zones) - set(policy.zones))
             if unknown:
                 raise InputError(

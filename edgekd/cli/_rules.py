@@ -29,6 +29,7 @@ class Against:
         classes, facts, rows: of the product; rows None where nothing says how many there may be.
         try_texts: embeds the texts of rules as the service would, or says why it cannot; None
             where there is nothing to try.
+        datum: what levels, and floors in the facts, are above; None where nobody said it.
     """
 
     what: str
@@ -36,6 +37,7 @@ class Against:
     facts: Mapping[str, ClassFacts]
     rows: int | None
     try_texts: Callable[[Sequence[str]], object] | None
+    datum: str | None = None
 
 
 def is_rules(value: Mapping[str, Any]) -> bool:
@@ -105,7 +107,7 @@ def against_of(path: Path, signer: list[Path] | None, any_device: bool) -> Again
     if path.name == SET_FILE or (path / SET_FILE).is_file():
         places = load_set(path, labels=False)
         said = f"set {places.about.name}"
-        return Against(said, places.classes, places.facts, None, None)
+        return Against(said, places.classes, places.facts, None, None, places.about.series.datum)
     if not path.is_dir():
         return _of_recipe(path)
     from edgekd.runtime.bundle import open_bundle
@@ -126,7 +128,9 @@ def against_of(path: Path, signer: list[Path] | None, any_device: bool) -> Again
 
     names = [item.name for item in manifest.classes]
     said = f"bundle {manifest.name}"
-    return Against(said, names, evidence.facts, evidence.rules.rows, try_texts)
+    return Against(
+        said, names, evidence.facts, evidence.rules.rows, try_texts, evidence.series.datum
+    )
 
 
 def _of_recipe(path: Path) -> Against:
@@ -143,9 +147,12 @@ def _of_recipe(path: Path) -> Against:
             f"what rules ask of classes (heights, floors) stands in the set of {path}, {root}, "
             "which is not here; give a bundle or a set in its place"
         )
-    facts = load_set(root, labels=False).facts
+    places = load_set(root, labels=False)
     names = [item.name for item in recipe.io.classes]
-    return Against(f"recipe {recipe.name}", names, facts, recipe.io.rules.rows, None)
+    return Against(
+        f"recipe {recipe.name}", names, places.facts, recipe.io.rules.rows, None,
+        recipe.io.series.datum or places.about.series.datum,
+    )  # fmt: skip
 
 
 def validate(path: Path, against: Against | None, today: datetime.date) -> dict[str, Any]:
@@ -164,7 +171,8 @@ def validate(path: Path, against: Against | None, today: datetime.date) -> dict[
         made: Compiled | None = None
         if against is not None:
             rows = against.rows or max(len(policy.rules), 1)
-            made = Compiled(policy, Product(tuple(against.classes), dict(against.facts), rows))
+            product = Product(tuple(against.classes), dict(against.facts), rows, against.datum)
+            made = Compiled(policy, product)
             made.check(today)
             if policy.texts and against.try_texts is not None:
                 against.try_texts(list(policy.texts.values()))

@@ -194,7 +194,9 @@ def set_rules(places: PlaceSet) -> Policy | None:
     """The rules that come with a set; None where it has none."""
     if places.about.rules is None:
         return None
-    return load_policy(places.root / places.about.rules)
+    found = load_policy(places.root / places.about.rules)
+    found.require_datum(places.about.series.datum, f"the set {places.root} has")
+    return found
 
 
 def rules_of_zones(

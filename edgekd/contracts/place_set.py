@@ -283,6 +283,10 @@ def load_places(root: Path, labels: bool = True) -> PlaceSet:
     if about.rules is not None:
         _zones_known(rows, file.parent / about.rules)
     record = _record(stored, about.series, len(series)) if len(series) else None
+    if record is not None and about.series.datum is None:
+        datum = next((item.datum for item in record.sources if item.datum is not None), None)
+        shape = about.series.model_copy(update={"datum": datum})
+        about = about.model_copy(update={"series": shape})
     found = PlaceSet(file.parent, about, rows, series, record)
     if labels:
         found.require_apart()

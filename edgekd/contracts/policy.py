@@ -228,7 +228,7 @@ class Policy(Document):
 
         Args:
             datum: of the product's levels and of the floors of its classes; None: nobody said it.
-            whose: for the sentence.
+            whose: who has or takes it, with the verb: ``bundle x takes``.
 
         Raises:
             InputError: names both.

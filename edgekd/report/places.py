@@ -200,6 +200,7 @@ def _rules(
     if rules is None:
         return None, None
     policy, day = rules.policy, rules.day
+    policy.require_datum(session.evidence.series.datum, f"{session.path} takes")
     unknown = sorted(set(zones) - set(policy.zones))
     if unknown:
         raise InputError(

@@ -41,6 +41,7 @@ class Product:
         classes: in the order of its scores.
         facts: class -> what rules ask of it; classes may be absent.
         rows: how many rules of a zone there is room for.
+        datum: what levels, and floors in the facts, are above; None where nobody said it.
 
     Raises:
         InputError: no class, a class that stands twice, facts of another class, or no room.
@@ -49,6 +50,7 @@ class Product:
     classes: tuple[str, ...]
     facts: Mapping[str, ClassFacts]
     rows: int
+    datum: str | None = None
 
     def __post_init__(self) -> None:
         if not self.classes or len(set(self.classes)) != len(self.classes):
@@ -67,6 +69,7 @@ class Compiled:
     """Rows of a policy, made when they are asked for the first time; for any number of threads."""
 
     def __init__(self, policy: Policy, product: Product) -> None:
+        policy.require_datum(product.datum, "the product has")
         self.policy, self.product = policy, product
         self._lock = threading.Lock()
         self._known: OrderedDict[tuple[str, int], ZoneRules] = OrderedDict()

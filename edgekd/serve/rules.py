@@ -111,6 +111,7 @@ class RuleStore:
         embed: makes ``(N, width)`` of N texts; called when rules with texts are put or opened, and
             never for an answer. None: rules with texts are refused.
         trust_clock: the clock is right, though the rules in force were put later than it says.
+        datum: what the product's levels and floors are above; rules above another are refused.
 
     Raises:
         InputError: the folder belongs to something else, a file of it lacks or was changed (no
@@ -131,10 +132,11 @@ class RuleStore:
         time_zone: str = "UTC",
         embed: Callable[[Sequence[str]], Float32] | None = None,
         trust_clock: bool = False,
+        datum: str | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.time_zone = time_zone
-        self._product = Product(tuple(classes), dict(facts), rows)
+        self._product = Product(tuple(classes), dict(facts), rows, datum)
         self._clock, self._zone = clock, _zone(time_zone)
         self._embed, self._allowance = embed, Allowance()
         self._trust_clock = trust_clock

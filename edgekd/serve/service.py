@@ -118,7 +118,7 @@ class Service:
         embed = self._reader.of_rules if self.asks.reads_texts else None
         self.store = RuleStore(
             folder, self.asks.classes, self.asks.facts, self.asks.rows, clock, time_zone, embed,
-            trust_clock,
+            trust_clock, self.asks.datum,
         )  # fmt: skip
         self.power = power or PowerWatch("none")
         self._pool = ThreadPoolExecutor(_READERS, "edgekd-read")

@@ -186,6 +186,9 @@ def test_from_files_to_a_set_that_is_valid(here: Path, capfd: Capture) -> None:
     assert "series.json that they are above MLLW; correct series.datum" in capfd.readouterr().err
     about.write_text(about.read_text().replace("  datum: MHHW\n", ""))
     assert main(["validate", "set"]) == 0
+    assert "\n  levels are above MLLW\n" in capfd.readouterr().out, "as series.json says"
+    (here / "set" / "series.json").unlink()
+    assert main(["validate", "set"]) == 0
     assert "series.datum is not said" in capfd.readouterr().out
 
 

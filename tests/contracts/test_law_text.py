@@ -47,10 +47,10 @@ def test_rules_above_another_datum_than_the_product_are_refused() -> None:
         return policy_of({**copy.deepcopy(RULES), "datum": datum}, "test")
 
     for mine, product in ((None, "MHHW"), ("MHHW", None), ("mhhw", "MHHW"), ("NAVD", "NAVD88")):
-        above(mine).require_datum(product, "the model")
-    with pytest.raises(InputError, match="'bay' have heights above MLLW, and the model those above "
-                                         "MHHW; convert every min_floor_m"):  # fmt: skip
-        above("MLLW").require_datum("MHHW", "the model")
+        above(mine).require_datum(product, "the model takes")
+    with pytest.raises(InputError, match="'bay' have heights above MLLW, and the model takes those "
+                                         "above MHHW; convert every min_floor_m"):  # fmt: skip
+        above("MLLW").require_datum("MHHW", "the model takes")
     with pytest.raises(RecipeError, match="no name of a datum"):
         above("the sea")
 
