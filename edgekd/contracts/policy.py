@@ -129,6 +129,17 @@ class Rule(Document):
     valid: Valid = Valid()
     source: str = pydantic.Field(min_length=3)
 
+    @pydantic.field_validator("coefficients", mode="before")
+    @classmethod
+    def _numbers(cls, value: object) -> object:
+        """``true`` would be read as 1."""
+        for name, number in value.items() if isinstance(value, dict) else ():
+            if isinstance(number, bool):
+                raise ValueError(
+                    f"{name} has {str(number).lower()} (yes/no in YAML), expected a number"
+                )
+        return value
+
     @pydantic.model_validator(mode="after")
     def _of_its_type(self) -> Rule:
         mine = {_ASKS[self.type], *(["coefficients"] if self.type == "linear" else ["share"])}

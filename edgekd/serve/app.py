@@ -4,6 +4,7 @@ framework's reader takes NaN, repeated keys and a fault for every number.
 
 # No "from __future__ import annotations" here: FastAPI looks at the annotations of functions that
 # are made inside one, where the names of an optional import are.
+import asyncio
 from importlib import resources
 from typing import Annotated, Any, Final
 
@@ -14,7 +15,7 @@ from edgekd.contracts.optional import require
 from edgekd.errors import EdgeKDError, InputError
 from edgekd.serve.gate import WHO, Gate, Lane
 from edgekd.serve.problems import JSON_TYPE, encoded, of_error, of_status, problem
-from edgekd.serve.rule_text import MOST_BYTES
+from edgekd.serve.rule_text import MOST_BYTES, require_json
 from edgekd.serve.service import Service
 from edgekd.serve.tokens import Tokens
 from edgekd.serve.wire import (
@@ -149,17 +150,27 @@ def make_app(
     @app.get(
         f"{CONSTRAINTS}/text", tags=["rules"], summary="The rules as they were put",
         response_class=Response, responses={
-            200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **failures(404)},
+            200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+            **failures(404, 422)},
     )  # fmt: skip
-    async def text() -> Response:
+    async def text(
+        version: Annotated[str | None, Query(
+            description="An earlier version; absent: the one in force.",
+            json_schema_extra={"type": "integer", "minimum": 1})] = None,
+    ) -> Response:  # fmt: skip
         """To the byte, to be edited and put again."""
         if not service.store.version:
             return no_rules()
         found = service.store.current()
+        number, content = found.version, found.text
+        if version is not None:
+            if not version.isascii() or not version.isdigit() or len(version) > 9:
+                raise InputError(f"version is {version[:20]!r}, expected a number from 1 on")
+            number = int(version)
+            content = await asyncio.to_thread(service.store.text_of, number)
         return Response(
-            found.text, headers={"etag": f'"{found.version}"'},
-            media_type="text/plain; charset=utf-8",
-        )  # fmt: skip
+            content, headers={"etag": f'"{number}"'}, media_type="text/plain; charset=utf-8"
+        )
 
     def no_rules() -> Response:
         said = "there are no rules yet; put some (PUT /v1/constraints)"
@@ -201,7 +212,10 @@ def make_app(
         answer. A text that is refused leaves the rules as they were, and is told by the history."""
         look_at_type(request, (*_YAML, JSON_TYPE))
         who = _who(request.scope.get(WHO), x_who)
-        found = await service.put(await request.body(), who, _expected(if_match))
+        body, expected = await request.body(), _expected(if_match)
+        if request.headers["content-type"].partition(";")[0].strip().lower() == JSON_TYPE:
+            require_json(body)
+        found = await service.put(body, who, expected)
         return json_response(found, headers={"etag": f'"{found["version"]}"'})
 
     # -- how it is

@@ -70,7 +70,7 @@ class Compiled:
 
     def __init__(self, policy: Policy, product: Product) -> None:
         policy.require_datum(product.datum, "the product has")
-        self.policy, self.product = policy, product
+        self.policy, self.product, self.digest = policy, product, policy.digest
         self._lock = threading.Lock()
         self._known: OrderedDict[tuple[str, int], ZoneRules] = OrderedDict()
         #: zone -> the days on which other rules are in force there than on the day before
@@ -175,6 +175,11 @@ class RuleSet:
     _compiled: Compiled = field(repr=False, compare=False)
     _today: Callable[[], datetime.date] = field(repr=False, compare=False)
 
+    @property
+    def policy_digest(self) -> str:
+        """SHA-256 of what the text says, whatever its spelling."""
+        return self._compiled.digest
+
     def limits(self, zone: str, day: datetime.date | None = None) -> ZoneRules:
         """The rows in force in a zone.
 
@@ -203,9 +208,9 @@ class RuleSet:
         """What is in force on a day, absent today, as plain values.
 
         Returns:
-            ``version``, ``digest``, ``who``, ``when``, ``policy``, ``title``, ``day``,
-            ``next_change`` (the day, or None) and ``zones``: name -> ``title``, ``rules`` (``id``,
-            ``says``, ``source``, ``priority``, ``relaxed`` in the rule's units), ``relaxed``,
+            ``version``, ``digest``, ``policy_sha256``, ``who``, ``when``, ``policy``, ``title``,
+            ``day``, ``next_change`` (the day, or None) and ``zones``: name -> ``title``, ``rules``
+            (``id``, ``says``, ``source``, ``priority``, ``relaxed`` in its units), ``relaxed``,
             ``without`` (sentences), ``implied`` (ids) and ``text`` (None where there is none).
         """
         day = self._today() if day is None else day
@@ -213,6 +218,7 @@ class RuleSet:
         return {
             "version": self.version,
             "digest": self.digest,
+            "policy_sha256": self.policy_digest,
             "who": self.who,
             "when": self.when,
             "policy": self.policy.name,

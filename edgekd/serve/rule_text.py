@@ -65,6 +65,23 @@ def parse_rules(data: bytes) -> Policy:
     return policy
 
 
+def require_json(data: bytes) -> None:
+    """Raise unless a body that was called JSON is an object of it; YAML would be read as well.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):  # no UTF-8, too
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{SOURCE} is no JSON object, and was sent as application/json; send YAML with "
+            "Content-Type: application/yaml"
+        )
+
+
 def _json(text: str) -> dict[str, Any] | None:
     """The object of a JSON text; None where it is none, and may be YAML."""
     if not text.lstrip().startswith("{"):

@@ -177,6 +177,27 @@ class RuleStore:
             )
         return current
 
+    def text_of(self, version: int) -> bytes:
+        """The text of a version that is or was in force, as it was put.
+
+        Raises:
+            InputError: there is none, or it was changed on the disk.
+        """
+        if not 1 <= version <= self.version:
+            raise InputError(f"there is no version {version}; in force is {self.version}")
+        number = self.version
+        said = _document(_Meta, self._files(number)[1])
+        while number > version:  # back by what was in force before: a number may have failed
+            number = said.before
+            said = _document(_Meta, self._files(number)[1]) if number else said
+        if number != version:
+            raise InputError(f"there is no version {version}: it never came into force")
+        path = self._files(version)[0]
+        content = read_bytes(path)
+        if sha256_bytes(content) != said.sha256:
+            raise InputError(f"{path.name} was changed since it was put, so it is not told")
+        return content
+
     def history(self, limit: int = 100) -> list[Event]:
         """The newest events first: texts that were accepted, unchanged or refused, and repairs.
 

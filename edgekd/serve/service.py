@@ -238,6 +238,7 @@ class Service:
         return {
             "rules": {
                 "version": ready.rules.version, "sha256": ready.rules.digest,
+                "policy_sha256": ready.rules.policy_digest,
                 "policy": ready.rules.policy.name, "day": ready.day.isoformat(),
                 "time_zone": self.store.time_zone,
             },

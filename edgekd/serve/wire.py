@@ -93,11 +93,14 @@ class RulesNamed(Document):
 
     Attributes:
         sha256: of the text.
+        policy_sha256: of what it says, whatever its spelling; ``eval``, ``run``, ``bench`` and
+            ``validate`` name rules by it.
         day: of the law, in ``time_zone``.
     """
 
     version: int
     sha256: str
+    policy_sha256: str
     policy: str
     day: str
     time_zone: str
@@ -157,6 +160,7 @@ class ConstraintsSaid(Document):
 
     version: int
     digest: str
+    policy_sha256: str
     who: str
     when: str
     policy: str

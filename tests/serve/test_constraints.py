@@ -49,6 +49,13 @@ WRONG = [
     ("later contradiction",
      text(most("x", {"tower": 1}, 0.2), most("y", {"tower": -1}, -0.3, valid=JULY)), {}, 422,
      "zone A, from 2026-07-01 on"),
+    ("another datum", "datum: MLLW\n" + towers(0.2), {}, 422,
+     "have heights above MLLW, and the product has those above MHHW; convert"),
+    ("truth for a number", text(most("x", {"tower": 1}, 0.2)).replace("tower: 1", "tower: true"),
+     {}, 422, "tower has true (yes/no in YAML), expected a number"),
+    ("another base", towers(0.2).replace("0.2", "1:30"), {}, 422, "1:30 would be read as 90"),
+    ("YAML called JSON", towers(0.2), {"content-type": "application/json"}, 422,
+     "is no JSON object, and was sent as application/json; send YAML with"),
     ("no YAML", "a: [", {}, 422, "line 1: not YAML"),
     ("NaN", towers(0.2).replace("0.2", ".nan"), {}, 422, "max"),
     ("text of no zone", towers(0.2) + "texts: {C: words}\n", {}, 422, "text of zone 'C', which is"),
@@ -165,3 +172,46 @@ def test_texts_count_in_the_hash() -> None:
     digests = {policy_of(value | {"texts": texts}, "a test").digest
                for texts in ({}, {"A": "one"}, {"A": "two"})}  # fmt: skip
     assert len(digests) == 3
+
+
+def test_rules_that_were_in_force_are_read_as_they_were_put(tmp_path: Path) -> None:
+    with Served(tmp_path) as served:
+        for number in (1, 2, 3):
+            assert served.put(towers(number / 10)).status_code == 200
+        for number in (1, 2, 3):
+            found = served.ask("GET", f"/v1/constraints/text?version={number}")
+            assert found.status_code == 200 and found.text == towers(number / 10)
+            assert found.headers["etag"] == f'"{number}"'
+        assert served.ask("GET", "/v1/constraints/text").text == towers(0.3)
+        for wrong, words in (
+            ("4", "there is no version 4; in force is 3"), ("0", "no version 0"),
+            ("-1", "expected"), ("x", "version is 'x', expected a number from 1 on"),
+            ("9" * 10, "expected a number"),
+        ):  # fmt: skip
+            found = served.ask("GET", f"/v1/constraints/text?version={wrong}")
+            assert found.status_code == 422 and words in found.text, found.text
+        kept = served.service.store.folder / "versions" / "000001.yaml"
+        kept.write_text(towers(0.9))
+        found = served.ask("GET", "/v1/constraints/text?version=1")
+        assert found.status_code == 422 and "was changed since it was put" in found.text
+
+
+def test_a_version_that_never_came_into_force_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgekd.errors import OutputError
+    from edgekd.serve import rules as module
+
+    with Served(tmp_path) as served:
+        assert served.put(towers(0.1)).status_code == 200
+
+        def full(*_: object) -> None:
+            raise OutputError("the disk is full")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(module, "write_json", full)
+            assert served.put(towers(0.2)).status_code == 507
+        assert served.put(towers(0.3)).json()["version"] == 3
+        assert served.ask("GET", "/v1/constraints/text?version=1").text == towers(0.1)
+        found = served.ask("GET", "/v1/constraints/text?version=2")
+        assert found.status_code == 422 and "version 2: it never came into force" in found.text

@@ -46,7 +46,8 @@ def test_an_answer_obeys_and_says_by_what(served: Served) -> None:
     value = response.json()
     PredictAnswer.model_validate(value)
     held = served.service.store.current()
-    assert value["rules"] == {"version": 1, "sha256": held.digest, "policy": "bay",
+    assert value["rules"] == {"version": 1, "sha256": held.digest,
+                              "policy_sha256": held.policy.digest, "policy": "bay",
                               "day": "2026-06-01", "time_zone": "UTC"}  # fmt: skip
     assert value["model"] == {"name": "fake-places", "simulated": True}
     a, b, wet = value["answers"]
@@ -368,13 +369,17 @@ def test_a_hundred_changes_under_requests_all_answers_obey(tmp_path: Path) -> No
                          "if-match": f'"{version - 1}"'},
             )  # fmt: skip
             assert put.status_code == 200 and put.json()["version"] == version, put.text
+            # puts may be faster than readers; one that failed is seen below
+            while version % 4 == 0 and found[-1:] and found[-1].status_code == 200 and (
+                    found[-1].json()["rules"]["version"] < version):  # fmt: skip
+                await asyncio.sleep(0.005)
         done.set()
         await asyncio.gather(*readers)
         return found
 
     with Served(tmp_path, towers(1 / 200), bounds=Bounds(waiting=8)) as served:
         found = served.run(talk)
-    assert len(found) > 50 and {item.status_code for item in found} == {200}
+    assert {item.status_code for item in found} == {200}
     versions = [item.json()["rules"]["version"] for item in found]
     assert len(set(versions)) > 20
     for item in found:

@@ -260,6 +260,12 @@ def _stage(
         ).encode()
     )
     if resume and path.is_file() and mark.is_file() and mark.read_text() == made_from:
+        there = load_kind_teacher(path)["entry"]
+        if (there["name"], there["sees"]) != (entry.name, entry.sees):
+            raise CheckpointError(
+                f"{path} is a teacher {there['name']} of {there['sees']}, expected {entry.name} of "
+                f"{entry.sees}; remove it, and --resume trains this one again"
+            )
         return path
     if entry.sees == "text" and entry.name != text["name"]:
         raise InputError(
