@@ -374,8 +374,8 @@ def main(
         law.texts[hashlib.sha256(text.encode()).hexdigest()] = text
         (folder / "rules.yaml").write_text(text)
         process = subprocess.Popen(
-            [sys.executable, "-m", *module, str(bundle), "--port", "0", "--json", "--store",
-             str(folder / "store"), "--rules", str(folder / "rules.yaml"), "--waiting",
+            [sys.executable, "-m", *module, str(bundle.resolve()), "--port", "0", "--json",
+             "--store", str(folder / "store"), "--rules", str(folder / "rules.yaml"), "--waiting",
              str(waiting), "--threads", "1", "--any-device"],
             stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip

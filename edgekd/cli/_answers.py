@@ -189,10 +189,13 @@ def vectors_for(
     import numpy as np
 
     from edgekd.contracts.place_evidence import check_embeddings, read_embeddings, row_embeddings
+    from edgekd.report.places import require_same_encoder
 
     text = session.evidence.text
     if embeddings is not None:
-        return read_embeddings(embeddings, places, text)
+        found = read_embeddings(embeddings, places, text)
+        require_same_encoder(session, places, found, str(embeddings))
+        return found
 
     def embed(texts: list[str]) -> Float32:
         found = []

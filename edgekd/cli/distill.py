@@ -53,7 +53,8 @@ def command(
     """Train the encoder of RECIPE's student on unlabeled images, guided by its teachers.
 
     With method cross_modal: the teachers of several sensors, one after the other, and then the
-    whole student.
+    whole student. So it is with a recipe of places (kind: places): a teacher of pictures, one of
+    series and one of texts, and then the student, which has all three.
     """
     from edgekd.contracts.optional import require
     from edgekd.contracts.place_recipe import PlaceRecipe, load_any_recipe

@@ -42,6 +42,7 @@ def command(
     A bundle whose signature does not hold is shown all the same, and ends with 1.
     """
     from edgekd.contracts.manifest import MANIFEST_NAME
+    from edgekd.contracts.place_set import SET_FILE
     from edgekd.contracts.sensor_scenes import sensor_set_file
     from edgekd.errors import InputError
 
@@ -60,6 +61,11 @@ def command(
     refusal: EdgeKDError | None = None
     if path.is_dir() and (path / MANIFEST_NAME).is_file():
         payload, lines, refusal = _bundle(path)
+    elif path.name == SET_FILE or (path / SET_FILE).is_file():
+        from edgekd.cli._place_sets import validate_set
+
+        payload = validate_set(path)
+        lines = [payload["summary"], *payload["data"]]
     elif path.name == ENCODER_NAME or (path / ENCODER_NAME).is_file():
         payload, lines = _encoder(path)
     else:

@@ -136,9 +136,10 @@ def read_embeddings(path: Path, places: PlaceSet, text: TextInput) -> Float32:
     try:
         values = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as err:
-        raise InputError(
-            f"{path} cannot be read as a .npy file of embeddings ({type(err).__name__})"
-        ) from err
+        said = f"cannot be read as a .npy file of embeddings ({type(err).__name__})"
+        if isinstance(err, FileNotFoundError):
+            said = "does not exist; give a .npy file of embeddings, a row for each place"
+        raise InputError(f"{path} {said}") from err
     if not isinstance(values, np.ndarray):
         raise InputError(f"{path} holds several arrays, expected one .npy array of embeddings")
     return check_embeddings(values, places, text)

@@ -17,6 +17,7 @@ import numpy as np
 
 from edgekd.contracts.artifacts import sha256_file
 from edgekd.contracts.evidence import KINDS, Evidence, Float32
+from edgekd.contracts.optional import available
 from edgekd.contracts.place_evaluation import same_facts
 from edgekd.contracts.place_evidence import (
     check_fits,
@@ -45,6 +46,9 @@ RATIO_OF_ANSWERS = (
     "each place is one picture and one call."
 )
 #: said of every text
+#: of an embedding's length: a text by an INT8 encoder is some 0.1 from what FP32 makes of it, and
+#: two texts are about 1 apart
+_SAME_TEXT = 0.5
 BEFORE = "not part of an answer: embeddings lie ready, as they are made when a text changes"
 
 
@@ -130,6 +134,31 @@ def stored_or_random(
     )  # fmt: skip
 
 
+def require_same_encoder(
+    session: PlaceSession, places: PlaceSet, given: Float32, source: str
+) -> None:
+    """Raise where embeddings of a set are not what the bundle's own encoder makes of its texts.
+
+    The first text is embedded and compared; where the bundle has no encoder, or none can read
+    here, nobody can tell.
+
+    Raises:
+        InputError: another encoder made them, or other texts.
+    """
+    at = next((n for n, row in enumerate(places.rows) if row.text is not None), None)
+    if at is None or session.evidence.text_encoder is None or not available("tokenizers"):
+        return
+    own, mine = session.embed([str(places.rows[at].text)])[0], given[at]
+    apart = float(np.linalg.norm(own - mine))
+    if apart > _SAME_TEXT * float(np.linalg.norm(own)):
+        raise InputError(
+            f"{source}: the embedding of the text of place {places.rows[at].name} is {apart:.2g} "
+            f"from what the bundle's encoder makes of it, whose length is "
+            f"{float(np.linalg.norm(own)):.2g}; they are another encoder's, or of other texts: "
+            "leave --embeddings out"
+        )
+
+
 def of_set(
     session: PlaceSession,
     places: PlaceSet,
@@ -159,6 +188,7 @@ def of_set(
             texts = dict(zip(having, session.embed(list(having.values())), strict=True))
     else:
         every = read_embeddings(embeddings, places, evidence.text)
+        require_same_encoder(session, places, every, str(embeddings))
         texts = {
             row.name: every[number]
             for number, row in enumerate(places.rows)

@@ -17,6 +17,7 @@ from edgekd.contracts.evidence import SCORES
 from edgekd.contracts.place_evidence import PlaceReader, rules_of_zones
 from edgekd.contracts.policy import load_policy
 from edgekd.contracts.projection import OBEYED, past_bounds
+from edgekd.errors import InputError
 from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
 from edgekd.runtime.bundle import read_manifest
 from edgekd.runtime.places import open_places
@@ -105,7 +106,7 @@ def test_run_writes_an_answer_for_each_place(
         (["--rules", "set", "--zone-column", "group"], 2, "the rules made-up have the zones"),
         (["--rules", "set", "--day", "soon"], 2, "expected a day like"),
         (["--rules", "set", "--split", "spare"], 2, "no place of split spare"),
-        (["--rules", "set", "--embeddings", "none.npy"], 2, "cannot be read as a .npy"),
+        (["--rules", "set", "--embeddings", "none.npy"], 2, "none.npy does not exist; give"),
     ],
 )
 def test_what_run_refuses_leaves_nothing(
@@ -355,3 +356,30 @@ def test_every_command_holds_series_against_their_record(
     assert not out.exists() and not (tmp_path / "b").exists()
     write_record(data, range(2010, 2019))
     assert main(judge[-1]) == main(ask) == 0
+
+
+def test_embeddings_of_another_encoder_are_refused(
+    place_line: PlaceLine, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    from edgekd.report.places import require_same_encoder
+
+    places = place_line.places()
+    right = embeddings(places)
+    own = {row.text: right[at] for at, row in enumerate(places.rows)}
+    session: Any = SimpleNamespace(
+        evidence=SimpleNamespace(text_encoder=object()),
+        embed=lambda texts: np.stack([own[text] for text in texts]),
+    )
+    require_same_encoder(session, places, right, "t.npy")
+    near = right + np.float32(0.02)  # as eight bits are from FP32
+    require_same_encoder(session, places, near, "t.npy")
+    others = np.random.default_rng(0).standard_normal(right.shape).astype(np.float32)
+    for wrong in (100 * right, np.roll(right, 1, axis=1), others):
+        with pytest.raises(
+            InputError, match="t.npy: the embedding of the text of place .* another"
+        ):
+            require_same_encoder(session, places, wrong, "t.npy")
+    session.evidence.text_encoder = None  # then nobody can tell
+    require_same_encoder(session, places, others, "t.npy")
