@@ -31,7 +31,7 @@ from edgekd.serve.rule_set import RuleSet
 from edgekd.serve.rules import RuleStore, utc_now
 from edgekd.serve.texts import Reader
 from edgekd.serve.wire import PlaceAsked
-from edgekd.serve.worker import Answered, Busy, Worker
+from edgekd.serve.worker import TOGETHER, Answered, Busy, Worker
 
 #: threads that read requests; a Pi has four cores, and the model wants them
 _READERS: Final = 2
@@ -137,7 +137,10 @@ class Service:
     # -- life
 
     def start(self, failed: Callable[[], object]) -> None:
-        """Begin to read power, and let the model answer once.
+        """Begin to read power, and let the model answer once, for as many places as it ever does.
+
+        What a larger batch needs is taken then, and not when the first crowd comes: 35 MiB for the
+        coastal student, which would look like a leak, and on a small board come at a bad time.
 
         Args:
             failed: called, in another thread, if it cannot; :attr:`failure` says why.
@@ -150,7 +153,8 @@ class Service:
                 failed()
 
         self.power.start()
-        self._worker.submit([self.asks.warm_up()], None).add_done_callback(first)
+        places = [self.asks.warm_up()] * TOGETHER
+        self._worker.submit(places, None).add_done_callback(first)
 
     def why_not_ready(self) -> str:
         """Empty where requests are answered."""

@@ -40,7 +40,7 @@ class FakePlaces:
             the first answer fails; ``stuck``: after the first answer none comes.
 
     Attributes:
-        asked, embedded: how often, and which texts.
+        asked, embedded: how often, and which texts; ``batches``: for how many places each time.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class FakePlaces:
         self._tensors = EvidenceTensors(image, series, evidence.text)
         self._reads = reads
         self.asked, self.embedded, self.closed = 0, list[str](), False
+        self.batches: list[int] = []
         self._busy = threading.Lock()
         self.go = threading.Event()  # what "stuck" waits for
 
@@ -78,6 +79,7 @@ class FakePlaces:
             raise AssertionError("two threads ask the model at once")
         try:
             self.asked += 1
+            self.batches.append(len(places))
             return self._answer(places, limits)
         finally:
             self._busy.release()

@@ -20,7 +20,7 @@ from edgekd.serve.gate import OPEN, Gate, Lane, local_hosts
 from edgekd.serve.service import Bounds
 from edgekd.serve.tokens import Tokens, read_tokens
 from edgekd.serve.wire import Problem
-from edgekd.serve.worker import Busy, Worker
+from edgekd.serve.worker import TOGETHER, Busy, Worker
 from tests.helpers.places import FakePlaces
 from tests.helpers.rules import Clock, towers
 from tests.helpers.serving import YAML, Served, series
@@ -43,6 +43,7 @@ def test_without_a_token_nothing_is_told(tmp_path: Path) -> None:
                 assert found.headers["www-authenticate"] == 'Bearer realm="edgekd"'
                 assert "a token is needed" in Problem.model_validate(found.json()).error
         assert served.model.asked == 1, "the warm-up alone"
+        assert served.model.batches == [TOGETHER], "memory of a crowd is taken before it comes"
         for given in ("Bearer wrong-wrong-wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", TOKEN,
                       f"Bearer {TOKEN[:-1]}", "Bearer ", "Bearer é"):  # fmt: skip
             found = served.ask("GET", "/v1/status",

@@ -246,7 +246,9 @@ def _stage(
     )  # fmt: skip
     mark, path = folder / "made_from.txt", folder / TEACHER_NAME
     io = recipe.plain()["io"]
-    io["series"].pop("ranges", None)  # they decide about what is refused, not what is learned
+    # these decide about what is refused, not about what is learned
+    for name in ("ranges", "datum", "unmeasured"):
+        io["series"].pop(name, None)
     made_from = sha256_bytes(
         canonical_json(
             {
