@@ -40,6 +40,11 @@ class Document(pydantic.BaseModel):
         return value
 
 
+def too_deep(err: Exception) -> str:
+    """What a reader said, but for Python's own words on brackets in brackets in brackets."""
+    return "nested too deep" if isinstance(err, RecursionError) else str(err)
+
+
 D = TypeVar("D", bound=Document)
 
 
@@ -132,7 +137,7 @@ def parse_yaml(
         problem = getattr(err, "problem", None) or str(err).splitlines()[0]
         raise RecipeError(source, [f"line {line}: not YAML: {problem}"]) from err
     except (ValueError, RecursionError) as err:  # an impossible date; an anchor inside itself
-        raise RecipeError(source, [f"line 1: not YAML that can be read: {err}"]) from err
+        raise RecipeError(source, [f"line 1: not YAML that can be read: {too_deep(err)}"]) from err
     if reader.problems:
         raise RecipeError(source, reader.problems)
     if not isinstance(value, dict):

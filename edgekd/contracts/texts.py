@@ -50,7 +50,7 @@ def check_texts(texts: Sequence[str]) -> list[str]:
         raise InputError(f"expected a list of texts, received one {type(texts).__name__}")
     if not len(texts):
         raise InputError("no text was given, expected one at least")
-    for number, text in enumerate(texts):
+    for number, text in enumerate(texts, 1):
         where = f"text {number} of {len(texts)}"
         if not isinstance(text, str):
             raise InputError(f"{where} is {type(text).__name__}, expected str")
@@ -180,7 +180,7 @@ def embed_texts(
     if float(length.min()) < LEAST_MEAN:
         number = int(length.argmin())
         raise EdgeKDError(
-            f"the {len(found[number])} windows of text {number} cancel each other out, so it has "
+            f"the {len(found[number])} windows of text {number + 1} cancel each other out, so it has "
             "no embedding; give its clauses one by one"
         )
     unit: Float32 = (sums / length).astype(np.float32)

@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 import numpy as np
 
 from edgekd.contracts.evidence import LEAST_DAYS, Evidence, Float32
-from edgekd.contracts.schema import parse_document
+from edgekd.contracts.schema import parse_document, too_deep
 from edgekd.errors import InputError
 from edgekd.serve.model import Asks
 from edgekd.serve.picture import read_picture
@@ -48,7 +48,7 @@ def read_json(body: bytes) -> dict[str, Any]:
             f"{SOURCE} is no JSON: line {err.lineno}, column {err.colno}: {err.msg}"
         ) from err
     except (ValueError, RecursionError) as err:  # digits without end; too deep
-        raise InputError(f"{SOURCE} is no JSON that can be read: {err}") from err
+        raise InputError(f"{SOURCE} is no JSON that can be read: {too_deep(err)}") from err
     if not isinstance(value, dict):
         raise InputError(f'{SOURCE} is no object, expected {{"places": [{{"zone": ...}}]}}')
     return value

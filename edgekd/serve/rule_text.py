@@ -11,7 +11,7 @@ import json
 from typing import Any, Final
 
 from edgekd.contracts.policy import Policy
-from edgekd.contracts.schema import Place, parse_document, parse_yaml
+from edgekd.contracts.schema import Place, parse_document, parse_yaml, too_deep
 from edgekd.errors import InputError, RecipeError
 
 #: some 700 rules, and seconds to read whatever stands there; 1 MiB of small values took 29 s
@@ -101,7 +101,7 @@ def _json(text: str) -> dict[str, Any] | None:
     except json.JSONDecodeError:  # braces of YAML, or a fault that its reader tells with its line
         return None
     except (ValueError, RecursionError) as err:  # digits without end; too deep
-        raise RecipeError(SOURCE, [f"not JSON that can be read: {err}"]) from err
+        raise RecipeError(SOURCE, [f"not JSON that can be read: {too_deep(err)}"]) from err
     if problems:
         raise RecipeError(SOURCE, problems)
     assert isinstance(value, dict)  # it begins with a brace

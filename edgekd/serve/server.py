@@ -66,6 +66,8 @@ def bind(host: str, port: int) -> tuple[socket.socket, bool]:
 def url_of(bound: socket.socket) -> str:
     """What to type into a browser."""
     host, port = bound.getsockname()[:2]
+    if ipaddress.ip_address(str(host).partition("%")[0]).is_unspecified:  # of no machine
+        host = socket.gethostname()
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

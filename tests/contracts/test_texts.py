@@ -69,7 +69,7 @@ def test_the_file_s_own_cutting_and_filling_is_switched_off() -> None:
         ([], "no text"),
         ("Only homes.", "a list of texts, received one str"),
         (b"Only homes.", "received one bytes"),
-        (["park", None], "text 1 of 2 is NoneType"),
+        (["park", None], "text 2 of 2 is NoneType"),
         ([b"park"], "is bytes, expected str"),
         ([""], "is empty"),
         ([" \n\t"], "is empty"),
@@ -135,7 +135,7 @@ def test_windows_that_say_the_opposite_have_no_mean() -> None:
         signs = np.where(ids[:, 1] == tokens().windows("park")[0][1], 1.0, -1.0)
         return np.stack([signs, 0 * signs], axis=1).astype("f4")
 
-    with pytest.raises(EdgeKDError, match="2 windows of text 1 cancel each other out"):
+    with pytest.raises(EdgeKDError, match="2 windows of text 2 cancel each other out"):
         texts.embed_texts(["park", "park " + "be " * 22], tokens(), opposite, 2, 1)
 
 
