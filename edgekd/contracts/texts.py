@@ -180,8 +180,8 @@ def embed_texts(
     if float(length.min()) < LEAST_MEAN:
         number = int(length.argmin())
         raise EdgeKDError(
-            f"the {len(found[number])} windows of text {number + 1} cancel each other out, so it has "
-            "no embedding; give its clauses one by one"
+            f"the {len(found[number])} windows of text {number + 1} cancel each other out, so it "
+            "has no embedding; give its clauses one by one"
         )
     unit: Float32 = (sums / length).astype(np.float32)
     return unit
