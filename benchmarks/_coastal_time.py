@@ -28,8 +28,7 @@ from edgekd.contracts.projection import Limits
 from edgekd.deploy.export.onnx_export import traced
 from edgekd.deploy.export.text_encoder import export_text_encoder
 from edgekd.deploy.places import build_places
-from edgekd.deploy.quantize.lower import has_int8_dot_product
-from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
+from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend, has_int8_dot_product
 from edgekd.runtime.places import open_places
 from edgekd.runtime.text import TextEncoder
 from edgekd.train.places.networks import KindTeacher, build_kind_teacher

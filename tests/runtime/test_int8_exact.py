@@ -96,3 +96,23 @@ def test_fused_is_as_written(
         fused = backend.infer({"x": x})["y"]
     np.testing.assert_allclose(fused, written, rtol=0, atol=2e-5 * np.abs(written).max())
     np.testing.assert_array_equal(emulate(proto, 1, optimize=True)({"x": x}), fused)
+
+
+@pytest.mark.parametrize(
+    ("words", "unsigned"),
+    [
+        ("flags : fpu avx2 avx512f", True), ("flags : fpu avx2 avx512_vnni", False),
+        ("flags : avx2 avx_vnni", False), ("Features : fp asimd asimddp", False),
+        ("Features : fp asimd", True),
+    ],
+)  # fmt: skip
+def test_weights_are_made_unsigned_where_pairs_would_saturate_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, unsigned: bool
+) -> None:
+    from edgekd.runtime.backends import onnxrt as module
+
+    place = tmp_path / "cpuinfo"
+    place.write_text(words + "\n")
+    monkeypatch.setattr(module, "Path", lambda path: place if path == "/proc/cpuinfo" else path)
+    assert ("session.x64quantprecision" in module.exact_entries()) == unsigned
+    assert "session.qdq_matmulnbits_accuracy_level" in module.exact_entries()

@@ -13,7 +13,7 @@ import onnx
 
 from edgekd.contracts.optional import require
 from edgekd.deploy.parity import FloatArray, Model, Tensors
-from edgekd.runtime.backends.onnxrt import CPU, EXACT, ROUNDS_BIASES
+from edgekd.runtime.backends.onnxrt import CPU, ROUNDS_BIASES, exact_entries
 
 
 def open_graph(proto: onnx.ModelProto, threads: int = 0, optimize: bool = False) -> Any:
@@ -31,7 +31,7 @@ def open_graph(proto: onnx.ModelProto, threads: int = 0, optimize: bool = False)
     # An arena keeps the most that it ever held, and a build has several sessions: ViT-Small at
     # 1024 px took 9.9 GB so, and takes 3.7 without, in no more time.
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-    for entry, value in EXACT.items():
+    for entry, value in exact_entries().items():
         options.add_session_config_entry(entry, value)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

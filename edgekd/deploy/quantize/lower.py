@@ -11,7 +11,6 @@ import platform
 import statistics
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import onnx
 
@@ -32,6 +31,7 @@ from edgekd.deploy.quantize.integer import Integer
 from edgekd.deploy.quantize.material import Material
 from edgekd.deploy.quantize.ranges import CalibrationFile
 from edgekd.errors import InputError
+from edgekd.runtime.backends.onnxrt import has_int8_dot_product
 
 #: runs that a tile's time is the median of, FP32 and candidate in turn
 TIMED_RUNS = 5
@@ -54,15 +54,6 @@ class Lowered:
     precision: PrecisionDone
     gates: list[Gate] = field(default_factory=list)
     calibration: CalibrationFile | None = None
-
-
-def has_int8_dot_product() -> bool:
-    """Whether this machine's CPU sums products of 8-bit numbers into 32 bits (VNNI, asimddp)."""
-    try:
-        words = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
-    except OSError:
-        return False
-    return not words.isdisjoint({"avx512_vnni", "avx_vnni", "asimddp"})
 
 
 def is_native(target: Target) -> bool:
