@@ -53,12 +53,11 @@ from edgekd.deploy.quantize.emulate import emulate
 from edgekd.deploy.quantize.half import overflowing, to_half
 from edgekd.deploy.quantize.judge import Judge, Quality
 from edgekd.deploy.quantize.layers import Layer, choose_layers, find_layers
-from edgekd.deploy.quantize.lower import has_int8_dot_product
 from edgekd.deploy.quantize.material import tile_samples
 from edgekd.deploy.quantize.qdq import insert_qdq, quantized, weight_scales
 from edgekd.deploy.quantize.search import search
 from edgekd.deploy.tiles import labelled_tiles
-from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend
+from edgekd.runtime.backends.onnxrt import OnnxRuntimeBackend, has_int8_dot_product
 from edgekd.runtime.bundle import open_bundle
 from edgekd.runtime.evaluate import evaluate_bundle
 from edgekd.runtime.session import Prediction, Session
