@@ -28,7 +28,7 @@ from edgekd.contracts.policy import ClassFacts, Name, load_policy
 from edgekd.contracts.registry import nearest
 from edgekd.contracts.schema import Document, load_document
 from edgekd.contracts.series_windows import SeriesRecord, leaks, read_record, record_path
-from edgekd.contracts.tensors import Pair, check_ranges
+from edgekd.contracts.tensors import Ranges
 from edgekd.errors import InputError
 
 SET_FILE = "places.yaml"
@@ -68,14 +68,7 @@ class SeriesShape(Document):
     days: Annotated[int, pydantic.Field(ge=1, le=100_000)]
     features: Annotated[list[str], pydantic.Field(min_length=1, max_length=1000)]
     datum: Datum | None = None
-    ranges: dict[str, Pair] = pydantic.Field(default={}, validate_default=True)
-
-    @pydantic.field_validator("ranges")
-    @classmethod
-    def _of_features(
-        cls, value: dict[str, list[float]], info: pydantic.ValidationInfo
-    ) -> dict[str, list[float]]:
-        return check_ranges(value, info.data.get("features", list(value)))
+    ranges: Ranges = {}
 
 
 class PlaceSetFile(Document):

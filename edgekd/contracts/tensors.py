@@ -14,18 +14,20 @@ Triple = Annotated[list[float], pydantic.Field(min_length=1)]
 Pair = Annotated[list[float], pydantic.Field(min_length=2, max_length=2)]
 
 
-def check_ranges(ranges: dict[str, list[float]], features: list[str]) -> dict[str, list[float]]:
-    """Ranges of features; for use in pydantic validators.
-
-    Raises:
-        ValueError: of a feature that is not there, or not from low to high.
-    """
+def _check_ranges(
+    ranges: dict[str, list[float]], info: pydantic.ValidationInfo
+) -> dict[str, list[float]]:
+    features = info.data.get("features", list(ranges))  # absent where it has a fault of its own
     for name, (low, high) in ranges.items():
         if name not in features:
             raise ValueError(f"there is no feature '{name}' (there are: {', '.join(features)})")
         if not low < high:
             raise ValueError(f"the range of {name} goes from {low:g} to {high:g}: lowest first")
     return ranges
+
+
+#: feature -> ``[lowest, highest]``, of a document that names its ``features`` before
+Ranges = Annotated[dict[str, Pair], pydantic.AfterValidator(_check_ranges)]
 
 
 class ImageInput(Document):
@@ -116,7 +118,7 @@ class SeriesInput(Document):
             )
         return value
 
-    ranges: dict[str, Pair] = pydantic.Field(default={}, validate_default=True)
+    ranges: Ranges = {}
     datum: Datum | None = None
     unmeasured: list[str] = pydantic.Field(default=[], validate_default=True)
 
@@ -127,13 +129,6 @@ class SeriesInput(Document):
             if name not in info.data.get("features", value):
                 raise ValueError(f"there is no feature '{name}'")
         return value
-
-    @pydantic.field_validator("ranges")
-    @classmethod
-    def _of_features(
-        cls, value: dict[str, list[float]], info: pydantic.ValidationInfo
-    ) -> dict[str, list[float]]:
-        return check_ranges(value, info.data.get("features", list(value)))
 
     @pydantic.model_serializer(mode="wrap")
     def _without_nothing(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
